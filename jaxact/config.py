@@ -1,0 +1,311 @@
+"""The schema, which is also the manual: one line a field, with its unit.
+
+A recipe (`configs/*.py`) returns one `Config` (a task may extend it with its own model, data and
+stage fields) from `get_config(variant)`. Every field can be set from the command line
+(`--config.optim.lr=0.01`, `--config.stages[0].lr=0.5`); an unknown field is an error. Nothing is
+derived inside a config: what depends on something else is computed where it is used, so an override
+can never leave a stale value behind.
+
+Durations are text: `"80 epochs"`, `"500 steps"`, `"10%"` (of the whole training) or `"0"`.
+"""
+
+import dataclasses
+import difflib
+import json
+import pathlib
+import re
+from typing import Any
+
+
+class UserError(Exception):
+    """The user's mistake: one line that says what, where and what is allowed. Exit code 2."""
+
+
+# ---------------------------------------------------------------------------------------- stages
+
+
+def value(initial: float) -> Any:
+    """A stage field read inside the step: () = as before, (x,) = constant, (x, y) = linear ramp."""
+    return dataclasses.field(default=(), metadata={"kind": "value", "initial": float(initial)})
+
+
+def choice(initial: str, allowed: tuple[str, ...] = ()) -> Any:
+    """A stage field that rebuilds the host data set: "" = as before."""
+    return dataclasses.field(
+        default="", metadata={"kind": "data", "initial": initial, "allowed": allowed}
+    )
+
+
+def shape(initial: int = 0) -> Any:
+    """A stage field that changes the batch shape, so one program for each value: 0 = as before."""
+    return dataclasses.field(default=0, metadata={"kind": "shape", "initial": initial})
+
+
+def groups(initial: str) -> Any:
+    """A stage field that selects the optimiser groups being trained: "" = as before."""
+    return dataclasses.field(default="", metadata={"kind": "groups", "initial": initial})
+
+
+@dataclasses.dataclass
+class Stage:
+    """One row of the staged schedule; what is unspecified keeps the previous row's value."""
+
+    start: str = "0"  # duration from the start of training at which this row takes over
+    lr: tuple[float, ...] = value(1.0)  # factor on the base learning-rate curve
+    train: str = groups(".*")  # regex over optimiser group names: the groups that are updated
+
+
+# ------------------------------------------------------------------------------------- optimiser
+
+
+@dataclasses.dataclass
+class Group:
+    """Parameters that share a learning-rate factor, a weight decay and a freeze."""
+
+    name: str = "all"  # how stages and logs refer to it
+    pattern: str = ".*"  # regex, searched in the "/"-joined parameter path; first match wins
+    lr: float = 1.0  # factor on the learning rate
+    weight_decay: float = -1.0  # -1 = optim.weight_decay
+    frozen: bool = False  # never trained: no gradient, no optimiser state, no EMA, BN in eval mode
+
+
+@dataclasses.dataclass
+class Optim:
+    """Optimiser, base learning-rate curve, clipping, accumulation, averaging."""
+
+    name: str = "sgd"  # sgd | adam (L2 decay, as torch.optim.Adam) | adamw (decoupled)
+    lr: float = 0.1  # base learning rate, at batch size `lr_batch`
+    lr_batch: int = 0  # examples; >0 scales lr by batch_size / lr_batch; 0 = lr as it is
+    momentum: float = 0.9  # sgd
+    nesterov: bool = False  # sgd
+    b1: float = 0.9  # adam, adamw
+    b2: float = 0.999  # adam, adamw
+    eps: float = 1e-8  # adam, adamw
+    weight_decay: float = 0.0  # see `name` for its form
+    groups: tuple[Group, ...] = (Group(),)  # every parameter must match one
+    schedule: str = "cosine"  # cosine | cosine_restarts | step | constant
+    per: str = "step"  # step | epoch: how often the curve moves
+    warmup: str = "0"  # duration of the linear warm-up
+    warmup_from: float = 0.0  # factor at its first step
+    warmup_full: bool = True  # its last step has the full rate (else the first step after it has)
+    warmup_to: str = "base"  # base | curve: rises to lr, or to the curve's value at its end
+    warmup_prefix: bool = True  # the curve starts after the warm-up (else at step 0)
+    decay_over: str = ""  # duration of the cosine; "" = to the end of training
+    min_lr: float = 0.0  # cosine ends here (absolute, scaled like lr)
+    restart_every: str = ""  # cosine_restarts: first period
+    restart_growth: float = 1.0  # cosine_restarts: factor on the next period
+    milestones: tuple[str, ...] = ()  # step: durations at which lr is multiplied
+    gamma: float = 0.1  # step: by this factor
+    clip: float = 0.0  # global gradient norm; 0 = off
+    accumulate: int = 1  # micro-batches per step; BN statistics are per micro-batch
+    ema: float = 0.0  # decay of the moving average of params and BN statistics; 0 = off
+    ema_warmup: bool = False  # decay = min(ema, (1 + step) / (10 + step))
+
+
+# --------------------------------------------------------------------------- evaluation and files
+
+
+@dataclasses.dataclass
+class Eval:
+    """When and with what the model is evaluated."""
+
+    every: str = "1 epochs"  # duration between validations
+    first: str = "0"  # no validation before this
+    split: str = "test"  # val | test: what --mode=eval and the end of training use
+    batch_size: int = 0  # global; 0 = batch_size
+    metric: str = "top1"  # the number that chooses the best checkpoint and stops early
+    maximise: bool = True  # is more better?
+    patience: int = 0  # validations without improvement before stopping; 0 = off
+    min_delta: float = 0.0  # what counts as improvement
+
+
+@dataclasses.dataclass
+class Save:
+    """Checkpoints and logs."""
+
+    every: str = "1 epochs"  # duration between checkpoints
+    best: int = 1  # best checkpoints kept
+    latest: int = 2  # newest checkpoints kept (2 = one to fall back on)
+    log_every: int = 20  # steps between log lines
+    tensorboard: bool = True  # event files beside metrics.jsonl (needs the extra [tensorboard])
+    report: bool = True  # report.html at the end
+
+
+@dataclasses.dataclass
+class Input:
+    """How the host feeds the device."""
+
+    threads: int = 2  # reading threads in each process
+    workers: int = 0  # worker processes; 0 = threads of this process only
+    prefetch: int = 2  # batches read ahead
+    broken: str = "stop"  # stop | skip: an unreadable example ends the run, or is masked out
+
+
+@dataclasses.dataclass
+class Config:
+    """One run. A task extends this with `model`, `data` and its kind of `stages`."""
+
+    task: str = ""  # a file in jaxact/tasks, or the dotted name of a module of yours
+    seed: int = 0  # every random draw is a function of (seed, step)
+    length: str = "1 epochs"  # duration of the training
+    batch_size: int = 32  # examples per step, over all devices and hosts
+    dtype: str = "float32"  # float32 | bfloat16: compute; parameters and statistics stay float32
+    init_from: str = ""  # checkpoint (PyTorch file or a work dir of ours) for a partial start
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+    save: Save = dataclasses.field(default_factory=Save)
+    input: Input = dataclasses.field(default_factory=Input)
+
+
+# ------------------------------------------------------------------------------------- durations
+
+
+def steps(duration: str, *, per_epoch: int, total: int | None = None, field: str = "") -> int:
+    """Steps of a duration, rounded to the nearest.
+
+    >>> steps("1.5 epochs", per_epoch=10), steps("7 steps", per_epoch=10)
+    (15, 7)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*(epochs?|steps?|%)?\s*", duration)
+    if match and (match[2] or float(match[1]) == 0):
+        number = float(match[1])
+        if not match[2]:
+            return 0
+        if match[2] == "%":
+            if total is not None:
+                return round(number / 100 * total)
+        else:
+            return round(number * (per_epoch if match[2].startswith("epoch") else 1))
+    raise UserError(
+        f"config.{field or '<duration>'}={duration!r} is not a duration here; "
+        'allowed: "80 epochs", "500 steps"' + (', "10%"' if total is not None else "") + ' or "0"'
+    )
+
+
+# ------------------------------------------------------------------------------------- validation
+
+
+def require(ok: bool, field: str, found: Any, allowed: str) -> None:
+    """One-line error for a field out of its range."""
+    if not ok:
+        raise UserError(f"config.{field}={found!r} is not allowed; allowed: {allowed}")
+
+
+def one_of(config: Any, field: str, *allowed: str) -> None:
+    """The named field (dotted) must be one of the given texts."""
+    found = config
+    for part in field.split("."):
+        found = getattr(found, part)
+    close = difflib.get_close_matches(str(found), allowed, 1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    require(found in allowed, field, found, ", ".join(allowed) + hint)
+
+
+def validate(config: Config) -> None:
+    """Checks ranges and choices of the common fields; tasks check their own in `make`.
+
+    Raises:
+      UserError: naming the field, its value and what is allowed.
+    """
+    _types(config, "")
+    one_of(config, "dtype", "float32", "bfloat16")
+    one_of(config, "optim.name", "sgd", "adam", "adamw")
+    one_of(config, "optim.schedule", "cosine", "cosine_restarts", "step", "constant")
+    one_of(config, "optim.per", "step", "epoch")
+    one_of(config, "optim.warmup_to", "base", "curve")
+    one_of(config, "eval.split", "val", "test")
+    one_of(config, "input.broken", "stop", "skip")
+    optim = config.optim
+    require(config.batch_size >= 1, "batch_size", config.batch_size, "1 or more")
+    require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
+    require(optim.accumulate >= 1, "optim.accumulate", optim.accumulate, "1 or more")
+    require(
+        config.batch_size % optim.accumulate == 0,
+        "optim.accumulate",
+        optim.accumulate,
+        f"divisors of batch_size={config.batch_size}",
+    )
+    require(0 <= optim.ema < 1, "optim.ema", optim.ema, "0 (off) to below 1")
+    require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "0 to below 1")
+    require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
+    require(optim.clip >= 0, "optim.clip", optim.clip, "0 (off) or more")
+    require(config.save.latest >= 1, "save.latest", config.save.latest, "1 or more")
+    require(config.save.best >= 1, "save.best", config.save.best, "1 or more")
+    require(config.save.log_every >= 1, "save.log_every", config.save.log_every, "1 or more")
+    require(config.input.threads >= 1, "input.threads", config.input.threads, "1 or more")
+    require(config.input.workers >= 0, "input.workers", config.input.workers, "0 or more")
+    require(config.input.prefetch >= 1, "input.prefetch", config.input.prefetch, "1 or more")
+    require(len(optim.groups) > 0, "optim.groups", optim.groups, "at least one group")
+    names = [group.name for group in optim.groups]
+    require(len(set(names)) == len(names), "optim.groups", names, "names that differ")
+    for index, group in enumerate(optim.groups):
+        _regex(group.pattern, f"optim.groups[{index}].pattern")
+    if optim.schedule == "cosine_restarts":
+        require(
+            bool(optim.restart_every), "optim.restart_every", "", "a duration for cosine_restarts"
+        )
+        require(optim.restart_growth >= 1, "optim.restart_growth", optim.restart_growth, "1 or up")
+
+
+def _regex(pattern: str, field: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"config.{field}={pattern!r} is not a regular expression: {error}"
+        ) from None
+
+
+_PLAIN = (bool, int, float, str)
+
+
+def _types(node: Any, path: str) -> None:
+    """Every leaf has the type of its default: the flag parser does not look inside tuples."""
+    for field in dataclasses.fields(node):
+        found, where = getattr(node, field.name), f"{path}{field.name}"
+        if dataclasses.is_dataclass(found):
+            _types(found, f"{where}.")
+        elif isinstance(found, tuple):
+            for index, item in enumerate(found):
+                if dataclasses.is_dataclass(item):
+                    _types(item, f"{where}[{index}].")
+                    continue
+                kind = str(field.type)
+                wanted = {"float": (int, float), "int": (int,), "str": (str,)}
+                for name, types in wanted.items():
+                    if f"tuple[{name}" in kind:
+                        require(
+                            isinstance(item, types) and not isinstance(item, bool),
+                            f"{where}[{index}]",
+                            item,
+                            f"a tuple of {name}, as in --config.{where}=1,2",
+                        )
+        else:
+            require(
+                isinstance(found, _PLAIN),
+                where,
+                found,
+                "a bool, int, float, str, a tuple or a dataclass",
+            )
+
+
+# ---------------------------------------------------------------------------------------- as text
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Nested dict of plain values, in the order of the schema."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def load(path: str | pathlib.Path, variant: str = "") -> Any:
+    """The config of a recipe file, without the command line: `load("configs/x3d.py", "tiny")`."""
+    import importlib.util
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"--config={path} does not exist; recipes are in configs/")
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(variant)

@@ -1,0 +1,1 @@
+"""Host side: annotations to records, decoding, sampling, augmentation, the pipeline."""

@@ -1,0 +1,306 @@
+"""Reads any frame of a video exactly, and writes videos, with PyAV (`pip install 'jaxact[video]'`).
+
+Frame i is the i-th picture that decoding the whole file from its start would give. A read seeks to
+the key frame before it (see `jaxact.data.frame_index`), checks where it landed, decodes on, and
+recognises frames by their presentation stamp; a key frame that turns out to lie too late (open
+GOPs, containers that seek by decoding time) is given up for the one before.
+
+Frames come as stored: a rotation noted in the container and non-square pixels are not applied.
+"""
+
+import os
+import threading
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.data import frame_index
+
+STILLS = ("_pipe", "image2", "tty")  # demuxers that would make a video of a picture or a text
+REORDER = 16  # pictures; the deepest reordering that H.264 and HEVC allow
+SKIPPING = {"h264", "hevc"}  # decoders that can be told for each packet whether it may be left out
+JUMP = 4  # frames; a seek costs about as much as decoding this many
+
+
+def _library() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError(
+            "reading and writing video needs the package av: pip install 'jaxact[video]'"
+        ) from error
+    return av
+
+
+class Video:
+    """One open video file; use one object per thread (the index is shared between them).
+
+    `frames` int; `size` (h, w) px as stored; `fps` mean frames/s; `times` f64[frames] s from the
+    first frame. `threads` decode it (0: one per core); one is best where many files are read at
+    once. Raises UserError, naming the file: missing, empty, cut off, not a video, no frames.
+
+    >>> with Video("clip.mp4") as video:
+    ...     clip = video.read(range(0, video.frames, 4))  # u8[t, h, w, 3]
+    """
+
+    def __init__(self, path: str | os.PathLike[str], threads: int = 1):
+        self.path = os.fspath(path)
+        self._av = _library()
+        self._threads = threads
+        self._container: Any = None
+        frame_index.check_whole(self.path)
+        try:
+            self._open()
+            self._index = index = frame_index.cached(self.path, self._build)
+        except BaseException as error:
+            self.close()
+            if isinstance(error, self._av.FFmpegError):
+                raise UserError(
+                    f"{self.path}: cannot be read as a video ({error.strerror})"
+                ) from error
+            raise
+        self._converter = self._av.video.reformatter.VideoReformatter()
+        self.frames = len(index.stamps)
+        self.size = (self._stream.height, self._stream.width)
+        self.fps = index.fps
+        self.times = (np.asarray(index.stamps, np.int64) - index.stamps[0]) * index.unit
+
+    def __enter__(self) -> "Video":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+    def read(self, indices: Iterable[int], size: tuple[int, int] | None = None) -> np.ndarray:
+        """Frames `u8[t, h, w, 3]` (RGB) at `indices`, in any order and with repeats.
+
+        `size` (h, w) px scales them while colours are converted (bilinear, antialiased).
+        Raises UserError for an index outside the file and for a frame that cannot be decoded.
+        """
+        order = np.asarray(list(indices), dtype=np.int64)
+        outside = order[(order < 0) | (order >= self.frames)]
+        if outside.size:
+            raise UserError(
+                f"{self.path}: has no frame {outside[0]}; allowed are 0 to {self.frames - 1}"
+            )
+        wanted, places = np.unique(order, return_inverse=True)
+        rows = {number: row for row, number in enumerate(wanted.tolist())}
+        height, width = size or self.size
+        clip = np.empty((len(rows), height, width, 3), np.uint8)
+
+        def keep(number: int, frame: Any) -> None:
+            if size is None and (frame.height, frame.width) != self.size:
+                raise UserError(
+                    f"{self.path}: frame {number} is {frame.height}x{frame.width} px where the "
+                    f"file says {height}x{width}; read it with a size"
+                )
+            # One thread: the pool that the library starts by default costs more than the work.
+            rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1)
+            lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
+            clip[rows[number]] = lines[:, : 3 * width].reshape(height, width, 3)
+
+        try:
+            self._gather(list(rows), keep)
+        except BaseException as error:
+            self._next = self.frames  # where the decoder stands is unknown now: start afresh
+            if isinstance(error, self._av.FFmpegError):
+                raise UserError(
+                    f"{self.path}: cannot be decoded up to frame {wanted[-1]} ({error.strerror})"
+                ) from error
+            raise
+        return clip if np.array_equal(wanted, order) else clip[places]
+
+    def _open(self) -> tuple[Any, Any]:
+        """Opens the file at its first packet."""
+        self.close()
+        self._container = self._av.open(self.path)
+        if any(name in self._container.format.name for name in STILLS):
+            raise UserError(f"{self.path}: is not a video ({self._container.format.long_name})")
+        cover = self._av.stream.Disposition.attached_pic
+        streams = [s for s in self._container.streams.video if not s.disposition & cover]
+        if not streams:
+            raise UserError(f"{self.path}: has no video stream")
+        self._stream = streams[0]
+        self._codec = self._stream.codec_context
+        if self._codec is None:
+            raise UserError(f"{self.path}: there is no decoder for its codec")
+        self._codec.thread_type = "SLICE" if self._threads == 1 else "AUTO"
+        self._codec.thread_count = self._threads
+        self._begin(-1)
+        return self._container, self._stream
+
+    def _build(self) -> frame_index.Index:
+        index = frame_index.build(self.path, self._open)
+        self._open()
+        return index
+
+    def _begin(self, key: int) -> None:
+        """Notes that decoding goes on at this key frame, or (-1) at the first packet."""
+        self._packets = self._container.demux(self._stream)
+        self._ready: deque[Any] = deque()  # decoded and not yet handed out
+        self._key = key
+        self._next = 0 if key < 0 else self._index.keys[key]  # no frame before it will come
+        self._await_key = key >= 0
+
+    def _start(self, key: int) -> None:
+        """Moves to this key frame, to an earlier one, or (-1) to the first packet."""
+        index = self._index
+        while key >= 0:
+            self._container.seek(index.seeks[key], stream=self._stream)
+            for packet in self._container.demux(self._stream):
+                landed = None
+                if packet.is_keyframe:
+                    landed = index.landings.get(packet.pos if index.counted else packet.pts)
+                if landed is not None and landed <= key:
+                    self._begin(landed)
+                    self._ready.extend(packet.decode())
+                    return
+                if landed is not None:
+                    break
+            key -= 1
+        self._open()
+
+    def _gather(self, wanted: list[int], keep: Callable[[int, Any], None]) -> None:
+        """Hands each of the `wanted` frames (rising numbers) to `keep`."""
+        queue, skippable = deque(wanted), self._skippable(wanted)
+        while queue:
+            key = bisect_right(self._index.keys, queue[0]) - 1
+            if self._next > queue[0] or self._pays(key):
+                self._start(key)
+            while not self._through(queue, skippable, keep):
+                if self._key < 0:
+                    raise UserError(
+                        f"{self.path}: frame {queue[0]} of {self.frames} cannot be decoded"
+                    )
+                self._start(self._key - 1)
+
+    def _pays(self, key: int) -> bool:
+        """Whether a seek ahead to this key frame is cheaper than decoding up to it."""
+        return key >= 0 and self._index.keys[key] > self._next + JUMP
+
+    def _skippable(self, wanted: list[int]) -> Callable[[Any], bool]:
+        """Tells packets whose picture the decoder may leave out if no other one refers to it.
+
+        Nothing after the last wanted frame is left out, so that the next read can go on from it.
+        """
+        if self._index.counted or self._codec.codec.canonical_name not in SKIPPING or not wanted:
+            return lambda packet: False
+        stamps = {self._index.stamps[number] for number in wanted}
+        last = max(stamps)
+        return lambda packet: packet.pts < last and packet.pts not in stamps
+
+    def _through(
+        self,
+        queue: deque[int],
+        skippable: Callable[[Any], bool],
+        keep: Callable[[int, Any], None],
+    ) -> bool:
+        """Decodes until the queue is empty or a seek pays; False if its first frame is lost."""
+        for number, frame in self._decode(skippable):
+            if number == queue[0]:
+                keep(number, frame)
+                queue.popleft()
+                if not queue or self._pays(bisect_right(self._index.keys, queue[0]) - 1):
+                    return True
+            elif number > queue[0]:
+                if number in queue:
+                    keep(number, frame)
+                    queue.remove(number)
+                if number > queue[0] + REORDER:
+                    return False
+        return False
+
+    def _decode(self, skippable: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
+        """Decodes on from where it stands: (frame number, picture) one after the other."""
+        index = self._index
+        while True:
+            while self._ready:
+                frame = self._ready.popleft()
+                if index.counted:
+                    if self._await_key and not frame.key_frame:
+                        continue  # belongs before the key frame from which counting starts
+                    number = self._next
+                else:
+                    number = bisect_left(index.stamps, frame.pts)
+                    if number == len(index.stamps) or index.stamps[number] != frame.pts:
+                        continue  # outside the edit list
+                    if self._await_key and number < self._next:
+                        continue
+                    if self._await_key and number > self._next:
+                        # A gradual refresh, which need not end in the exact picture: from such
+                        # a stream frames are got by decoding it from its start.
+                        self._key = 0
+                        return
+                self._await_key = False
+                self._next = max(self._next, number + 1)
+                yield number, frame
+            packet = next(self._packets, None)
+            if packet is None:
+                return
+            skip = "NONREF" if packet.size and skippable(packet) else "DEFAULT"
+            if self._codec.skip_frame != skip:
+                self._codec.skip_frame = skip
+            self._ready.extend(packet.decode())
+
+
+def write(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction,
+    codec: str = "libx264",
+    crf: int | None = 23,
+    gop: int = 12,
+    pixels: str = "yuv420p",
+    **options: str | int,
+) -> None:
+    """Writes `frames` (each u8[h, w, 3], RGB) as a video; the suffix of `path` names the container.
+
+    The same frames give the same bytes (one thread, no dates or versions in the file). `crf` is
+    the quality (lower is better; None for encoders without it), `gop` the most frames from key
+    frame to key frame, `pixels` the stored format; `options` go to the encoder as they are.
+    The file appears only when complete. Raises UserError naming the file.
+    """
+    av = _library()
+    path = Path(path)
+    # A name of its own for each writer, with the suffix last: it chooses the container.
+    part = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    settings = {name: str(value) for name, value in options.items()}
+    if crf is not None:
+        settings["crf"] = str(crf)
+    try:
+        with av.open(str(part), "w", options={"fflags": "+bitexact"}) as container:
+            rate = Fraction(fps).limit_denominator(100_000)
+            stream = container.add_stream(codec, rate=rate, options=settings)
+            encoder = stream.codec_context
+            encoder.pix_fmt, encoder.gop_size, encoder.thread_count = pixels, gop, 1
+            encoder.flags |= int(av.codec.context.Flags.bitexact)
+            for number, picture in enumerate(frames):
+                if number == 0:
+                    encoder.height, encoder.width = picture.shape[:2]
+                elif picture.shape[:2] != (encoder.height, encoder.width):
+                    raise UserError(f"{path}: frame {number} differs in size from frame 0")
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
+                frame.pts = number
+                container.mux(stream.encode(frame))
+                if encoder.options:  # what the encoder did not take
+                    raise UserError(f"{path}: {codec} has no option {', '.join(encoder.options)}")
+            if not encoder.is_open:
+                raise UserError(f"{path}: no frames to write")
+            container.mux(stream.encode(None))
+        part.replace(path)
+    except (av.FFmpegError, ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be written as {codec} ({error})") from error
+    finally:
+        part.unlink(missing_ok=True)

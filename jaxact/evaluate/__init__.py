@@ -1,0 +1,1 @@
+"""Metrics, cost counting, report."""

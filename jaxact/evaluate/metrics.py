@@ -1,0 +1,286 @@
+"""Classification metrics: mergeable sums for the device, exact scores of stored rows for the host.
+
+The device side: `Average`, `TopK` and `Confusion` are pytrees that hold nothing but sums, so
+`merge` adds them leaf by leaf, whatever number of batches or devices they come from. Padding
+(mask False) and, but for `Average`, unknown labels (outside 0..k-1) count nowhere.
+
+The host side works on stored rows (scores f32[n, k], labels i[n]) in NumPy, sums in float64.
+
+Ties are broken towards the lower class number everywhere, as `argmax` does.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact.config import UserError
+
+Array = Any  # of NumPy or of JAX
+VIEW_RULES = ("prob", "score", "none")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """The mean of a per-example value: total f32[], count f32[] (the sum of the mask)."""
+
+    total: Array
+    count: Array
+
+    @classmethod
+    def empty(cls) -> "Average":
+        """Neutral element of `merge`."""
+        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+
+    @classmethod
+    def of(cls, values: Array, mask: Array | None = None) -> "Average":
+        """Values f[b] where `mask` bool[b] (absent: all); NaN in padding does no harm."""
+        keep = jnp.ones(values.shape, bool) if mask is None else mask
+        kept = jnp.where(keep, values.astype(jnp.float32), 0.0)
+        return cls(jnp.sum(kept), jnp.sum(keep, dtype=jnp.float32))
+
+    def compute(self) -> float:
+        """The mean; NaN where nothing was counted."""
+        return float(self.total) / float(self.count) if float(self.count) else float("nan")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopK:
+    """How many examples have their label among the k best classes: hits i32[len(ks)], count i32[].
+
+    `ks` is static, so metrics with other ks are other trees and cannot be merged by mistake.
+    """
+
+    hits: Array
+    count: Array
+    ks: tuple[int, ...] = dataclasses.field(default=(1, 5), metadata={"static": True})
+
+    @classmethod
+    def empty(cls, ks: tuple[int, ...] = (1, 5)) -> "TopK":
+        """Neutral element of `merge`."""
+        return cls(jnp.zeros(len(ks), jnp.int32), jnp.zeros((), jnp.int32), ks)
+
+    @classmethod
+    def of(
+        cls, scores: Array, labels: Array, mask: Array | None = None, ks: tuple[int, ...] = (1, 5)
+    ) -> "TopK":
+        """Scores f[b, k], labels i[b], mask bool[b]; fewer classes than k is a hit always."""
+        keep = _known(labels, scores.shape[-1], mask)
+        hit = rank(scores, labels)[:, None] < jnp.asarray(ks)
+        hits = jnp.sum(hit & keep[:, None], axis=0, dtype=jnp.int32)
+        return cls(hits, jnp.sum(keep, dtype=jnp.int32), ks)
+
+    def compute(self) -> dict[str, float]:
+        """{"top1": share, ...}; NaN where nothing was counted."""
+        count = float(self.count)
+        shares = [float(hit) / count if count else float("nan") for hit in np.asarray(self.hits)]
+        return {f"top{k}": share for k, share in zip(self.ks, shares, strict=True)}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Confusion:
+    """Counts i32[k, k]: rows are true classes, columns are predictions. Shares of 0/0 are 0."""
+
+    table: Array
+
+    @classmethod
+    def empty(cls, classes: int) -> "Confusion":
+        """Neutral element of `merge`."""
+        return cls(jnp.zeros((classes, classes), jnp.int32))
+
+    @classmethod
+    def of(cls, scores: Array, labels: Array, mask: Array | None = None) -> "Confusion":
+        """Of the best class of scores f[b, k] against labels i[b], where mask bool[b]."""
+        classes = scores.shape[-1]
+        keep = _known(labels, classes, mask)
+        row = jnp.where(keep, labels, classes)  # outside the table: dropped
+        best = jnp.argmax(scores, axis=-1)
+        table = jnp.zeros((classes, classes), jnp.int32)
+        return cls(table.at[row, best].add(1, mode="drop"))
+
+    @classmethod
+    def count(cls, predictions: Array, labels: Array, classes: int) -> "Confusion":
+        """On the host, of predictions i[n] and labels i[n]. Raises: UserError outside 0..k-1."""
+        predictions = _checked(predictions, classes, "prediction")
+        labels = _checked(labels, classes, "label")
+        flat = np.bincount(labels * classes + predictions, minlength=classes * classes)
+        return cls(flat.reshape(classes, classes))
+
+    @property
+    def support(self) -> np.ndarray:
+        """True examples of each class, i64[k]."""
+        return np.asarray(self.table, np.int64).sum(axis=1)
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """Predictions of each class, i64[k]."""
+        return np.asarray(self.table, np.int64).sum(axis=0)
+
+    def top1(self) -> float:
+        """Share of examples on the diagonal."""
+        return float(_share(np.trace(np.asarray(self.table, np.int64)), self.support.sum()))
+
+    def recall(self) -> np.ndarray:
+        """Correct of those that are of the class, f64[k]."""
+        return _share(np.diagonal(self.table), self.support)
+
+    def precision(self) -> np.ndarray:
+        """Correct of those predicted as the class, f64[k]."""
+        return _share(np.diagonal(self.table), self.predicted)
+
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall, f64[k]."""
+        return _share(2 * np.diagonal(self.table), self.support + self.predicted)
+
+    def mean_class(self, union: bool = False) -> float:
+        """Mean recall over the classes that occur among the labels.
+
+        `union` also counts, as 0, classes that are predicted but never true: MMAction2's
+        `mean_class_accuracy`.
+        """
+        seen = (self.support > 0) | (union & (self.predicted > 0))
+        return float(_share(self.recall()[seen].sum(), seen.sum()))
+
+    def macro_f1(self, everywhere: bool = False) -> float:
+        """Mean F1 over the classes that occur among the labels, or over all k."""
+        seen = (self.support > 0) | everywhere
+        return float(_share(self.f1()[seen].sum(), seen.sum()))
+
+
+def merge(first: Any, second: Any) -> Any:
+    """The sum of two trees of metrics. Raises: ValueError where their structures differ."""
+    return jax.tree.map(lambda a, b: a + b, first, second)
+
+
+def rank(scores: Array, labels: Array) -> Array:
+    """How many classes come before the label: scores f[..., k], labels i[...] -> i[...].
+
+    Equal scores rank by class number; a NaN anywhere never makes a label look better.
+    """
+    xp = scores.__array_namespace__()
+    classes = scores.shape[-1]
+    label = xp.clip(labels, 0, classes - 1)[..., None]
+    own = xp.take_along_axis(scores, label, axis=-1)
+    other = xp.arange(classes)
+    behind = (scores < own) | ((scores == own) & (other >= label))
+    return classes - xp.sum(behind, axis=-1)
+
+
+def softmax(scores: Array) -> Array:
+    """Probabilities over the last axis, of NumPy or JAX arrays."""
+    xp = scores.__array_namespace__()
+    shifted = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    return shifted / xp.sum(shifted, axis=-1, keepdims=True)
+
+
+def fuse(scores: Sequence[Array], weights: Sequence[float], probabilities: bool = False) -> Array:
+    """The weighted sum of score tables f[n, k], each through a softmax first if `probabilities`.
+
+    Weights are used as given: (1, 1), (2, 1), (1, 2) are the reference's RGB:pose fusions; take
+    weights that add up to 1 where the result has to be a probability.
+    Raises: UserError where the tables or the weights do not match.
+    """
+    shapes = [tuple(table.shape) for table in scores]
+    if not shapes or len(set(shapes)) > 1:
+        raise UserError(f"fusion needs score tables of one shape, got {shapes}")
+    if len(weights) != len(shapes):
+        raise UserError(f"fusion of {len(shapes)} score tables got {len(weights)} weights")
+    terms = [softmax(table) if probabilities else table for table in scores]
+    return sum(weight * term for weight, term in zip(weights[1:], terms[1:], strict=True)) + (
+        weights[0] * terms[0]
+    )
+
+
+def views(scores: Array, rule: str = "prob") -> Array:
+    """Averages the views of an example: logits f[..., v, k] -> f[..., k].
+
+    "prob" is the mean of the views' softmax, "score" the mean of their logits; "none" keeps the
+    views. Raises: UserError for another rule.
+    """
+    if rule not in VIEW_RULES:
+        raise UserError(f"rule of view averaging {rule!r}: choose one of {', '.join(VIEW_RULES)}")
+    if rule == "none":
+        return scores
+    return scores.__array_namespace__().mean(softmax(scores) if rule == "prob" else scores, axis=-2)
+
+
+def topk(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:
+    """Share of rows whose label is among the k best scores f[n, k'], labels i[n]; NaN for n = 0."""
+    scores, labels = _rows(scores, labels)
+    return float(np.mean(rank(scores, labels) < k)) if len(labels) else float("nan")
+
+
+def nll(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Mean negative log-likelihood (nats) of probabilities f[n, k]; floor 1e-12, NaN for n = 0."""
+    probabilities, labels = _rows(probabilities, labels)
+    own = np.take_along_axis(probabilities.astype(np.float64), labels[:, None], axis=1)
+    return float(np.mean(-np.log(np.maximum(own, 1e-12)))) if len(labels) else float("nan")
+
+
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: mean |accuracy - confidence| over equal bins (lo, hi] of 0..1.
+
+    Probabilities f[n, k], labels i[n]; the confidence is that of the best class. NaN for n = 0.
+    Guo et al., ICML 2017.
+    """
+    probabilities, labels = _rows(probabilities, labels)
+    if not len(labels):
+        return float("nan")
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gap = np.bincount(place, weights=right - confidence, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """All numbers of one table of probabilities f[n, k]; shares in 0..1.
+
+    top1, top5, mean_class (mean recall of the classes present), mean_class_union (MMAction2's
+    rule), macro_f1 (classes present), macro_f1_all, nll (nats), ece (15 bins).
+    """
+    probabilities, labels = _rows(probabilities, labels)
+    table = Confusion.count(probabilities.argmax(axis=1), labels, probabilities.shape[1])
+    return {
+        "top1": topk(probabilities, labels, 1),
+        "top5": topk(probabilities, labels, 5),
+        "mean_class": table.mean_class(),
+        "mean_class_union": table.mean_class(union=True),
+        "macro_f1": table.macro_f1(),
+        "macro_f1_all": table.macro_f1(everywhere=True),
+        "nll": nll(probabilities, labels),
+        "ece": calibration_error(probabilities, labels),
+    }
+
+
+def _known(labels, classes, mask):
+    known = (labels >= 0) & (labels < classes)
+    return known if mask is None else known & mask
+
+
+def _share(part, whole):
+    part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
+    return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
+
+
+def _checked(numbers, classes, what):
+    numbers = np.asarray(numbers)
+    wrong = numbers[(numbers < 0) | (numbers >= classes)]
+    if wrong.size:
+        raise UserError(f"{what} {wrong[0]} of {len(numbers)} rows: must be in 0..{classes - 1}")
+    return numbers.astype(np.int64)
+
+
+def _rows(scores, labels):
+    scores, labels = np.asarray(scores), np.asarray(labels)
+    if scores.ndim != 2 or labels.shape != scores.shape[:1]:
+        raise UserError(
+            f"scores {scores.shape} and labels {labels.shape}: must be (n, classes) and (n,)"
+        )
+    return scores, _checked(labels, scores.shape[1], "label")

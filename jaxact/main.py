@@ -1,0 +1,168 @@
+"""The one command: flags -> mode -> one call. User errors become one line and exit code 2.
+
+python -m jaxact.main --config=configs/x3d.py:tiny --workdir=runs/tiny [--config.field=value ...]
+"""
+
+import difflib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxact import config as schema
+from jaxact.config import UserError
+
+MODES = ("train", "eval", "predict", "check", "bench")
+
+FLAGS = flags.FLAGS
+CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
+WORKDIR = flags.DEFINE_string("workdir", "", "Folder of checkpoints, logs and results.")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", "", "eval, predict: a checkpoint folder, a work dir, or a PyTorch file."
+)
+INPUT = flags.DEFINE_string("input", "", "predict: a file, a folder, or a CSV or JSONL list.")
+OUTPUT = flags.DEFINE_string("output", "-", "predict: file of JSON lines; - = standard output.")
+STEPS = flags.DEFINE_integer("bench_steps", 10, "bench: steps timed.", lower_bound=1)
+
+
+def parse(arguments: list[str]) -> None:
+    """Reads the flags.
+
+    Raises:
+      UserError: an unknown flag or field, a value of the wrong type.
+    """
+    try:
+        rest = FLAGS(arguments)
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    except (KeyError, IndexError, AttributeError) as error:
+        raise UserError(unknown_field(arguments, error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
+    if not FLAGS["config"].present:
+        raise UserError("--config is missing; for example --config=configs/x3d.py:tiny")
+
+
+def unknown_field(arguments: list[str], error: Exception) -> str:
+    """The line for an override that names no field, with the nearest names."""
+    given = [a for a in arguments if a.startswith(("--config=", "-config="))]
+    names = field_names(schema.load(*given[-1].split("=", 1)[1].split(":", 1))) if given else []
+    for argument in arguments:
+        name = argument.lstrip("-").split("=", 1)[0]
+        if name.startswith("config.") and name.removeprefix("config.") not in names:
+            close = difflib.get_close_matches(name.removeprefix("config."), names, 3)
+            hint = f"; did you mean config.{', config.'.join(close)}?" if close else ""
+            return f"--{name} is no field of this config{hint}"
+    return f"--config: {str(error).strip(chr(34))}"
+
+
+def field_names(node: object, path: str = "") -> list[str]:
+    """Dotted names of all fields of nested dataclasses, stages and groups with their index."""
+    import dataclasses
+
+    found: list[str] = []
+    if dataclasses.is_dataclass(node):
+        for field in dataclasses.fields(node):
+            name = f"{path}.{field.name}" if path else field.name
+            found += [name, *field_names(getattr(node, field.name), name)]
+    elif isinstance(node, tuple):
+        for index, item in enumerate(node):
+            if dataclasses.is_dataclass(item):
+                found += field_names(item, f"{path}[{index}]")
+    return found
+
+
+def run() -> int:
+    """One call for the mode that the flags name; returns the exit code."""
+    # Imported late, so that a misspelt flag is answered at once.
+    from jaxact.train import bench, build, check, loop, predict
+
+    config = loaded_config()
+    schema.validate(config)
+    mode = MODE.value
+    if not WORKDIR.value and (
+        mode == "train" or (mode != "check" and mode != "bench" and not CHECKPOINT.value)
+    ):
+        raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
+    opened = build.open_run(config, pathlib.Path(WORKDIR.value or "."))
+    if mode == "train":
+        loop.train(opened)
+    elif mode == "eval":
+        print(json.dumps(predict.evaluate_split(opened, CHECKPOINT.value), indent=1))
+    elif mode == "predict":
+        if not INPUT.value:
+            raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
+        if OUTPUT.value == "-":
+            predict.predict(opened, CHECKPOINT.value, INPUT.value, sys.stdout)
+        else:
+            with open(OUTPUT.value, "w") as file:
+                predict.predict(opened, CHECKPOINT.value, INPUT.value, file)
+    elif mode == "check":
+        check.check(opened)
+    else:
+        print(json.dumps(bench.bench(opened, STEPS.value), indent=1))
+    return 0
+
+
+def loaded_config() -> schema.Config:
+    """The config object. Raises UserError where the recipe file does not exist."""
+    flag: Any = FLAGS["config"]
+    path = flag.config_filename.split(":")[0]
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={path} does not exist; recipes are files like configs/x3d.py")
+    config = CONFIG.value
+    if not isinstance(config, schema.Config):
+        raise UserError("--config: get_config must return a jaxact.config.Config")
+    return config
+
+
+def cache_compilations() -> None:
+    """Compiled programs are kept in $JAXACT_CACHE (default ~/.cache/jaxact), apart for each JAX."""
+    import jax
+
+    root = os.environ.get("JAXACT_CACHE") or os.path.expanduser("~/.cache/jaxact")
+    if root != "off":
+        jax.config.update("jax_compilation_cache_dir", f"{root}/jax-{jax.__version__}")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs and turns exceptions into the documented exit codes."""
+    try:
+        parse(arguments)
+        cache_compilations()
+        from jaxact.train.loop import Diverged, Interrupted
+
+        try:
+            return run()
+        except Diverged as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 3
+        except Interrupted as error:
+            return 128 + error.number
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def with_huge_pages() -> None:
+    """Starts this process again with malloc asking for huge pages, once, where glibc can.
+
+    XLA's CPU backend takes a fresh arena of temporaries for every step; in 4 KiB pages the kernel
+    spends a third of the step clearing them (BENCHMARKS.md). glibc reads this setting at start only.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, "-m", "jaxact.main", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    with_huge_pages()
+    sys.exit(main(sys.argv))

@@ -1,0 +1,89 @@
+"""The action recogniser: one or two X3D backbones, optional pose attention, a head."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxact.config import UserError
+from jaxact.models import attention, heads, x3d
+
+STREAMS = ("rgb", "pose", "rgb+pose")
+
+
+class Recognizer(nn.Module):
+    """Logits from RGB clips, pose heatmaps, or both.
+
+    rgb: f32[b, t, h, w, 3]; pose: f32[b, t', h', w', j]; the one a single-stream net does not use
+    is None. Returns the head's dict: f32[b, k] logits "rgb", "pose" and, with coarse_classes,
+    "rgb_coarse", "pose_coarse"; see `heads.Head` for the prototype terms. With `attention` the RGB
+    features are scaled by 1 + A, A seen by the pose stream (sown as intermediates/attention_map).
+
+    Sources: EPAM-Net (arXiv 2408.05421), RGBPoseX3DRecognizer of 9527haoyunlai/PCANetwork.
+    Raises UserError for an unknown stream, a missing input, attention without both streams.
+    """
+
+    classes: int
+    streams: str = "rgb+pose"
+    rgb: x3d.Spec = x3d.X_SHIFT_RGB
+    pose: x3d.Spec = x3d.X_SHIFT_POSE
+    use_attention: bool = False
+    head_kind: str = "linear"
+    coarse_classes: int = 0
+    dropout: tuple[float, float] = (0.5, 0.5)  # rgb, pose
+    pool: str = "mean"
+    window: tuple[int, int, int] = (0, 0, 0)  # t, h, w
+    prototypes: heads.Prototypes | None = None
+    dtype: jnp.dtype = jnp.float32
+    implementation: str = "auto"  # of the depthwise filters
+    remat: bool = False
+
+    def __post_init__(self):
+        if self.streams not in STREAMS:
+            raise UserError(f"streams {self.streams!r}: choose one of {', '.join(STREAMS)}")
+        if self.use_attention and self.streams != "rgb+pose":
+            raise UserError(f"attention needs streams 'rgb+pose', not {self.streams!r}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        rgb: jax.Array | None,
+        pose: jax.Array | None,
+        train: bool,
+        labels: jax.Array | None = None,
+        coarse_labels: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> dict[str, jax.Array]:
+        features = {}
+        for stream, clip, spec in (("rgb", rgb, self.rgb), ("pose", pose, self.pose)):
+            if stream not in self.streams.split("+"):
+                continue
+            if clip is None:
+                raise UserError(f"streams {self.streams!r}: the {stream} input is missing")
+            features[stream] = x3d.X3DFeatures(
+                spec, self.dtype, self.implementation, self.remat, name=stream
+            )(clip, train)
+        if self.use_attention:
+            target = features["rgb"]
+            sizes = [tuple(features[stream].shape[2:4]) for stream in ("rgb", "pose")]
+            if sizes[0] != sizes[1]:
+                raise UserError(
+                    f"attention: the RGB map is {sizes[0]}, the pose map {sizes[1]} (h, w); "
+                    "choose clip sizes that make them equal (224 and 56 px, 256 and 64 px)"
+                )
+            scale = attention.PoseAttention(self.dtype, name="attention")(
+                features["pose"], target.shape[1], train
+            )
+            self.sow("intermediates", "attention_map", scale)
+            features["rgb"] = target + target * scale
+        return heads.Head(
+            self.classes,
+            self.coarse_classes,
+            self.head_kind,
+            self.dropout,
+            self.pool,
+            self.window,
+            self.prototypes,
+            self.dtype,
+            name="head",
+        )(features, train, labels, coarse_labels, mask)

@@ -1,0 +1,134 @@
+"""Mixup and CutMix under jit, one draw shared by all streams of a batch.
+
+    mix = draw(key, batch=b, size=(56, 56), mixup_alpha=0.2, mixup_prob=0.5)
+    rgb, pose = apply(mix, rgb), apply(mix, pose)
+    soft = targets(mix, losses.onehot(labels, classes))
+
+One lambda, one permutation and one box serve a whole batch and every stream of it: blending RGB
+with one partner and pose with another would leave no label that is true of both. Alphas and
+probabilities may be traced, so a staged schedule changes them without recompiling; alpha 0 is off.
+
+Padding examples need no care here: training batches are full, and evaluation does not mix.
+
+Sources: Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (CutMix); crop.md section 4.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+Scalar = jax.Array | float
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mix:
+    """How every example is mixed with its partner.
+
+    lam: f32[], share of the own label; order: i32[b], the partner of each example; cut: bool[],
+    whether a box is pasted (else pixels are blended); box: f32[4], top, left, bottom, right of the
+    box as shares of height and width, so that streams of other sizes are cut at the same place.
+    """
+
+    lam: jax.Array
+    order: jax.Array
+    cut: jax.Array
+    box: jax.Array
+
+
+def blend(lam: Scalar, order: jax.Array) -> Mix:
+    """Mixup with a given lambda and partners i32[b]; lambda 1 leaves the batch as it is."""
+    lam = jnp.asarray(lam, jnp.float32)
+    return Mix(lam, order, jnp.zeros((), bool), jnp.zeros(4, jnp.float32))
+
+
+def paste(edges: jax.Array, order: jax.Array, size: tuple[int, int]) -> Mix:
+    """CutMix of a given box: edges i32[4] (top, left, bottom, right) px of a frame of `size` h, w.
+
+    lambda is the share of the frame that stays, from the clipped box.
+    """
+    height, width = size
+    whole = jnp.array([height, width, height, width], jnp.float32)
+    top, left, bottom, right = edges
+    lam = 1 - (bottom - top) * (right - left) / (height * width)
+    return Mix(lam.astype(jnp.float32), order, jnp.ones((), bool), edges / whole)
+
+
+def edges(lam: Scalar, centre: jax.Array, size: tuple[int, int], odd: bool = False) -> jax.Array:
+    """The box of CutMix: sides int(side * sqrt(1 - lam)) around centre i32[2] (y, x), clipped.
+
+    Returns i32[4]: top, left, bottom, right in px of `size`. The half side is floored, so an odd
+    side loses a pixel (MMAction2 and the crop guide); `odd` keeps it (timm).
+    """
+    limit = jnp.array(size)
+    share = jnp.sqrt(1 - jnp.asarray(lam, jnp.float32))
+    # lam is rounded to float32: without the margin a side of exactly n px could come out as n - 1.
+    side = jnp.floor(limit * share + 1e-4).astype(jnp.int32)
+    start = centre - side // 2
+    end = start + (side if odd else side // 2 * 2)
+    return jnp.concatenate([jnp.clip(start, 0, limit), jnp.clip(end, 0, limit)]).astype(jnp.int32)
+
+
+def draw(
+    key: jax.Array,
+    batch: int,
+    size: tuple[int, int],
+    mixup_alpha: Scalar = 0.0,
+    cutmix_alpha: Scalar = 0.0,
+    mixup_prob: Scalar = 1.0,
+    cutmix_prob: Scalar = 1.0,
+) -> Mix:
+    """One draw for a batch: mixup with its probability, else CutMix with its own, else nothing.
+
+    Args:
+      key: a key for this step alone.
+      batch: number of examples b; static.
+      size: (h, w) px on which the box is drawn; static. Take the smallest stream: where the others
+        are whole multiples of it, the pasted share is exactly lambda in all of them.
+      mixup_alpha, cutmix_alpha: of Beta(alpha, alpha); 0 switches that kind off, and its share of
+        the probability goes to what follows it.
+      mixup_prob, cutmix_prob: the crop guide's .7 and .5 give 70 % mixup, 15 % CutMix.
+        For timm's (prob p, switch_prob s): p (1 - s) and p s / (1 - p (1 - s)).
+    """
+    pick, fraction, place, shuffle = jax.random.split(key, 4)
+    mixup_alpha, cutmix_alpha = jnp.asarray(mixup_alpha), jnp.asarray(cutmix_alpha)
+    first, second = jax.random.uniform(pick, (2,))
+    mixed = (mixup_alpha > 0) & (first < mixup_prob)
+    cut = ~mixed & (cutmix_alpha > 0) & (second < cutmix_prob)
+    alpha = jnp.where(cut, cutmix_alpha, mixup_alpha)
+    alpha = jnp.where(mixed | cut, alpha, 1.0)  # Beta(0, 0) has no draws
+    lam = jax.random.beta(fraction, alpha, alpha, dtype=jnp.float32)
+    order = jax.random.permutation(shuffle, batch)
+    centre = jax.random.randint(place, (2,), 0, jnp.array(size))
+
+    blended = blend(jnp.where(mixed, lam, 1.0), order)
+    pasted = paste(edges(lam, centre, size), order, size)
+    return jax.tree.map(lambda a, b: jnp.where(cut, a, b), pasted, blended)
+
+
+def apply(mix: Mix, x: jax.Array) -> jax.Array:
+    """Mixes f[b, ..., h, w, c] along b; computed in f32, returned in the dtype of x.
+
+    A pixel belongs to the box if its centre does. Raises: TypeError for integer pixels, which
+    would be rounded: mix after normalising.
+    """
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"mixing needs float pixels, got {x.dtype}: normalise them first")
+    height, width = x.shape[-3:-1]
+    top, left, bottom, right = mix.box
+    y = (jnp.arange(height, dtype=jnp.float32)[:, None, None] + 0.5) / height
+    x_ = (jnp.arange(width, dtype=jnp.float32)[:, None] + 0.5) / width
+    inside = (y >= top) & (y < bottom) & (x_ >= left) & (x_ < right)  # [h, w, 1]
+    own = jnp.where(mix.cut, jnp.where(inside, 0.0, 1.0), mix.lam)
+    mixed = own * x.astype(jnp.float32) + (1 - own) * x[mix.order].astype(jnp.float32)
+    return mixed.astype(x.dtype)
+
+
+def targets(mix: Mix, onehot: jax.Array) -> jax.Array:
+    """Soft labels of distributions f[b, k]: lam * own + (1 - lam) * the partner's, f32[b, k].
+
+    Smoothing before or after makes no difference.
+    """
+    onehot = onehot.astype(jnp.float32)
+    return mix.lam * onehot + (1 - mix.lam) * onehot[mix.order]

@@ -1,0 +1,1 @@
+"""What each system trains on, how it is scored: one file a task."""

@@ -1,0 +1,1 @@
+"""State and step, optimiser groups, schedule, loop, checkpoint, mesh."""

@@ -1,0 +1,195 @@
+"""From a config to everything a mode needs: mesh, source, plan, groups, state."""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact import task as tasks
+from jaxact.config import Config, UserError
+from jaxact.models.initialise import initialise
+from jaxact.task import Task
+from jaxact.train import checkpoint, mesh, plan, state
+from jaxact.train.state import Groups, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all modes share. `sources` opens a split on first use."""
+
+    config: Config
+    task: Task
+    mesh: Any
+    workdir: pathlib.Path
+    sources: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def source(self, purpose: str) -> Any:
+        """The examples of one split, opened once."""
+        if purpose not in self.sources:
+            found = self.task.source(purpose)
+            if len(found) == 0:
+                raise UserError(f"the {purpose} split has no examples; see config.data")
+            self.sources[purpose] = found
+        return self.sources[purpose]
+
+    def plan(self, per_epoch: int | None = None) -> plan.Plan:
+        """The resolved schedule; without a given epoch length the training split is counted."""
+        if per_epoch is None:
+            per_epoch = plan.epoch_steps(len(self.source("train")), self.config.batch_size)
+        return plan.resolve(self.config, per_epoch)
+
+
+def open_run(config: Config, workdir: pathlib.Path) -> Run:
+    """Makes the task and the mesh, and checks that batches split over the devices."""
+    task = tasks.make(config)
+    grid = mesh.make_mesh()
+    mesh.check_batch(config.batch_size // config.optim.accumulate, grid, "batch_size")
+    mesh.check_batch(eval_size(config), grid, "eval.batch_size")
+    return Run(config, task, grid, workdir)
+
+
+def eval_size(config: Config) -> int:
+    """Examples in an evaluation batch."""
+    return config.eval.batch_size or config.batch_size
+
+
+def abstract_batch(task: Task, stage: Any, purpose: str, size: int, sharding: Any = None) -> Any:
+    """Shapes and dtypes of a batch, without data."""
+    shapes: dict[str, Any] = {"id": ((), np.int32), "mask": ((), np.bool_)}
+    shapes |= task.shapes(stage, purpose)
+    return {
+        name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def abstract_variables(run: Run, stage: Any) -> Any:
+    """Shapes of the model's variables, without computing anything."""
+    arguments = _arguments(run, stage)
+    return jax.eval_shape(
+        lambda key, named: run.task.model.init(
+            {"params": key, "dropout": key}, **named, train=False
+        ),
+        jax.random.key(0),
+        arguments,
+    )
+
+
+def _arguments(run: Run, stage: Any) -> Any:
+    batch = abstract_batch(run.task, stage, "train", 1)
+    hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in value_names(run.config)}
+    return jax.eval_shape(
+        lambda b, h, k: run.task.inputs(b, h, k, stage)[0], batch, hyper, jax.random.key(0)
+    )
+
+
+def value_names(config: Any) -> list[str]:
+    """Names of the stage fields that are read inside the step."""
+    fields = dataclasses.fields(config.stages[0])
+    return [f.name for f in fields if f.metadata.get("kind") == "value"]
+
+
+def initial_variables(run: Run, stage: Any) -> Any:
+    """Fresh variables from the seed, on every device."""
+    key = jax.random.key(run.config.seed)
+    variables = initialise(run.task.model, key, **_arguments(run, stage), train=False)
+    return mesh.replicate(variables, run.mesh)
+
+
+def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
+    """A state at step 0: fresh, or partly from `config.init_from`, with a written report."""
+    variables = initial_variables(run, stage)
+    if run.config.init_from:
+        variables, report = load_weights(run, pathlib.Path(run.config.init_from), variables)
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        (run.workdir / "init_report.txt").write_text(report + "\n")
+        say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
+        variables = mesh.replicate(variables, run.mesh)
+    groups = state.resolve_groups(run.config.optim, variables["params"])
+    fresh = state.create(run.config, groups, variables)
+    return mesh.replicate(fresh, run.mesh), groups
+
+
+def load_weights(run: Run, path: pathlib.Path, variables: Any) -> tuple[Any, str]:
+    """Variables from a checkpoint of ours (folder) or a foreign file, as far as they fit."""
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist")
+    if path.is_dir():
+        return _from_ours(path, variables)
+    if run.task.weights is None:
+        raise UserError(f"{path}: this task reads only its own checkpoints (a folder)")
+    return run.task.weights(path, variables)
+
+
+def _from_ours(path: pathlib.Path, variables: Any) -> tuple[Any, str]:
+    stored = checkpoint.read_weights(find_checkpoint(path))
+    flat = state.flatten({"params": stored["params"], **stored["model_state"]})
+    ema = stored.get("ema") or {}
+    if ema:
+        averaged = {f"params/{k}": v for k, v in ema["params"].items()}
+        flat |= {**averaged, **state.flatten(ema["model_state"])}
+    wanted = state.flatten(variables)
+    lines, found = [], {}
+    for name, leaf in wanted.items():
+        if name not in flat:
+            lines.append(f"missing   {name} {tuple(leaf.shape)}: keeps its initial value")
+        elif flat[name].shape != leaf.shape:
+            shapes = f"{tuple(flat[name].shape)} -> {tuple(leaf.shape)}"
+            lines.append(f"replaced  {name} {shapes}: keeps its initial value")
+        else:
+            found[name] = jnp.asarray(flat[name], leaf.dtype)
+            lines.append(f"loaded    {name} {tuple(leaf.shape)}")
+    lines += [f"unused    {name}" for name in flat if name not in wanted]
+    if not found:
+        raise UserError(
+            f"{path}: no array fits this model (first of its names: {next(iter(flat))})"
+        )
+    head = (
+        f"{path}: {len(found)} of {len(wanted)} arrays loaded ({'ema' if ema else 'raw'} weights)"
+    )
+    return state.unflatten({**wanted, **found}), "\n".join([head, *lines])
+
+
+def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
+    """A checkpoint folder from itself, a `checkpoints` folder or a work dir (then the best one)."""
+    if (path / "weights").is_dir():
+        return path
+    for folder in (path / "checkpoints", path):
+        steps = [p for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)]
+        if steps:
+            marked = folder.parent / "results.json"
+            best = _best_of(marked, folder)
+            return best or max(steps, key=lambda p: int(p.name))
+    raise UserError(f"{path} holds no checkpoint; expected <workdir>/checkpoints/<step>")
+
+
+def _best_of(results: pathlib.Path, folder: pathlib.Path) -> pathlib.Path | None:
+    import json
+
+    if not results.is_file():
+        return None
+    step = json.loads(results.read_text()).get("best_step")
+    found = folder / str(step)
+    return found if found.is_dir() else None
+
+
+def same_shapes(wanted: Any, stored: dict[str, Any], folder: pathlib.Path) -> None:
+    """The checkpoint must hold exactly the model's arrays.
+
+    Raises:
+      UserError: naming the first array that differs.
+    """
+    now = state.flatten(wanted)
+    was = state.flatten({"params": stored["params"], **stored["model_state"]})
+    for name in sorted(now.keys() | was.keys()):
+        old = tuple(was[name].shape) if name in was else "absent"
+        new = tuple(now[name].shape) if name in now else "absent"
+        if old != new:
+            raise UserError(
+                f"checkpoint {folder} does not fit the model: {name} is {old} there and {new} "
+                "here; use the config it was trained with"
+            )

@@ -1,0 +1,106 @@
+"""`--mode=check`: what a run would do, in exact numbers, and whether its data can be read."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.evaluate import cost
+from jaxact.train import build, state
+from jaxact.train.journal import say
+
+NOMINAL = 100  # steps of an epoch where the training split cannot be counted
+
+
+def check(run: build.Run, out: Callable[[str], None] = print) -> None:
+    """Prints the plan, the parameter and MAC tables, batch shapes and bytes; then opens every file.
+
+    Raises:
+      UserError: after the tables, for the first thing that is wrong with the data.
+    """
+    missing: UserError | None = None
+    try:
+        schedule = run.plan()
+    except UserError as error:
+        missing, schedule = error, run.plan(NOMINAL)
+        out(f"# the training split cannot be read: epochs of {NOMINAL} steps are assumed below")
+    out(f"# plan: {schedule.total} steps, {schedule.per_epoch} a epoch")
+    out(schedule.table())
+    stage = schedule.rows[0].view
+    variables = build.abstract_variables(run, stage)
+    groups = state.resolve_groups(run.config.optim, variables["params"])
+    out("# parameters")
+    for row in cost.table(variables["params"]):
+        out(f"{row[0]:<40} {row[1]:>14,}")
+    out(groups.text(variables["params"]))
+    programs = {row.program for row in schedule.rows}
+    out(f"# {len(programs)} training program(s) to compile, and one for each evaluation shape")
+    for purpose in ("train", "val", "test"):
+        shapes_and_costs(run, stage, purpose, variables, out)
+    bytes_of_state(run, variables, groups, out)
+    if missing is not None:
+        raise missing
+    audit(run, out)
+
+
+def shapes_and_costs(
+    run: build.Run, stage: Any, purpose: str, variables: Any, out: Callable[[str], None]
+) -> None:
+    """Batch shapes, bytes on each device, and MACs of one example at those shapes."""
+    size = run.config.batch_size if purpose == "train" else build.eval_size(run.config)
+    batch = build.abstract_batch(run.task, stage, purpose, size)
+    total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
+    each = total / run.mesh.size / 2**20
+    out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s)")
+    for name, leaf in batch.items():
+        out(f"{name:<12} {leaf.dtype}{list(leaf.shape)}")
+    one = build.abstract_batch(run.task, stage, purpose, 1)
+    model = run.task.counted or run.task.model
+
+    def example(variables: Any, batch: Any) -> Any:
+        apply = functools.partial(model.apply, variables, train=False)
+        if purpose != "train":
+            return run.task.infer(apply, batch, purpose)
+        hyper = {name: np.float32(0) for name in build.value_names(run.config)}
+        return apply(**run.task.inputs(batch, hyper, jax.random.key(0), stage)[0])
+
+    macs = cost.macs(example, variables, one)
+    out(f"{macs:,} multiply-adds for one example (forward, convolutions and matrix products)")
+
+
+def bytes_of_state(
+    run: build.Run, variables: Any, groups: state.Groups, out: Callable[[str], None]
+) -> None:
+    """What the training state takes on each device."""
+    fresh = jax.eval_shape(lambda v: state.create(run.config, groups, v), variables)
+    parts = {
+        "params": fresh.params,
+        "model_state": fresh.model_state,
+        "opt_state": fresh.opt_state,
+        "ema": fresh.ema,
+    }
+    out("# bytes of the state on each device (replicated)")
+    for name, tree in parts.items():
+        total = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+        out(f"{name:<12} {total:>14,}")
+
+
+def audit(run: build.Run, out: Callable[[str], None]) -> None:
+    """Opens everything every split names; all problems are listed before the first is raised."""
+    problems: list[str] = []
+    counts: dict[str, int] = {}
+    for purpose in ("train", "val", "test"):
+        source = run.source(purpose)
+        counts[purpose] = len(source)
+        for index in range(len(source)):
+            found = run.task.audit(source[index])
+            if found:
+                problems.append(found)
+                say(found)
+    text = ", ".join(f"{name} {count}" for name, count in counts.items())
+    if problems:
+        raise UserError(f"{len(problems)} unreadable of {text}; first: {problems[0]}")
+    out(f"# data: {text} examples, all readable")

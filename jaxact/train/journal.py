@@ -1,0 +1,162 @@
+"""What a run writes beside its checkpoints: config.json, metrics.jsonl, TensorBoard, progress,
+results.json."""
+
+import importlib.metadata
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxact import config as schema
+
+Number = float | int
+
+
+def say(text: str) -> None:
+    """One line for the person watching (standard error: standard output belongs to results)."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, and the device."""
+    import jax
+
+    found = {"python": sys.version.split()[0]}
+    for name in ("jaxact", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source tree"
+    devices = jax.devices()
+    found["devices"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    return found
+
+
+class Journal:
+    """Appends to the work dir; on resume it forgets what lies after the restored step."""
+
+    def __init__(self, workdir: pathlib.Path, config: Any, per_epoch: int, total: int):
+        self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
+        self.path = workdir / "metrics.jsonl"
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._write_config(config)
+        self.board = self._open_board() if config.save.tensorboard else None
+        self.rows: list[dict[str, Any]] = []
+
+    def _write_config(self, config: Any) -> None:
+        path, now = self.workdir / "config.json", schema.as_dict(config)
+        if path.is_file():
+            before = json.loads(path.read_text())["config"]
+            for name, old, new in differences(before, now):
+                say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
+        path.write_text(json.dumps({"config": now, "versions": versions()}, indent=1) + "\n")
+
+    def _open_board(self) -> Any:
+        try:
+            from tensorboardX import SummaryWriter
+        except ModuleNotFoundError:
+            say("no TensorBoard events: tensorboardX is not installed (extra [tensorboard])")
+            return None
+        return SummaryWriter(str(self.workdir / "tensorboard"))
+
+    def resume(self, step: int) -> None:
+        """Keeps the rows up to a step: what comes after is computed again."""
+        if self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # half a line from a killed process: its step is computed again
+                if row["step"] <= step:
+                    self.rows.append(row)
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        self.path.write_text(text)
+
+    def add(self, step: int, split: str, numbers: dict[str, Number]) -> None:
+        """One row; numbers are rounded to nine significant digits."""
+        clean = {k: float(f"{float(v):.9g}") for k, v in numbers.items()}
+        row = {"step": step, "epoch": round(step / self.per_epoch, 6), "split": split, **clean}
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.board is not None:
+            for name, number in clean.items():
+                self.board.add_scalar(f"{split}/{name}", number, step)
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        if self.board is not None:
+            self.board.close()
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Leaves of two plain trees that differ: (dotted name, old, new)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        found = []
+        for key in {**old, **new}:
+            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+        return found
+    return [] if old == new else [(path, old, new)]
+
+
+class Progress:
+    """Rate and time left, from the steps of this process alone."""
+
+    def __init__(self, total: int, batch_size: int, clock: Callable[[], float] = time.monotonic):
+        self.total, self.batch_size, self.clock = total, batch_size, clock
+        self.busy = 0.0  # s in training steps, evaluation left out
+        self.steps = 0
+        self.waited = 0.0  # s spent waiting for the host pipeline
+
+    def line(self, step: int, epoch: float, numbers: dict[str, Number]) -> str:
+        """The log line of a step."""
+        rate = self.rate
+        left = (self.total - step) / max(rate / self.batch_size, 1e-9)
+        shown = " ".join(f"{k} {float(v):.4g}" for k, v in numbers.items())
+        return (
+            f"step {step}/{self.total} epoch {epoch:.2f} {shown} | {rate:.1f} examples/s, "
+            f"{100 * self.waited / max(self.busy, 1e-9):.0f} % waiting for input, "
+            f"{clock_text(left)} left"
+        )
+
+    @property
+    def rate(self) -> float:
+        """Examples per second of training time."""
+        return self.steps * self.batch_size / max(self.busy, 1e-9)
+
+
+def clock_text(seconds: float) -> str:
+    """Seconds as 1:02:03 or 2:03.
+
+    >>> clock_text(62)
+    '1:02'
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes whole or not at all."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
+    part.replace(path)
+
+
+def _plain(found: Any) -> Any:
+    if isinstance(found, np.generic | np.ndarray):
+        return found.tolist()
+    raise TypeError(f"{type(found).__name__} is not JSON")
+
+
+def write_predictions(path: pathlib.Path, ids: list[str], rows: dict[str, np.ndarray]) -> None:
+    """predictions/<split>.npz: `ids` (text) and one array [n, ...] for each row name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    arrays: dict[str, Any] = {"ids": np.array(ids), **rows}
+    np.savez(part, **arrays)
+    part.replace(path)

@@ -1,0 +1,127 @@
+"""One update and one evaluation, as pure functions under jit."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxact.config import Config
+from jaxact.task import Batch, Task
+from jaxact.train import state as states
+from jaxact.train.plan import Plan, Row
+from jaxact.train.state import Groups, TrainState
+
+
+def still(groups: Groups, active: frozenset[str]) -> Any:
+    """Context in which BatchNorm layers of inactive groups use, and keep, their running
+    statistics."""
+
+    def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, nn.BatchNorm) and context.method_name == "__call__":
+            path = "/".join((*module.path, "scale"))
+            # Under nn.remat the path is the same: the wrapper keeps the module's name.
+            if path in groups.member and groups.member[path] not in active:
+                kwargs = {**kwargs, "use_running_average": True}
+        return call(*args, **kwargs)
+
+    return nn.intercept_methods(intercept)
+
+
+def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row: Row) -> Any:
+    """The jitted update of rows like `row`: (state, batch) -> (state, metrics f32[]).
+
+    Only the row's batch shape and trained groups matter here (`Row.program`). Randomness is
+    `fold_in(seed, step)`; the schedule is read at `state.step`.
+    """
+    optim, seed = config.optim, config.seed
+    active, stage = groups.active(row.train), row.view
+
+    def losses(
+        trained: states.Flat,
+        kept: states.Flat,
+        model_state: Any,
+        batch: Batch,
+        hyper: Any,
+        key: Any,
+    ) -> tuple[Any, Any]:
+        params = states.unflatten({**kept, **trained})
+        key_inputs, key_dropout = jax.random.split(key)
+        arguments, targets = task.inputs(batch, hyper, key_inputs, stage)
+        with still(groups, active):
+            outputs, new_state = task.model.apply(
+                {"params": params, **model_state},
+                **arguments,
+                train=True,
+                rngs={"dropout": key_dropout},
+                mutable=list(model_state),
+            )
+        terms = task.loss(outputs, targets, hyper)
+        mask = batch["mask"].astype(jnp.float32)
+        real = jnp.maximum(mask.sum(), 1.0)
+        # where, not a product: a padding example may hold inf or nan.
+        terms = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in terms.items()}
+        return sum(terms.values()), (terms, new_state, mask.sum())
+
+    gradient = jax.value_and_grad(losses, has_aux=True)
+
+    def accumulated(trained: Any, kept: Any, model_state: Any, batch: Batch, *rest: Any) -> Any:
+        """Mean gradient over micro-batches, weighted by their real examples."""
+        hyper, key = rest
+        count = optim.accumulate
+        micro = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+        def body(carry: Any, item: Any) -> Any:
+            index, part = item
+            (_, (terms, model_state, n)), grads = gradient(
+                trained, kept, carry[0], part, hyper, jax.random.fold_in(key, index)
+            )
+            add = jax.tree.map(lambda a, b: a + n * b, carry[1], (grads, terms))
+            return (model_state, add, carry[2] + n), None
+
+        shapes = jax.eval_shape(
+            gradient, trained, kept, model_state, jax.tree.map(lambda x: x[0], micro), hyper, key
+        )
+        zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1][0]))
+        (model_state, total, n), _ = jax.lax.scan(
+            body, (model_state, zero, 0.0), (jnp.arange(count), micro)
+        )
+        grads, terms = jax.tree.map(lambda x: x / jnp.maximum(n, 1.0).astype(x.dtype), total)
+        return (sum(terms.values()), (terms, model_state, n)), grads
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        hyper = plan.hyper(state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        flat = states.flatten(state.params)
+        trained = groups.select(flat, active)
+        kept = {path: leaf for path, leaf in flat.items() if path not in trained}
+        run = accumulated if optim.accumulate > 1 else gradient
+        (loss, (terms, model_state, _)), grads = run(
+            trained, kept, state.model_state, batch, hyper, key
+        )
+        grads, norm = states.clip(grads, optim.clip)
+        flat, opt_state = groups.update(grads, state.opt_state, flat, hyper["lr"], active)
+        params, ema = states.unflatten(flat), state.ema
+        if optim.ema:
+            decay: Any = optim.ema
+            if optim.ema_warmup:
+                decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+            ema = states.average(ema, decay, flat, model_state)
+        metrics = {"loss": loss, "grad_norm": norm, **{f"loss/{k}": v for k, v in terms.items()}}
+        metrics |= {name: hyper[name] for name in hyper}
+        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def make_eval_step(task: Task, purpose: str) -> Any:
+    """Jitted (variables, batch) -> (metric pytree, rows [b, ...]); deterministic."""
+
+    def step(variables: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        apply = functools.partial(task.model.apply, variables, train=False)
+        outputs = task.infer(apply, batch, purpose)
+        return task.measure(outputs, batch), task.rows(outputs, batch)
+
+    return jax.jit(step)

@@ -1,0 +1,89 @@
+"""From a finished run to its report page."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.report import Example, Report, Result, write
+from jaxact.train.build import Run
+
+SHOWN = 8  # worst and best examples
+
+
+def write_report(
+    path: pathlib.Path,
+    run: Run,
+    results: dict[str, Any],
+    history: list[dict[str, Any]],
+    rows: dict[str, np.ndarray],
+) -> None:
+    """The page of results, curves, confusion matrix and examples.
+
+    Classification parts appear where the rows hold `scores` f[n, k] and `label` i[n].
+    """
+    numbers = [
+        Result(f"{name}, {results['split']}", value, results["weights"], _command())
+        for name, value in results["scores"].items()
+    ]
+    numbers += [
+        Result(name, results[name])
+        for name in ("parameters", "examples_per_s", "wall_s", "steps", "stop_reason")
+    ]
+    no_examples: tuple[Example, ...] = ()
+    config = json.loads((run.workdir / "config.json").read_text())
+    confusion, worst, best = None, no_examples, no_examples
+    if "scores" in rows and "label" in rows and run.task.classes:
+        known = np.flatnonzero(rows["label"] >= 0)
+        scores, labels = rows["scores"][known], rows["label"][known]
+        confusion = Confusion.count(scores.argmax(1), labels, len(run.task.classes)).table
+        worst, best = _examples(run, results["split"], known, scores, labels)
+    write(
+        path,
+        Report(
+            title=f"{run.config.task}: {run.workdir.name}",
+            summary=f"{results['steps']} steps, {results['stop_reason']}.",
+            results=numbers,
+            metrics=history,
+            confusion=confusion,
+            classes=run.task.classes,
+            worst=worst,
+            best=best,
+            config=config["config"],
+            environment=config["versions"],
+        ),
+    )
+
+
+def _examples(
+    run: Run, split: str, known: np.ndarray, scores: np.ndarray, labels: np.ndarray
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """The confidently wrong and the confidently right, most confident first."""
+    source, names = run.source(split), run.task.classes
+    share = scores / np.maximum(np.abs(scores).sum(1, keepdims=True), 1e-12)
+    if (scores < 0).any():  # logits
+        power = np.exp(scores - scores.max(1, keepdims=True))
+        share = power / power.sum(1, keepdims=True)
+    guess, sure = share.argmax(1), share.max(1)
+    order = np.argsort(-sure, kind="stable")
+
+    def chosen(right: bool) -> tuple[Example, ...]:
+        picks = [i for i in order if (guess[i] == labels[i]) == right][:SHOWN]
+        found = []
+        for i in picks:
+            frames = None
+            if run.task.thumbnail is not None:
+                frames = run.task.thumbnail(source[int(known[i])])
+            true, predicted = names[labels[i]], names[guess[i]]
+            name = source.ids[int(known[i])]
+            found.append(Example(name, true, predicted, float(sure[i]), frames))
+        return tuple(found)
+
+    return chosen(False), chosen(True)
+
+
+def _command() -> str:
+    return "python -m jaxact.main " + " ".join(sys.argv[1:])

@@ -4,6 +4,7 @@ python -m jaxact.main --config=configs/x3d.py:tiny --workdir=runs/tiny [--config
 """
 
 import difflib
+import errno
 import json
 import os
 import pathlib
@@ -97,11 +98,15 @@ def run() -> int:
     elif mode == "predict":
         if not INPUT.value:
             raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
+        folder = pathlib.Path(OUTPUT.value).parent
+        if not folder.is_dir():
+            raise UserError(f"--output={OUTPUT.value}: there is no folder {folder}")
+        lines = predict.predict(opened, CHECKPOINT.value, INPUT.value)
+        text = "".join(line + "\n" for line in lines)
         if OUTPUT.value == "-":
-            predict.predict(opened, CHECKPOINT.value, INPUT.value, sys.stdout)
+            sys.stdout.write(text)
         else:
-            with open(OUTPUT.value, "w") as file:
-                predict.predict(opened, CHECKPOINT.value, INPUT.value, file)
+            pathlib.Path(OUTPUT.value).write_text(text)
     elif mode == "check":
         check.check(opened)
     else:
@@ -148,6 +153,12 @@ def main(arguments: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        where = error.filename or WORKDIR.value
+        print(f"error: cannot write to {where}: {error.strerror}; free some space", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -156,7 +167,8 @@ def with_huge_pages() -> None:
     """Starts this process again with malloc asking for huge pages, once, where glibc can.
 
     XLA's CPU backend takes a fresh arena of temporaries for every step; in 4 KiB pages the kernel
-    spends a third of the step clearing them (BENCHMARKS.md). glibc reads this setting at start only.
+    spends a third of the step clearing them (BENCHMARKS.md). glibc reads this setting only at
+    its start.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

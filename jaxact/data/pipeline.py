@@ -6,6 +6,7 @@ by arithmetic on (seed, k) alone, so any step can be reached without replaying t
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -84,7 +85,7 @@ class _Load:
         except UserError as error:
             if not self.skip:
                 raise
-            print(f"skipped (masked out): {error}", flush=True)
+            print(f"skipped (masked out): {error}", file=sys.stderr, flush=True)
             return self.padding(record)
         return {**found, "id": np.int32(record), "mask": np.bool_(True)}
 

@@ -267,7 +267,7 @@ def write(
 ) -> None:
     """Writes `frames` (each u8[h, w, 3], RGB) as a video; the suffix of `path` names the container.
 
-    The same frames give the same bytes (one thread, no dates or versions in the file). `crf` is
+    With libx264 the same frames give the same bytes (no threads, dates or versions). `crf` is
     the quality (lower is better; None for encoders without it), `gop` the most frames from key
     frame to key frame, `pixels` the stored format; `options` go to the encoder as they are.
     The file appears only when complete. Raises UserError naming the file.
@@ -279,6 +279,9 @@ def write(
     settings = {name: str(value) for name, value in options.items()}
     if crf is not None:
         settings["crf"] = str(crf)
+    if codec == "libx264":
+        # Its macroblock-tree rate control reads memory that it has not set, for most widths.
+        settings.setdefault("mbtree", "0")
     try:
         with av.open(str(part), "w", options={"fflags": "+bitexact"}) as container:
             rate = Fraction(fps).limit_denominator(100_000)

@@ -38,13 +38,13 @@ def _jaxpr_macs(jaxpr) -> int:
 def _equation_macs(equation: core.JaxprEqn) -> int:
     name, params = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = _shape(equation.invars[1])
         outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
+        return math.prod(_shape(equation.outvars[0])) * math.prod(kernel) // outputs
     if name == "dot_general":
-        left = equation.invars[0].aval.shape
+        left = _shape(equation.invars[0])
         contracted = math.prod(left[axis] for axis in params["dimension_numbers"][0][0])
-        return math.prod(equation.outvars[0].aval.shape) * contracted
+        return math.prod(_shape(equation.outvars[0])) * contracted
     inner = [_jaxpr_macs(body) for body in _bodies(params)]
     if name == "scan":
         return params["length"] * sum(inner)
@@ -53,6 +53,10 @@ def _equation_macs(equation: core.JaxprEqn) -> int:
     if name == "while" and any(inner):
         raise ValueError("multiply-adds inside a while loop: its number of steps is unknown")
     return sum(inner)
+
+
+def _shape(atom: Any) -> tuple[int, ...]:
+    return atom.aval.shape
 
 
 def _bodies(params: dict) -> list:

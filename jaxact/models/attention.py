@@ -29,7 +29,7 @@ class PoseAttention(nn.Module):
             )
         pose = pose[:, : step * frames : step]
         maps = jnp.concatenate(
-            [pose.max(-1, keepdims=True), pose.mean(-1, keepdims=True)], axis=-1
+            [layers.peak(pose, -1), pose.mean(-1, keepdims=True)], axis=-1
         ).astype(self.dtype)
         spatial = Kernel((7, 7, 2, 1), name="spatial")().astype(self.dtype)
         where = layers.convolve(maps, spatial[None])

@@ -120,16 +120,18 @@ class Head(nn.Module):
                 )
                 outputs[name] = self._averaged(logits)
             if self.prototypes is not None:
-                term, correction = self._compare(
-                    stream, x, dropped, outputs, train, labels, coarse_labels, mask
-                )
-                if term is not None:
-                    terms.append(term)
-                if correction is not None:
-                    outputs[stream] = outputs[stream] + correction
+                if not train or labels is None:
+                    correction = self._corrected(stream, dropped, self.prototypes)
+                    outputs[stream] = outputs[stream] + (0 if train else correction)
+                    continue
+                real = jnp.ones(labels.shape, bool) if mask is None else mask
+                if coarse_labels is None:
+                    coarse_labels = jnp.asarray(self.prototypes.coarse_map)[labels]
+                both = {"fine": labels, "coarse": coarse_labels}
+                terms.append(self._terms(stream, x, outputs, both, real, self.prototypes))
         if terms:
-            outputs["prototype"] = sum(prototype for prototype, _ in terms)
-            outputs["tree"] = sum(tree for _, tree in terms)
+            contrast, trees = zip(*terms, strict=True)
+            outputs |= {"prototype": jnp.stack(contrast).sum(), "tree": jnp.stack(trees).sum()}
         return outputs
 
     def _pooled(self, x: jax.Array) -> jax.Array:
@@ -155,89 +157,76 @@ class Head(nn.Module):
         positions = math.prod(logits.shape[1:4])
         return jax.nn.logsumexp(jax.nn.log_softmax(logits), (1, 2, 3)) - math.log(positions)
 
-    def _compare(self, stream, x, pooled, outputs, train, labels, coarse_labels, mask):
-        """The stream's contrast and tree terms (training) or its corrected logits (eval)."""
-        spec, wide = self.prototypes, jnp.promote_types(self.dtype, jnp.float32)
-        project = {
-            level: nn.Dense(
-                size,
-                dtype=wide,
-                kernel_init=layers.torch_uniform,
-                bias_init=layers.torch_bias(x.shape[-1]),
-                name=f"{stream}_{level}_proj",
+    def _compared(self, stream: str, spec: Prototypes) -> tuple[dict, dict]:
+        """The stream's projections and prototypes by level, "fine" and "coarse"."""
+
+        def draw(size: int, count: int) -> jax.Array:
+            return jax.random.normal(self.make_rng("params"), (size, count), jnp.float32)
+
+        project, state = {}, {}
+        for level, size, count in (
+            ("fine", spec.fine, self.classes),
+            ("coarse", spec.coarse, self.coarse_classes),
+        ):
+            project[level] = Projection(
+                size, jnp.promote_types(self.dtype, jnp.float32), name=f"{stream}_{level}_proj"
             )
-            for level, size in (("fine", spec.fine), ("coarse", spec.coarse))
-        }
-        state = {
-            level: self.variable(
-                "prototypes",
-                f"{stream}_{level}_prototype",
-                lambda size, count: jax.random.normal(
-                    self.make_rng("params"), (size, count), jnp.float32
-                ),
-                size,
-                count,
-            )
-            for level, size, count in (
-                ("fine", spec.fine, self.classes),
-                ("coarse", spec.coarse, self.coarse_classes),
-            )
-        }
+            name = f"{stream}_{level}_prototype"
+            state[level] = self.variable("prototypes", name, draw, size, count)
+        return project, state
+
+    def _corrected(self, stream: str, pooled: jax.Array, spec: Prototypes) -> jax.Array:
+        """What the prototypes add to the stream's logits in evaluation."""
+        project, state = self._compared(stream, spec)
         if self.is_initializing():
             project["coarse"](pooled)
-        if not train:
-            gain = spec.rectify[0 if stream == "rgb" else 1]
-            z = project["fine"](pooled)
-            return None, gain * prototypes_op.cosine(z, state["fine"].value.astype(wide))
-        if labels is None:
-            if self.is_initializing():
-                project["fine"](pooled)
-            return None, None
-        if coarse_labels is None:
-            coarse_labels = jnp.asarray(spec.coarse_map)[labels]
-        real = jnp.ones(labels.shape, bool) if mask is None else mask
-        vector = x.astype(wide).mean(1).max((1, 2))  # spatial maximum of the mean frame
-        coarse_logits, logits = outputs[f"{stream}_coarse"], outputs[stream]
-        coarse_right = jnp.argmax(coarse_logits, -1) == coarse_labels
-        right = jnp.argmax(logits, -1) == labels
-        settings = (spec.momentum, spec.penalty, spec.temperature)
-        coarse_loss, coarse_state = prototypes_op.contrast(
-            project["coarse"](vector),
-            coarse_logits,
-            coarse_labels,
-            state["coarse"].value.astype(wide),
-            coarse_right,
-            [(~coarse_right, 1.0)],
-            real,
-            *settings,
-        )
-        kinds = (coarse_right & ~right, ~coarse_right & right, ~coarse_right & ~right)
-        fine_loss, fine_state = prototypes_op.contrast(
-            project["fine"](vector),
+        z = project["fine"](pooled)
+        gain = spec.rectify[0 if stream == "rgb" else 1]
+        return gain * prototypes_op.cosine(z, state["fine"].value.astype(z.dtype))
+
+    def _terms(self, stream, x, outputs, labels, mask, spec: Prototypes):
+        """The stream's contrast and tree terms; moves its prototypes."""
+        project, state = self._compared(stream, spec)
+        frame = x.mean(1, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        vector = layers.peak(frame.reshape(len(frame), -1, frame.shape[-1]), 1)[:, 0]
+        z = {level: layer(vector) for level, layer in project.items()}
+        logits = {"fine": outputs[stream], "coarse": outputs[f"{stream}_coarse"]}
+        losses, moved = prototypes_op.two_levels(
+            z,
             logits,
             labels,
-            state["fine"].value.astype(wide),
-            coarse_right & right,
-            list(zip(kinds, spec.miss_factors, strict=True)),
-            real,
-            *settings,
+            {level: variable.value.astype(vector.dtype) for level, variable in state.items()},
+            mask,
+            spec.miss_factors,
+            momentum=spec.momentum,
+            penalty=spec.penalty,
+            temperature=spec.temperature,
         )
-        tree_loss = prototypes_op.tree(
-            coarse_logits,
-            logits,
-            labels,
-            spec.coarse_map,
-            None if spec.tree_offset < 0 else spec.tree_offset,
+        moved = jax.lax.stop_gradient(moved)
+        offset = None if spec.tree_offset < 0 else spec.tree_offset
+        trees = prototypes_op.tree(
+            logits["coarse"], logits["fine"], labels["fine"], spec.coarse_map, offset
         )
-
-        def mean(losses):
-            return jnp.where(real, losses, 0).sum() / jnp.maximum(real.sum(), 1)
-
-        contrast = mean(coarse_loss) + mean(fine_loss)
+        contrast, tree = (
+            jnp.where(mask, each, 0).sum() / jnp.maximum(mask.sum(), 1) for each in (losses, trees)
+        )
         if spec.diversity:
-            contrast += prototypes_op.diversity(jax.lax.stop_gradient(fine_state))
+            contrast += prototypes_op.diversity(moved["fine"])
         if not self.is_initializing():
-            for level, value in (("fine", fine_state), ("coarse", coarse_state)):
-                old = state[level].value
-                state[level].value = jax.lax.stop_gradient(value).astype(old.dtype)
-        return (spec.weight * contrast, spec.tree_weight * mean(tree_loss)), None
+            for level, variable in state.items():
+                variable.value = moved[level].astype(variable.value.dtype)
+        return spec.weight * contrast, spec.tree_weight * tree
+
+
+class Projection(nn.Module):
+    """A linear layer that starts as torch's does."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        count = x.shape[-1]
+        kernel = self.param("kernel", layers.torch_uniform, (count, self.features), jnp.float32)
+        bias = self.param("bias", layers.torch_bias(count), (self.features,), jnp.float32)
+        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)

@@ -9,7 +9,8 @@ network whatever its shapes; scaling them is left to NumPy.
 import functools
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax.extend import core
 
 # Checkpointed blocks: looking inside lets the forward pass within them be dropped too.
 _CHECKPOINTS = ("checkpoint", "remat2")
-_NUMPY = {
+_NUMPY: dict[str, Callable] = {
     "add": np.add,
     "sub": np.subtract,
     "mul": np.multiply,
@@ -28,7 +29,7 @@ _NUMPY = {
     "sqrt": np.sqrt,
     "neg": np.negative,
 }
-_SAMPLERS = {
+_SAMPLERS: dict[str, Callable] = {
     "_normal": lambda key, shape: jax.random.normal(key, shape),
     "_uniform": lambda key, shape, low, high: jax.random.uniform(
         key, shape, minval=low, maxval=high
@@ -84,7 +85,7 @@ class _Operation(NamedTuple):
         if results is None and name in _NUMPY and all(isinstance(v, np.ndarray) for v in given):
             results = [np.asarray(_NUMPY[name](*given))]
         if results is None and name == "broadcast_in_dim" and np.ndim(given[0]) == 0:
-            aval = equation.outvars[0].aval
+            aval: Any = equation.outvars[0].aval
             results = [np.full(aval.shape, given[0], aval.dtype)]
         if results is None:
             results = _evaluated(equation, given)
@@ -92,21 +93,15 @@ class _Operation(NamedTuple):
 
 
 def _evaluated(equation: core.JaxprEqn, given: list) -> list:
-    """Runs one equation; scalars and small results go on as NumPy arrays."""
-    inputs = {
-        atom: v
-        for atom, v in zip(equation.invars, given, strict=True)
-        if not isinstance(atom, core.Literal)
-    }
-    kept = [not isinstance(var, core.DropVar) for var in equation.outvars]
-    made = [var for var, keep in zip(equation.outvars, kept, strict=True) if keep]
-    single = core.Jaxpr((), list(inputs), made, [equation], equation.effects)
-    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(single, ()))(*inputs.values()))
-    values = [next(results) if keep else None for keep in kept]
-    return [
-        v if v is None or jnp.issubdtype(v.dtype, jax.dtypes.prng_key) else np.asarray(v)
-        for v in values
-    ]
+    """Runs one equation; all results but keys go on as NumPy arrays."""
+    params = equation.params
+    body = params.get("call_jaxpr", params.get("fun_jaxpr"))
+    if body is not None:  # a function with its own derivative: only its value matters here
+        results = core.jaxpr_as_fun(body)(*given)
+    else:
+        results = equation.primitive.bind(*given, **params)
+    results = results if equation.primitive.multiple_results else [results]
+    return [r if jnp.issubdtype(r.dtype, jax.dtypes.prng_key) else np.asarray(r) for r in results]
 
 
 @functools.cache
@@ -130,7 +125,8 @@ def _sampled(equation: core.JaxprEqn, given: list) -> list | None:
     name = equation.params.get("name")
     if name not in _SAMPLERS or len(equation.outvars) != 1:
         return None
-    aval, key = equation.outvars[0].aval, given[0]
+    aval: Any = equation.outvars[0].aval
+    key = given[0]
     if aval.dtype != jnp.float32 or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return None
     impl = str(jax.random.key_impl(key))

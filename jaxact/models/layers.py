@@ -118,17 +118,18 @@ class Depthwise(nn.Module):
 
 
 def batch_norm(
-    name: str | None, train: bool, dtype: jnp.dtype, momentum: float = 0.9, zero: bool = False
-) -> nn.BatchNorm:
-    """BatchNorm as in torch (eps 1e-5), statistics in f32; `zero` starts its scale at 0."""
-    return nn.BatchNorm(
-        use_running_average=not train,
+    name: str | None, train: bool, dtype: jnp.dtype, momentum: float = 0.9, scale: float = 1.0
+) -> Callable[[jax.Array], jax.Array]:
+    """BatchNorm as in torch (eps 1e-5), statistics in f32; its scale starts at `scale`."""
+    module = nn.BatchNorm(
         momentum=momentum,
         epsilon=1e-5,
         dtype=dtype,
-        scale_init=nn.initializers.zeros if zero else nn.initializers.ones,
+        scale_init=nn.initializers.constant(scale),
         name=name,
     )
+    # Given at the call, where a training step that freezes this layer can replace it.
+    return functools.partial(module, use_running_average=not train)
 
 
 class SqueezeExcite(nn.Module):
@@ -149,6 +150,16 @@ class SqueezeExcite(nn.Module):
 def swish(x: jax.Array) -> jax.Array:
     """x * sigmoid(x)."""
     return x * nn.sigmoid(x)
+
+
+def peak(x: jax.Array, axis: int) -> jax.Array:
+    """The largest value along an axis, which stays with size 1; its gradient goes to one place.
+
+    jnp.max instead compares x with its maximum, and under jit both may come from differently
+    rounded copies of x: then nothing is equal and the gradient is 0 / 0.
+    """
+    place = jnp.expand_dims(jnp.argmax(x, axis), axis)
+    return jnp.take_along_axis(x, place, axis)
 
 
 def round_width(width: float, scale: float, divisor: int = 8) -> int:

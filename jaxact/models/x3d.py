@@ -29,6 +29,8 @@ class Spec:
     swish: bool = True  # after the depthwise filter; False = ReLU
     se: str = "half"  # half: blocks 0, 2, 4, ... of a stage; all; none
     res2_shortcut_bn: bool = True  # False: as PyTorchVideo builds it
+    conv5: bool = True  # widen the last stage's map before pooling; small nets learn faster without
+    last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
         for field, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
@@ -45,8 +47,8 @@ class Spec:
 
     @property
     def features(self) -> int:
-        """Channels of the conv5 map."""
-        return int(self.channels[-1] * self.bottleneck)
+        """Channels of the map that is pooled."""
+        return int(self.channels[-1] * self.bottleneck) if self.conv5 else self.channels[-1]
 
 
 def scaled(
@@ -103,6 +105,7 @@ class Block(nn.Module):
     se: bool
     shortcut: bool
     shortcut_bn: bool
+    last_scale: float = 0.0
     dtype: jnp.dtype = jnp.float32
     implementation: str = "auto"
 
@@ -126,8 +129,8 @@ class Block(nn.Module):
             y = layers.SqueezeExcite(squeezed, dtype=self.dtype, name="se")(y)
         y = layers.swish(y) if self.swish else nn.relu(y)
         y = layers.Conv(self.features, dtype=self.dtype, name="c")(y)
-        # The zero scale makes a new block the identity (plus ReLU), which deep nets train from.
-        y = layers.batch_norm("c_bn", train, self.dtype, zero=True)(y)
+        # A scale of 0 makes a new block the identity (plus ReLU), which deep nets train from.
+        y = layers.batch_norm("c_bn", train, self.dtype, scale=self.last_scale)(y)
         if self.shortcut:
             x = layers.Conv(self.features, strides=strides, dtype=self.dtype, name="shortcut")(x)
             if self.shortcut_bn:
@@ -160,6 +163,7 @@ class Stage(nn.Module):
                 se=spec.se == "all" or (spec.se == "half" and number % 2 == 0),
                 shortcut=number == 0,
                 shortcut_bn=self.index > 0 or spec.res2_shortcut_bn,
+                last_scale=spec.last_scale,
                 dtype=self.dtype,
                 implementation=self.implementation,
                 name=f"block{number}",
@@ -190,7 +194,8 @@ class X3DFeatures(nn.Module):
                 x, train
             )
             maps[name] = x
-        x = layers.Conv(self.spec.features, dtype=self.dtype, name="conv5")(x)
-        x = nn.relu(layers.batch_norm("conv5_bn", train, self.dtype)(x))
-        maps["conv5"] = x
+        if self.spec.conv5:
+            x = layers.Conv(self.spec.features, dtype=self.dtype, name="conv5")(x)
+            x = nn.relu(layers.batch_norm("conv5_bn", train, self.dtype)(x))
+            maps["conv5"] = x
         return (x, maps) if stages else x

@@ -107,11 +107,11 @@ def _shifted(x: jax.Array, kernel: jax.Array, strides: Triple, padding: Triple) 
     size = _outputs(x.shape[1:4], taps, strides, padding)
     wide = _wide(x.dtype)
     padded, kernel = _pad(x, padding, padding), kernel.astype(wide)
-    total = None
-    for tap in itertools.product(*map(range, taps)):
-        term = _window(padded, tap, size, strides).astype(wide) * kernel[tap]
-        total = term if total is None else total + term
-    return total.astype(x.dtype)
+    terms = (
+        _window(padded, tap, size, strides).astype(wide) * kernel[tap]
+        for tap in itertools.product(*map(range, taps))
+    )
+    return functools.reduce(jnp.add, terms).astype(x.dtype)
 
 
 def _shifted_forward(x, kernel, strides, padding):

@@ -76,6 +76,45 @@ def contrast(
     return losses, prototypes
 
 
+def two_levels(
+    z: dict[str, jax.Array],
+    logits: dict[str, jax.Array],
+    labels: dict[str, jax.Array],
+    prototypes: dict[str, jax.Array],
+    mask: jax.Array,
+    miss_factors: Sequence[float],
+    **settings: float,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """`contrast` of the "fine" and the "coarse" classes, summed: f32[b], and the new prototypes.
+
+    Every dict has both keys. A coarse hit is a right coarse guess; a fine hit needs both guesses
+    right, and a fine miss counts by `miss_factors`: only the fine guess wrong, only the coarse,
+    both.
+    """
+    right = {level: jnp.argmax(logits[level], -1) == labels[level] for level in logits}
+    both = right["coarse"] & right["fine"]
+    kinds = (right["coarse"] & ~right["fine"], ~right["coarse"] & right["fine"])
+    neither = ~(right["coarse"] | right["fine"])
+    rules = {
+        "coarse": (right["coarse"], [(~right["coarse"], 1.0)]),
+        "fine": (both, list(zip((*kinds, neither), miss_factors, strict=True))),
+    }
+    losses, moved = jnp.zeros(mask.shape, z["fine"].dtype), {}
+    for level, (hits, misses) in rules.items():
+        loss, moved[level] = contrast(
+            z[level],
+            logits[level],
+            labels[level],
+            prototypes[level],
+            hits,
+            misses,
+            mask,
+            **settings,
+        )
+        losses = losses + loss
+    return losses, moved
+
+
 def diversity(prototypes: jax.Array) -> jax.Array:
     """Frobenius norm of the prototypes' cosine matrix; prototypes: f32[h, k]."""
     vectors = unit(prototypes.T)

@@ -51,6 +51,8 @@ class Backbone:
     swish: bool = True  # after the depthwise filter; False = ReLU
     se: str = "half"  # half | all | none: which blocks squeeze and excite
     res2_shortcut_bn: bool = True  # False = PyTorchVideo's X3D
+    conv5: bool = True  # widen before pooling; small nets learn faster without
+    last_scale: float = 0.0  # first scale of each block's last BN; 1 learns faster if shallow
 
 
 @dataclasses.dataclass
@@ -212,6 +214,16 @@ def _validate(config: Config) -> None:
         views = getattr(data, field)
         require(views.clips >= 1, f"data.{field}.clips", views.clips, "1 or more")
         require(views.crops in (1, 3), f"data.{field}.crops", views.crops, "1 or 3")
+        require(
+            views.crops == 1 or data.keep_ratio,
+            f"data.{field}.crops",
+            views.crops,
+            "1 without data.keep_ratio: a frame squeezed into the square has no ends",
+        )
+    if "rgb" in model.streams:
+        for field in ("rotate", "stretch", "shift", "noise"):
+            found = getattr(data, field)
+            require(found == 0, f"data.{field}", found, "0 with an RGB stream, which stays still")
     if config.model.streams == "rgb+pose" and data.aligned:
         require(
             data.pose_frames % data.rgb_frames == 0,

@@ -1,6 +1,7 @@
 """From a config to everything a mode needs: mesh, source, plan, groups, state."""
 
 import dataclasses
+import json
 import pathlib
 import re
 from typing import Any
@@ -155,26 +156,22 @@ def _from_ours(path: pathlib.Path, variables: Any) -> tuple[Any, str]:
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
-    """A checkpoint folder from itself, a `checkpoints` folder or a work dir (then the best one)."""
+    """A checkpoint folder from itself, a `checkpoints` folder or a work dir.
+
+    Of several it is the best by the metric of the run that made them, else the newest.
+    """
     if (path / "weights").is_dir():
         return path
     for folder in (path / "checkpoints", path):
-        steps = [p for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)]
+        steps = [int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)]
         if steps:
-            marked = folder.parent / "results.json"
-            best = _best_of(marked, folder)
-            return best or max(steps, key=lambda p: int(p.name))
+            made = folder.parent / "config.json"
+            best = None
+            if made.is_file():
+                how = json.loads(made.read_text())["config"]["eval"]
+                best = checkpoint.best_of(folder, steps, how["metric"], how["maximise"])
+            return folder / str(max(steps) if best is None else best)
     raise UserError(f"{path} holds no checkpoint; expected <workdir>/checkpoints/<step>")
-
-
-def _best_of(results: pathlib.Path, folder: pathlib.Path) -> pathlib.Path | None:
-    import json
-
-    if not results.is_file():
-        return None
-    step = json.loads(results.read_text()).get("best_step")
-    found = folder / str(step)
-    return found if found.is_dir() else None
 
 
 def same_shapes(wanted: Any, stored: dict[str, Any], folder: pathlib.Path) -> None:

@@ -8,15 +8,21 @@ write leaves no broken checkpoint.
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
 from jaxact.config import Save, UserError
 from jaxact.train.state import TrainState
+
+ITEMS = ("weights", "progress")
+# What the storage raises for files that are missing, cut off or altered.
+UNREADABLE = (ValueError, OSError, KeyError, TypeError)
 
 
 class Checkpoints:
@@ -37,6 +43,7 @@ class Checkpoints:
                 policies.BestN(n=save.best, get_metric_fn=score, reverse=not maximise),
             ]
         )
+        self._set_broken_metrics_aside()
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -46,8 +53,20 @@ class Checkpoints:
                 preservation_policy=keep,
                 enable_async_checkpointing=True,
             ),
-            item_names=("weights", "progress"),
+            # Named here, so that a manager that has saved nothing yet can read their metadata.
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in ITEMS},
         )
+
+    def _set_broken_metrics_aside(self) -> None:
+        """The manager reads all of them at once and gives up at one that is no JSON."""
+        for path in self.folder.glob("*/metrics/metrics"):
+            try:
+                json.loads(path.read_text())
+            except ValueError as error:
+                aside = self.folder / f"corrupt-{path.parts[-3]}-metrics"
+                shutil.rmtree(aside, ignore_errors=True)
+                path.parent.rename(aside)
+                self.say(f"{path} is corrupt ({_first_line(error)}); moved to {aside}")
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
@@ -65,16 +84,7 @@ class Checkpoints:
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
-                    weights=ocp.args.StandardSave(
-                        {
-                            "params": state.params,
-                            "model_state": state.model_state,
-                            "ema": state.ema,
-                        }
-                    ),
-                    progress=ocp.args.StandardSave(
-                        {"step": state.step, "opt_state": state.opt_state}
-                    ),
+                    **{name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
                 ),
                 metrics=metrics or {},  # None makes the manager warn each time
                 force=True,
@@ -92,7 +102,7 @@ class Checkpoints:
             raise self._failed(-1, error) from error
 
     def _failed(self, step: int, error: Exception) -> UserError:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else repr(error)
+        first = _first_line(error)
         free = shutil.disk_usage(self.folder).free // 2**20
         kept = self.manager.all_steps()
         which = f"of step {step} " if step >= 0 else ""
@@ -104,27 +114,34 @@ class Checkpoints:
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None when there is none.
 
-        A checkpoint that cannot be read is moved aside as `corrupt-<step>` and the one before it is
-        used.
+        Newer ones that cannot be read are then moved aside as `corrupt-<step>`.
 
         Raises:
-          UserError: checkpoints exist but their arrays have other shapes, or none is readable.
+          UserError: a checkpoint holds other arrays than this state, or none is readable; nothing
+            has been moved.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            self._compare(step, state)
+        corrupt: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
             try:
-                return self._read(step, state)
-            except (ValueError, OSError, KeyError, TypeError) as error:
-                reason = (str(error).strip().splitlines() or [repr(error)])[0][:160]
-                aside = self.folder / f"corrupt-{step}"
+                for item in ITEMS:
+                    verify(self.folder / str(step) / item)
+                self._compare(step, state)
+                found = self._read(step, state)
+            except UNREADABLE as error:
+                corrupt.append((step, _first_line(error)))
+                continue
+            for number, reason in corrupt:
+                aside = self.folder / f"corrupt-{number}"
                 shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(step)).rename(aside)
+                (self.folder / str(number)).rename(aside)
+                self.say(f"checkpoint {number} is corrupt ({reason}); moved to {aside}")
+            if corrupt:
                 self.manager.reload()
-                self.say(f"checkpoint {step} is corrupt ({reason}); moved to {aside}")
-        if steps:
+            return found
+        if corrupt:
             raise UserError(
-                f"no readable checkpoint in {self.folder}; delete the folder to start afresh"
+                f"no checkpoint in {self.folder} can be read ({corrupt[0][0]}: {corrupt[0][1]}); "
+                "delete the folder to start afresh"
             )
         return None
 
@@ -137,18 +154,10 @@ class Checkpoints:
         found = self.manager.restore(
             step,
             args=ocp.args.Composite(
-                weights=ocp.args.StandardRestore(
-                    abstract(
-                        {
-                            "params": state.params,
-                            "model_state": state.model_state,
-                            "ema": state.ema,
-                        }
-                    )
-                ),
-                progress=ocp.args.StandardRestore(
-                    abstract({"step": state.step, "opt_state": state.opt_state})
-                ),
+                **{
+                    name: ocp.args.StandardRestore(abstract(tree))
+                    for name, tree in _items(state).items()
+                }
             ),
         )
         kept, moved = found["weights"], found["progress"]
@@ -163,35 +172,26 @@ class Checkpoints:
         )
 
     def _compare(self, step: int, state: TrainState) -> None:
-        """One line instead of a long storage error where the model has changed."""
-        try:
-            saved = self.manager.item_metadata(step)["weights"]
-            tree = getattr(saved, "tree", saved)
-            was = _shapes(tree["params"])
-        except (ValueError, OSError, KeyError, TypeError, AttributeError):
-            return  # unreadable: `restore` handles it
-        now = _shapes(state.params)
-        for path in sorted(now.keys() | was.keys()):
-            if was.get(path) != now.get(path):
-                raise UserError(
-                    f"checkpoint {self.folder / str(step)} does not fit the model: {path} is "
-                    f"{was.get(path, 'absent')} there and {now.get(path, 'absent')} here; "
-                    "use the config it was trained with, another --workdir, or config.init_from"
-                )
+        """One line instead of a long storage error where the model or the optimiser has changed."""
+        items = self.manager.item_metadata(step)
+        for item, tree in _items(state).items():
+            saved = items[item]
+            was, now = _shapes(getattr(saved, "tree", saved)), _shapes(tree)
+            for path in sorted(now.keys() | was.keys()):
+                if was.get(path) != now.get(path):
+                    raise UserError(
+                        f"checkpoint {self.folder / str(step)} does not fit this config: {path} is "
+                        f"{was.get(path, 'absent')} there and {now.get(path, 'absent')} here; use "
+                        "the config it was trained with, another --workdir, or config.init_from"
+                    )
 
     def best(self) -> int | None:
         """Step of the best checkpoint by the named metric, or None."""
-        scored = []
-        for step in self.steps():
-            value = self.metrics(step).get(self.metric)
-            if value is not None:
-                scored.append((value if self.maximise else -value, step))
-        return max(scored)[1] if scored else None
+        return best_of(self.folder, self.steps(), self.metric, self.maximise)
 
     def metrics(self, step: int) -> dict[str, float]:
         """The validation numbers stored with a checkpoint."""
-        path = self.folder / str(step) / "metrics" / "metrics"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return stored_metrics(self.folder / str(step))
 
     def close(self) -> None:
         """Waits for pending writes and frees the threads."""
@@ -199,23 +199,80 @@ class Checkpoints:
         self.manager.close()
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda x: hasattr(x, "shape") and not isinstance(x, dict)
-    )
+def _items(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds, by item."""
     return {
-        "/".join(str(getattr(k, "key", k)) for k in path): tuple(leaf.shape) for path, leaf in flat
+        "weights": {
+            "params": state.params,
+            "model_state": state.model_state,
+            "ema": state.ema,
+        },
+        "progress": {"step": state.step, "opt_state": state.opt_state},
     }
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Joined path -> shape, of a state or of what the storage tells of one."""
+
+    def name(key: Any) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in flat}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [repr(error)])[0][:160]
+
+
+def verify(folder: pathlib.Path) -> None:
+    """Reads every file of an item once, in order; raises one of UNREADABLE for a damaged one.
+
+    In the storage's parallel read it would be a page of traces from several threads.
+    """
+    # Only _METADATA is needed: the others are hints, but must be sound where they exist.
+    hints = (folder / "_sharding", *folder.glob("array_metadatas/*"))
+    for path in (folder / "_METADATA", *(p for p in hints if p.is_file())):
+        json.loads(path.read_text())
+    spec = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    store = tensorstore.KvStore.open(spec).result()
+    for key in store.list().result():
+        store.read(key).result()
+
+
+def stored_metrics(folder: pathlib.Path) -> dict[str, float]:
+    """The validation numbers in one checkpoint folder; {} where it was saved without."""
+    path = folder / "metrics" / "metrics"
+    try:
+        return json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is corrupt: {_first_line(error)}") from error
+
+
+def best_of(folder: pathlib.Path, steps: Iterable[int], metric: str, maximise: bool) -> int | None:
+    """The step of the best checkpoint by a metric, the newest of equals; None without numbers."""
+    scored = []
+    for step in steps:
+        value = stored_metrics(folder / str(step)).get(metric)
+        if value is not None:
+            scored.append((value if maximise else -value, step))
+    return max(scored)[1] if scored else None
 
 
 def read_weights(folder: pathlib.Path) -> dict[str, Any]:
     """The weights item of one checkpoint folder (`.../checkpoints/<step>`), without a template.
 
     Returns {"params": tree, "model_state": tree, "ema": {} or {"params": flat, "model_state":
-    tree}}.
+    tree}}. Raises UserError: it is no checkpoint, or damaged.
     """
     item = folder.absolute() / "weights"
     if not item.is_dir():
         raise UserError(f"{folder} is not a checkpoint of jaxact (it has no folder `weights`)")
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(item)
+    try:
+        verify(item)
+        with ocp.StandardCheckpointer() as reader:
+            # As NumPy arrays: the devices it was saved from need not exist here.
+            saved = ocp.StandardCheckpointHandler().metadata(item).tree
+            return reader.restore(item, jax.tree.map(lambda m: np.empty(m.shape, m.dtype), saved))
+    except UNREADABLE as error:
+        raise UserError(f"checkpoint {folder} is corrupt: {_first_line(error)}") from error

@@ -42,7 +42,6 @@ class Journal:
     def __init__(self, workdir: pathlib.Path, config: Any, per_epoch: int, total: int):
         self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
         self.path = workdir / "metrics.jsonl"
-        workdir.mkdir(parents=True, exist_ok=True)
         self._write_config(config)
         self.board = self._open_board() if config.save.tensorboard else None
         self.rows: list[dict[str, Any]] = []
@@ -53,7 +52,7 @@ class Journal:
             before = json.loads(path.read_text())["config"]
             for name, old, new in differences(before, now):
                 say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
-        path.write_text(json.dumps({"config": now, "versions": versions()}, indent=1) + "\n")
+        write_json(path, {"config": now, "versions": versions()})
 
     def _open_board(self) -> Any:
         try:
@@ -73,8 +72,9 @@ class Journal:
                     continue  # half a line from a killed process: its step is computed again
                 if row["step"] <= step:
                     self.rows.append(row)
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        self.path.write_text(text)
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
+        part.replace(self.path)
 
     def add(self, step: int, split: str, numbers: dict[str, Number]) -> None:
         """One row; numbers are rounded to nine significant digits."""

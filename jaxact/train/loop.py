@@ -3,7 +3,9 @@ report."""
 
 import contextlib
 import dataclasses
+import json
 import math
+import pathlib
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -62,11 +64,12 @@ def train(run: build.Run) -> dict[str, Any]:
     began = time.monotonic()
     fit = prepare(run)
     with stop_signals(fit):
-        reason = "already complete"
-        if int(fit.state.step) < fit.plan.total:
-            reason = steps(fit)
-        fit.files.wait()
-        results = finish(fit, reason, began)
+        reason = over(fit)
+        results = earlier_results(fit) if reason else None
+        if results is None:
+            reason = reason or steps(fit)
+            fit.files.wait()
+            results = finish(fit, reason, began)
     fit.files.close()
     fit.book.close()
     return results
@@ -77,7 +80,9 @@ def prepare(run: build.Run) -> Fit:
     config, say = run.config, journal.say
     plan = run.plan()
     first = plan.rows[0].view
-    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total)
+    for purpose in ("val", config.eval.split):
+        run.source(purpose)  # what is wrong with it is said now, not after the first epoch
+    make_folder(run.workdir)
     evaluation = config.eval
     files = checkpoint.Checkpoints(
         run.workdir / "checkpoints", config.save, evaluation.metric, evaluation.maximise, say
@@ -91,6 +96,8 @@ def prepare(run: build.Run) -> Fit:
         say(f"resumed from step {int(state.step)} of {run.workdir}")
     else:
         state, groups = build.start(run, first, say)
+    # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
+    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total)
     book.resume(int(state.step))
     say(plan.table())
     say(groups.text(state.params))
@@ -98,6 +105,36 @@ def prepare(run: build.Run) -> Fit:
     fit = Fit(run, plan, state, groups, book, files, progress)
     compile_programs(fit)
     return fit
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes the work dir. Raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise schema.UserError(f"--workdir={path} cannot be made: {error.strerror}") from error
+
+
+def over(fit: Fit) -> str:
+    """Why nothing is left to train, or ""."""
+    options = fit.run.config.eval
+    if int(fit.state.step) >= fit.plan.total:
+        return "end of the plan"
+    if patience_over(fit):
+        return f"no improvement of {options.metric} in {options.patience} validations"
+    return ""
+
+
+def earlier_results(fit: Fit) -> dict[str, Any] | None:
+    """results.json of this very step: the training was complete before."""
+    path = fit.run.workdir / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    if results["steps"] != int(fit.state.step):
+        return None
+    journal.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
+    return results
 
 
 def compile_programs(fit: Fit) -> None:
@@ -198,6 +235,7 @@ def flush(fit: Fit, step: int) -> None:
     for number, metrics in fit.pending:
         found = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in found.items() if not math.isfinite(value)]
+        bad.sort(key=lambda name: not name.startswith("loss"))  # where it began
         if bad:
             kept = fit.files.steps()
             where = f"checkpoint {kept[-1]}" if kept else "no checkpoint yet"
@@ -240,9 +278,7 @@ def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
         fit.book.close()
         journal.say(f"saved step {step} of {fit.plan.total}; the same command goes on from there")
         raise Interrupted(fit.signal)
-    if scores and patience_over(fit):
-        return f"no improvement of {config.eval.metric} in {config.eval.patience} validations"
-    return ""
+    return over(fit) if scores and not last else ""
 
 
 def validate(fit: Fit, step: int, stage: Any) -> dict[str, float]:
@@ -299,7 +335,9 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     purpose = config.eval.split
     stage = fit.plan.rows[-1].view
     scores, rows, ids = evaluate(run, fit.programs[purpose], variables, purpose, stage)
-    fit.book.add(int(fit.state.step), purpose, scores)
+    step = int(fit.state.step)
+    if not any(row["split"] == purpose and row["step"] == step for row in fit.book.rows):
+        fit.book.add(step, purpose, scores)
     journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
     results: dict[str, Any] = {
         "split": purpose,
@@ -310,17 +348,18 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(fit.state.params)),
         "examples_per_s": round(fit.progress.rate, 3),
         "wall_s": round(time.monotonic() - began, 1),
-        "steps": int(fit.state.step),
+        "steps": step,
         "stop_reason": reason,
         "versions": journal.versions(),
     }
-    journal.write_json(run.workdir / "results.json", results)
     shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
     journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
     if config.save.report:
         page = run.workdir / "report.html"
-        summary.write_report(page, run, results, fit.book.rows, rows)
+        summary.write_report(page, run, results, fit.book.rows, rows, ids)
         journal.say(f"report: {page}")
+    # Last: where it exists, everything else does.
+    journal.write_json(run.workdir / "results.json", results)
     return results
 
 

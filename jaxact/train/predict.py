@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -59,8 +59,8 @@ class Listed:
         return self.examples[index]
 
 
-def predict(run: build.Run, where: str, inputs: str, out: IO[str]) -> int:
-    """One JSON line for each example of `--input`; returns how many."""
+def predict(run: build.Run, where: str, inputs: str) -> list[str]:
+    """One JSON line for each example of `--input`."""
     source = Listed(run.task.example(inputs))
     if not len(source):
         raise UserError(f"--input={inputs} names no example")
@@ -68,8 +68,8 @@ def predict(run: build.Run, where: str, inputs: str, out: IO[str]) -> int:
     variables, _ = load(run, where, stage)
     program = make_eval_step(run.task, "predict")
     _, rows, ids = evaluate(run, program, variables, "predict", stage, source)
+    lines = []
     for index, name in enumerate(ids):
         described = run.task.describe({k: np.asarray(v[index]) for k, v in rows.items()})
-        out.write(json.dumps({"id": name, **described}) + "\n")
-    out.flush()
-    return len(ids)
+        lines.append(json.dumps({"id": name, **described}))
+    return lines

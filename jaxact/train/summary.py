@@ -20,8 +20,9 @@ def write_report(
     results: dict[str, Any],
     history: list[dict[str, Any]],
     rows: dict[str, np.ndarray],
+    ids: list[str],
 ) -> None:
-    """The page of results, curves, confusion matrix and examples.
+    """The page of results, curves, confusion matrix and examples; `ids` name the rows.
 
     Classification parts appear where the rows hold `scores` f[n, k] and `label` i[n].
     """
@@ -40,7 +41,8 @@ def write_report(
         known = np.flatnonzero(rows["label"] >= 0)
         scores, labels = rows["scores"][known], rows["label"][known]
         confusion = Confusion.count(scores.argmax(1), labels, len(run.task.classes)).table
-        worst, best = _examples(run, results["split"], known, scores, labels)
+        names = [ids[i] for i in known]
+        worst, best = _examples(run, results["split"], names, scores, labels)
     write(
         path,
         Report(
@@ -59,10 +61,11 @@ def write_report(
 
 
 def _examples(
-    run: Run, split: str, known: np.ndarray, scores: np.ndarray, labels: np.ndarray
+    run: Run, split: str, ids: list[str], scores: np.ndarray, labels: np.ndarray
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The confidently wrong and the confidently right, most confident first."""
     source, names = run.source(split), run.task.classes
+    place = {name: index for index, name in enumerate(source.ids)}
     share = scores / np.maximum(np.abs(scores).sum(1, keepdims=True), 1e-12)
     if (scores < 0).any():  # logits
         power = np.exp(scores - scores.max(1, keepdims=True))
@@ -76,10 +79,9 @@ def _examples(
         for i in picks:
             frames = None
             if run.task.thumbnail is not None:
-                frames = run.task.thumbnail(source[int(known[i])])
+                frames = run.task.thumbnail(source[place[ids[i]]])
             true, predicted = names[labels[i]], names[guess[i]]
-            name = source.ids[int(known[i])]
-            found.append(Example(name, true, predicted, float(sure[i]), frames))
+            found.append(Example(ids[i], true, predicted, float(sure[i]), frames))
         return tuple(found)
 
     return chosen(False), chosen(True)

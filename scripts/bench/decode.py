@@ -2,7 +2,7 @@
 
     python scripts/bench/decode.py [--video FILE] [--repeats 9]
 
-Without a file it writes one: 300 frames of 320x240 h264 with B-frames and camera motion. The plain
+Without a file it writes one: 300 frames of 320x240 h264, a key every 48, a moving camera. The plain
 reader decodes from the start and converts the wanted frames with `to_ndarray`; `first` includes
 making the index, `again` finds it in memory. The variants take turns, so their ratios hold on a
 busy machine where the milliseconds do not.

@@ -133,13 +133,14 @@ def compare(block: str, rounds: int, torch_python: str, slow: bool, threads: int
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert torch.stdin is not None and torch.stdout is not None
-    if torch.stdout.readline().strip() != "ready":
+    stdin, stdout = torch.stdin, torch.stdout
+    assert stdin is not None and stdout is not None
+    if stdout.readline().strip() != "ready":
         raise SystemExit(f"PyTorch did not start under {torch_python}")
 
     def remote(name: str) -> float:
-        print(name, file=torch.stdin, flush=True)
-        return float(torch.stdout.readline())
+        print(name, file=stdin, flush=True)
+        return float(stdout.readline())
 
     contestants = {**made["steps"]}
     for name in ("torch channels_last", "torch contiguous"):
@@ -154,7 +155,7 @@ def compare(block: str, rounds: int, torch_python: str, slow: bool, threads: int
             elapsed = run()
             if number:  # the first round warms up
                 times[name].append(elapsed)
-    torch.stdin.close()
+    stdin.close()
     torch.wait()
     medians = {name: round(statistics.median(t) * 1e3, 1) for name, t in times.items()}
     best = min(value for name, value in medians.items() if name.startswith("torch"))

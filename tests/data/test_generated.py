@@ -29,14 +29,9 @@ def content(folder):
 
 
 def at(recording, points):
-    """Colours f64[t, 3] of the pixels under `points` f64[t, 2] (x, y) px, averaged over 3x3."""
-    columns, rows = points.round().astype(int).T
-    window = [
-        recording.frames[range(len(rows)), rows + dy, columns + dx].astype(float)
-        for dy in (-1, 0, 1)
-        for dx in (-1, 0, 1)
-    ]
-    return np.mean(window, 0)
+    """Colours f64[t, 3] of the pixels under `points` f64[t, 2] (x, y) px."""
+    columns, rows = np.floor(points).astype(int).T
+    return recording.frames[range(len(rows)), rows, columns].astype(float)
 
 
 # -- what is ambiguous, and what is not -------------------------------------------------------
@@ -91,29 +86,35 @@ def test_colour_can_be_read_off_the_flag():
             assert (colour[0] > colour[2]) == (label % 2 == 0)
 
 
-def joint(clip, numbers):
-    """The measured joints f64[t, n, 2] of the first person; NaN where missed."""
+def measured(clip, numbers):
+    """Measured joints f64[t, n, 2] of the first person, missed ones interpolated in time."""
     points = clip.keypoint[0][:, list(numbers)].astype(float)
-    return np.where(clip.score[0][:, list(numbers), None] > 0, points, np.nan)
+    for n, number in enumerate(numbers):
+        there = np.flatnonzero(clip.score[0][:, number] > 0)
+        for axis in (0, 1):
+            points[:, n, axis] = np.interp(range(len(points)), there, points[there, n, axis])
+    return points
+
+
+def swing(values):
+    """How far f64[t, n] moves in time, outliers aside."""
+    return np.percentile(values, 90, axis=0) - np.percentile(values, 10, axis=0)
 
 
 def told_by_hand(clip):
-    """(movement, marching) by simple rules on the measured joints, missed ones left out."""
-    wrists, knees, hips = (joint(clip, n) for n in (puppet.WRISTS, puppet.KNEES, puppet.HIPS))
-    shoulders = joint(clip, puppet.SHOULDERS)
-    arm = np.nanmedian(hips[:, :, 1] - shoulders[:, :, 1])  # the trunk, as a measure
-    heights = (np.nanmean(shoulders[..., 1], 1)[:, None] - wrists[..., 1]) / arm
-    reach = np.nanpercentile(heights, 90, axis=0) - np.nanpercentile(heights, 10, axis=0)
+    """(movement, marching) by simple rules on the measured joints."""
+    parts = (puppet.SHOULDERS, puppet.WRISTS, puppet.HIPS, puppet.KNEES)
+    shoulders, wrists, hips, knees = (measured(clip, part)[..., 1] for part in parts)
+    trunk = np.median(hips - shoulders)
+    heights = (shoulders.mean(1, keepdims=True) - wrists) / trunk
     third = len(heights) // 3
-    if reach.max() > 2.5 * reach.min():
-        side = int(reach.argmax())
-        rise = np.nanmean(heights[-third:, side]) - np.nanmean(heights[:third, side])
+    if swing(heights).max() > 2.5 * swing(heights).min():
+        side = int(swing(heights).argmax())
+        rise = heights[-third:, side].mean() - heights[:third, side].mean()
         movement = RAISE if rise > 0 else LOWER
     else:
-        movement = STRETCH if np.nanpercentile(heights, 90) > 0.3 else CLAP
-    lifts = (np.nanmean(hips[..., 1], 1)[:, None] - knees[..., 1]) / arm
-    spread = np.nanpercentile(lifts, 90, axis=0) - np.nanpercentile(lifts, 10, axis=0)
-    return movement, bool(spread.max() > 0.25)
+        movement = STRETCH if np.percentile(heights, 90) > 0.3 else CLAP
+    return movement, bool(swing((shoulders - knees) / trunk).max() > 0.2)
 
 
 def test_movement_and_legs_can_be_read_off_the_measured_joints():
@@ -162,8 +163,7 @@ def test_joints_lie_on_the_drawn_limbs():
             (puppet.SHOULDERS, clip.look.shirt),
         ):
             for number in numbers:
-                seen = at(clip, clip.joints[:, number] - 0.5)
-                far = np.abs(seen - colour).max(-1)
+                far = np.abs(at(clip, clip.joints[:, number]) - colour).max(-1)
                 # A hand may pass in front of a shoulder or the face, not all the time.
                 assert np.median(far) < 12, (label, number, np.median(far))
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.data import frame_index
+from jaxact.data.generated import record
 from jaxact.data.video import Video, write
 
 av = pytest.importorskip("av")
@@ -397,6 +399,15 @@ def test_writing_twice_gives_the_same_bytes(tmp_path, suffix):
     with Video(tmp_path / f"a.{suffix}") as video:
         assert video._index.keys[:3] == [0, 8, 16]
         assert video.fps == pytest.approx(30000 / 1001)
+
+
+def test_writing_from_two_threads_gives_the_same_bytes(tmp_path):
+    """Small and almost still pictures, where x264 can make choices that depend on unset memory."""
+    clips = [record(label, 0, frames=8, size=(48, 64)).frames for label in (4, 5, 6, 7)]
+    paths = [tmp_path / f"{i}.mp4" for i in range(96)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda i: write(paths[i], clips[i % 4], 16, crf=18), range(len(paths))))
+    assert [len({path.read_bytes() for path in paths[i::4]}) for i in range(4)] == [1, 1, 1, 1]
 
 
 def test_quality_is_obeyed(tmp_path):

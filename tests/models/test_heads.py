@@ -240,7 +240,7 @@ def test_pooling_modes():
     x = {"rgb": jax.random.normal(jax.random.key(3), (2, 4, 3, 3, 6))}
     head = Head(5, kind="x3d", pool="logits", window=(0, 2, 2))
     logits, state = positions(head, x)
-    each = state["intermediates"]["head" if "head" in state else "rgb"]["__call__"][0]
+    each = state["intermediates"]["rgb"]["__call__"][0]
     assert each.shape == (2, 1, 2, 2, 5)
     np.testing.assert_allclose(logits["rgb"], each.mean((1, 2, 3)), rtol=1e-5, atol=1e-6)
     chances, _ = positions(head.clone(pool="softmax"), x)
@@ -270,7 +270,7 @@ def test_mistakes_are_named():
         Head(3, kind="mlp")
     with pytest.raises(UserError, match="pool 'max': choose one of mean, logits, softmax"):
         Head(3, pool="max")
-    with pytest.raises(UserError, match="2 entries up to 1: needs one of 0..1 for each of 3"):
+    with pytest.raises(UserError, match=r"2 entries up to 1: needs one of 0\.\.1 for each of 3"):
         Head(3, 2, prototypes=Prototypes((0, 1)))
     with pytest.raises(UserError, match="coarse_classes > 0"):
         Head(3, prototypes=Prototypes((0, 0, 0)))

@@ -46,9 +46,12 @@ def test_same_tree_and_distributions_as_init():
         a, b = (np.sort(np.float64(v["params"][name]).ravel()) for v in (ours, theirs))
         # Two samples of 120,000: quantiles agree to a few thousandths of the spread.
         quantiles = np.linspace(0.01, 0.99, 99)
-        apart = np.quantile(a, quantiles) - np.quantile(b, quantiles)
-        assert abs(apart).max() < 0.02 * b.std(), name
-        assert a.min() >= b.min() - 0.5 * b.std() and a.max() <= b.max() + 0.5 * b.std()
+        apart = abs(np.quantile(a, quantiles) - np.quantile(b, quantiles)).max()
+        # bfloat16 has eight bits: neighbours near the ends are 1/64 apart.
+        assert apart < (0.05 if name == "half" else 0.02) * b.std(), name
+        if name not in ("normal", "shifted", "half"):  # the others are bounded, close to their ends
+            ends = (a.min() - b.min(), a.max() - b.max())
+            assert max(map(abs, ends)) < 0.002 * b.std(), name
     square = ours["params"]["orthogonal"]
     np.testing.assert_allclose(square @ square.T, np.eye(64), atol=1e-5)
     np.testing.assert_array_equal(ours["params"]["table"], theirs["params"]["table"])
@@ -104,4 +107,5 @@ def test_large_arrays_use_large_blocks():
     model = nn.Dense(1500)
     kernel = initialise(model, jax.random.key(0), jnp.zeros((1, 1000)))["params"]["kernel"]
     assert abs(np.std(kernel) * np.sqrt(1000) - 1) < 0.01
-    assert len(np.unique(kernel)) > 0.98 * kernel.size
+    # 23 random bits a number: of 1.5 million about 92 % differ from all others.
+    assert len(np.unique(kernel)) > 0.9 * kernel.size

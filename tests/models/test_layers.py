@@ -1,5 +1,6 @@
 """Layers: every way of running a convolution gives the same numbers."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,13 +58,23 @@ def test_squeeze_excite_by_hand():
     np.testing.assert_allclose(layer.apply({"params": params}, x), x * gate, rtol=1e-6)
 
 
+class Normalised(nn.Module):
+    """One BatchNorm in training."""
+
+    @nn.compact
+    def __call__(self, x):
+        return layers.batch_norm("bn", True, jnp.float32)(x)
+
+
 def test_batch_norm_is_torch_s():
     x = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 5)) * 3 + 1
-    module = layers.batch_norm("bn", True, jnp.float32)
+    module = Normalised()
     variables = module.init(jax.random.key(1), x)
     y, state = module.apply(variables, x, mutable=["batch_stats"])
     flat = np.asarray(x).reshape(-1, 5)
     wanted = (x - flat.mean(0)) / np.sqrt(flat.var(0) + 1e-5)
     np.testing.assert_allclose(y, wanted, atol=1e-4)
-    np.testing.assert_allclose(state["batch_stats"]["mean"], 0.1 * flat.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(state["batch_stats"]["var"], 0.9 + 0.1 * flat.var(0), rtol=1e-5)
+    np.testing.assert_allclose(state["batch_stats"]["bn"]["mean"], 0.1 * flat.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(
+        state["batch_stats"]["bn"]["var"], 0.9 + 0.1 * flat.var(0), rtol=1e-5
+    )

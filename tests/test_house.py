@@ -1,0 +1,305 @@
+"""The house rules: who imports whom, sizes, docstrings, lint, README commands, live fields."""
+
+import ast
+import dataclasses
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "jaxact"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# room -> what of jaxact it may import (a room, or one module of it). Nobody lists tasks or main:
+# the trainer finds a task by its name in the config.
+MAY_IMPORT = {
+    "config": set(),
+    "task": {"config"},
+    "ops": {"config"},
+    "models": {"config", "ops"},
+    "data": {"config", "task"},
+    "evaluate": {"config"},
+    "weights": {"config", "data.pickles"},
+    "tasks": {"config", "task", "ops", "models", "data", "evaluate", "weights"},
+    "train": {"config", "task", "data", "evaluate", "models.initialise"},
+    "main": {"config", "task", "data", "evaluate", "train"},
+}
+FLAX_ROOMS = ("models", "train")
+LONGEST = 400
+# A system is one file, however many steps lie between its annotations and its scores (law 3).
+ONE_FILE_SYSTEMS = {"jaxact/tasks/action.py": 720}
+
+
+def room(path: pathlib.Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST) -> list[tuple[int, str]]:
+    """(line, dotted name) of every import, those inside functions included."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, name.name) for name in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: imports are absolute"
+            found += [(node.lineno, f"{node.module}.{name.name}") for name in node.names]
+    return found
+
+
+def test_every_room_is_known():
+    rooms = {room(path) for path in FILES} - {"__init__"}
+    assert rooms <= MAY_IMPORT.keys(), "a new room needs a row in MAY_IMPORT"
+
+
+@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
+def test_import_law(name):
+    wrong = []
+    for path in (p for p in FILES if room(p) == name):
+        for line, found in imported(ast.parse(path.read_text())):
+            where = f"{path.relative_to(ROOT)}:{line} imports {found}"
+            parts = found.split(".")
+            if parts[0] == "flax" and name not in FLAX_ROOMS:
+                wrong.append(where)
+            if parts[0] != "jaxact" or len(parts) < 2 or parts[1] == name:
+                continue
+            allowed = {tuple(a.split(".")) for a in MAY_IMPORT[name]}
+            if not any(tuple(parts[1 : 1 + len(a)]) == a for a in allowed):
+                wrong.append(where)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_import_law_sees_what_it_should():
+    source = "def f():\n    from jaxact.tasks import action\n    import flax.linen as nn\n"
+    assert [name for _, name in imported(ast.parse(source))] == [
+        "jaxact.tasks.action",
+        "flax.linen",
+    ]
+
+
+def test_configs_build_on_the_schema_and_their_task():
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        for line, found in imported(ast.parse(path.read_text())):
+            if found.startswith("jaxact"):
+                assert found.startswith(("jaxact.config.", "jaxact.tasks.")), f"{path}:{line}"
+
+
+def test_files_are_short():
+    for path in FILES:
+        name = path.relative_to(ROOT).as_posix()
+        limit = ONE_FILE_SYSTEMS.get(name, LONGEST)
+        lines = len(path.read_text().splitlines())
+        assert lines <= limit, f"{name} has {lines} lines, at most {limit}"
+
+
+def public(tree: ast.Module):
+    """Public functions and classes of a module, and the public methods of those classes."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    for node in tree.body:
+        if isinstance(node, kinds) and not node.name.startswith("_"):
+            yield node.name, node
+            if isinstance(node, ast.ClassDef):
+                for inner in node.body:
+                    # A method of one statement may speak for itself.
+                    if isinstance(inner, kinds) and inner.name[0] != "_" and len(inner.body) > 1:
+                        yield f"{node.name}.{inner.name}", inner
+
+
+def test_everything_public_says_what_it_is():
+    bare = []
+    for path in FILES:
+        tree = ast.parse(path.read_text())
+        if not ast.get_docstring(tree):
+            bare.append(str(path.relative_to(ROOT)))
+        for name, node in public(tree):
+            protocol = any("Protocol" in ast.unparse(b) for b in getattr(node, "bases", []))
+            body_only = [ast.unparse(b) for b in node.body] == ["..."]
+            if not ast.get_docstring(node) and not protocol and not body_only:
+                bare.append(f"{path.relative_to(ROOT)}:{node.lineno} {name}")
+    assert not bare, "without a docstring:\n" + "\n".join(bare)
+
+
+def test_no_generic_drawers():
+    names = {path.stem for path in FILES}
+    assert not names & {"utils", "util", "helpers", "common", "manager", "misc", "registry"}
+
+
+# ---------------------------------------------------------------------------------- clean files
+
+
+def tool(name: str, *arguments: str) -> None:
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed (extra [test])")
+    found = subprocess.run(
+        [sys.executable, "-m", name, *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_lint():
+    tool("ruff", "check", "--output-format=concise", ".")
+
+
+def test_format():
+    tool("ruff", "format", "--check", ".")
+
+
+def test_types():
+    tool("mypy")
+
+
+def tracked() -> list[pathlib.Path]:
+    """Files that are, or would be, in the repository."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
+
+
+def test_no_path_of_one_machine():
+    folders = "|".join(["work", "home", "root", "tmp", "Users"])
+    machine = re.compile(rf"(?<![\w.\-/}})~])/({folders})/")
+    found = []
+    for path in tracked():
+        content = path.read_bytes()
+        if b"\0" in content[:4096]:
+            continue
+        for number, line in enumerate(content.decode("utf-8", "replace").splitlines(), 1):
+            if machine.search(line):
+                found.append(f"{path.relative_to(ROOT)}:{number}: {line.strip()[:80]}")
+    assert not found, "\n".join(found)
+
+
+def test_no_unfinished_marks():
+    mark = re.compile(r"\b(TODO|FIXME|XXX)\b")
+    for path in FILES:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            assert not mark.search(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+def test_no_silent_except():
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ExceptHandler):
+                where = f"{path.relative_to(ROOT)}:{node.lineno}"
+                assert node.type is not None, f"{where}: bare except"
+                assert not all(isinstance(n, ast.Pass) for n in node.body), f"{where}: except: pass"
+
+
+# -------------------------------------------------------------------------------------- README
+
+
+def commands() -> list[str]:
+    """The README's fenced commands that start with make or python -m jaxact.main."""
+    text = (ROOT / "README.md").read_text()
+    found = []
+    for block in re.findall(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            line = line.strip().removeprefix("$ ").split(" #")[0].strip()
+            if re.match(r"(make\b|(\S+/)?python3? -m jaxact\.main\b)", line):
+                found.append(line)
+    return found
+
+
+def test_readme_names_the_two_commands():
+    assert {"make demo", "make test"} <= set(commands())
+
+
+def test_readme_make_targets_exist():
+    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for command in commands():
+        if command.startswith("make"):
+            words = [w for w in command.split()[1:] if "=" not in w and not w.startswith("-")]
+            assert set(words) <= rules, f"README: {command}; the Makefile has {sorted(rules)}"
+
+
+PARSE_EACH = """
+import os, shlex, sys
+from jaxact import config, main
+for line in sys.stdin.read().splitlines():
+    child = os.fork()  # flags are parsed once in a process
+    if child == 0:
+        try:
+            words = shlex.split(line)
+            main.parse(["main", *words[words.index("jaxact.main") + 1 :]])
+            config.validate(main.loaded_config())
+        except config.UserError as error:
+            print(f"{line}: {error}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+def test_readme_commands_parse():
+    lines = [line for line in commands() if "jaxact.main" in line]
+    assert lines, "the README shows no command of jaxact.main"
+    found = subprocess.run(
+        [sys.executable, "-c", PARSE_EACH],
+        input="\n".join(lines),
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0 and not found.stdout, found.stdout + found.stderr
+
+
+# --------------------------------------------------------------------------------- live fields
+
+# Looking at a field only to refuse it does not make it work.
+CHECKS = {"validate", "_validate", "_types"}
+
+
+def read_names() -> set[str]:
+    """Attributes that the package reads, and the names it looks up as text, outside the checks."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.FunctionDef) and node.name in CHECKS:
+            return
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        # A stage value is read as hyper["mixup"].
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            found.add(str(node.slice.value))
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    for path in FILES:
+        visit(ast.parse(path.read_text()))
+    return found
+
+
+def schemas() -> dict[str, type]:
+    """Every config dataclass of the package, by its qualified name."""
+    found = {}
+    modules = ["jaxact.config"]
+    modules += [f"jaxact.tasks.{p.stem}" for p in (PACKAGE / "tasks").glob("[!_]*.py")]
+    for name in modules:
+        for key, value in vars(importlib.import_module(name)).items():
+            if dataclasses.is_dataclass(value) and value.__module__ == name:
+                if isinstance(value, type):
+                    found[f"{name}.{key}"] = value
+    return found
+
+
+def test_every_config_field_is_read():
+    read = read_names()
+    dead = [
+        f"{name}.{field.name}"
+        for name, schema in schemas().items()
+        for field in dataclasses.fields(schema)
+        if field.name not in read
+    ]
+    assert len(schemas()) >= 12
+    assert not dead, f"config fields that nothing reads: {', '.join(dead)}"

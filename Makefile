@@ -20,7 +20,7 @@ $(READY): pyproject.toml
 	@touch $@
 
 demo-data: $(READY)
-	$(BIN)/python -m jaxact.data.generated $(DEMO)/clips
+	$(BIN)/python scripts/prepare_demo.py $(DEMO)/clips
 
 demo: demo-data
 	$(RUN) --config=configs/x3d.py:demo --workdir=$(DEMO)/run \

@@ -43,21 +43,34 @@ class Ended:
         return lines[0]
 
 
-def run(*flags: str, cache: bool = True, limit: int = 300, **options) -> Ended:
-    """`python -m jaxact.main` with these flags, from the repository root."""
-    env = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
-    env.setdefault("JAXACT_CACHE", str(ROOT / "build" / "cache"))
+LIMITED = """
+import os, resource, sys
+largest = int(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (largest, largest))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def run(
+    *flags: str, cache: bool = True, largest: int = 0, limit: int = 300, env: dict | None = None
+) -> Ended:
+    """`python -m jaxact.main` with these flags, from the repository root.
+
+    `cache` False neither reads nor keeps compiled programs; with `largest` no file can grow beyond
+    so many bytes (a write then fails as on a full disk); `limit` seconds are allowed.
+    """
+    full = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
+    full.setdefault("JAXACT_CACHE", str(ROOT / "build" / "cache"))
     if not cache:
-        env["JAXACT_CACHE"] = "off"
-    env.update(options.pop("env", {}))
+        full["JAXACT_CACHE"] = "off"
+    before = ("-c", LIMITED, str(largest)) if largest else ()
     ended = subprocess.run(
-        [sys.executable, "-m", "jaxact.main", *flags],
+        [sys.executable, *before, "-m", "jaxact.main", *flags],
         cwd=ROOT,
-        env=env,
+        env={**full, **(env or {})},
         capture_output=True,
         text=True,
         timeout=limit,
-        **options,
     )
     return Ended(ended.returncode, ended.stdout, ended.stderr)
 

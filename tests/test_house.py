@@ -32,7 +32,7 @@ MAY_IMPORT = {
 FLAX_ROOMS = ("models", "train")
 LONGEST = 400
 # A system is one file, however many steps lie between its annotations and its scores (law 3).
-ONE_FILE_SYSTEMS = {"jaxact/tasks/action.py": 720}
+ONE_FILE_SYSTEMS = {"jaxact/tasks/action.py": 760}
 
 
 def room(path: pathlib.Path) -> str:
@@ -204,7 +204,8 @@ def commands() -> list[str]:
     found = []
     for block in re.findall(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ").split(" #")[0].strip()
+            line = re.sub(r" \[[^]]*\]", "", line.strip().removeprefix("$ "))  # [options ...]
+            line = line.split(" #")[0].strip()
             if re.match(r"(make\b|(\S+/)?python3? -m jaxact\.main\b)", line):
                 found.append(line)
     return found
@@ -230,7 +231,8 @@ for line in sys.stdin.read().splitlines():
     if child == 0:
         try:
             words = shlex.split(line)
-            main.parse(["main", *words[words.index("jaxact.main") + 1 :]])
+            sys.argv = words[words.index("jaxact.main") :]  # the parser of the config looks here
+            main.parse(sys.argv)
             config.validate(main.loaded_config())
         except config.UserError as error:
             print(f"{line}: {error}", flush=True)

@@ -5,7 +5,6 @@ Nothing is lost by a mistake: what lay in the work dir before lies there after.
 
 import os
 import pickle
-import resource
 import shutil
 
 import command
@@ -267,14 +266,15 @@ def test_an_unreadable_video_stops_worker_processes_too(clips, tmp_path):
     assert "train0005.mp4" in ended.only_error and "Traceback" not in ended.err
 
 
-@pytest.mark.parametrize("kind", ["missing", "cut"])
-def test_an_unreadable_video_is_masked_out_on_request(clips, tmp_path, kind):
+@pytest.mark.parametrize(("kind", "workers"), [("missing", 0), ("cut", 1)])
+def test_an_unreadable_video_is_masked_out_on_request(clips, tmp_path, kind, workers):
     where = damaged(clips, tmp_path, kind, "train0005")
     DAMAGE[kind](tmp_path / "set" / "clips" / "test0002.mp4")
     ended = command.trained(
         *ONE_STREAM,
         "--config.length=1 epochs",
         "--config.input.broken=skip",
+        f"--config.input.workers={workers}",
         *where,
         f"--workdir={tmp_path / 'run'}",
     )
@@ -284,6 +284,19 @@ def test_an_unreadable_video_is_masked_out_on_request(clips, tmp_path, kind):
     stored = np.load(tmp_path / "run" / "predictions" / "test.npz")
     assert stored["ids"].tolist() == [f"test{k:04d}" for k in range(8) if k != 2]
     assert all(np.isfinite(row["loss"]) for row in command.rows(tmp_path / "run") if "loss" in row)
+
+
+def test_nothing_readable_is_a_mistake_all_the_same(clips, tmp_path):
+    ended = command.run(
+        *ONE_STREAM,
+        "--config.length=1 epochs",
+        "--config.input.broken=skip",
+        f"--config.data.annotations={clips / 'annotations.pkl'}",
+        f"--config.data.videos={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert ended.code == 2, ended.err
+    assert "no example of the val split" in ended.error
 
 
 def test_check_names_every_unreadable_video(clips, tmp_path):
@@ -362,15 +375,6 @@ def test_evaluating_a_corrupt_checkpoint(refused, copied):
     assert str(copied / "checkpoints" / "6") in error and "corrupt" in error
 
 
-def full_disk(limit):
-    """From here on no file can grow beyond `limit` bytes; Python ignores the signal of that."""
-
-    def apply():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    return apply
-
-
 def test_a_full_disk(tmp_path):
     """A wide toy: its checkpoints do not fit into the limit, at first all else does."""
     wide = (TOY, "--config.model.width=8192", f"--workdir={tmp_path}")
@@ -378,7 +382,7 @@ def test_a_full_disk(tmp_path):
     before = command.files(tmp_path / "checkpoints" / "6")
     more = (*wide, "--config.length=3 epochs")
     for limit in (65536, 200):
-        ended = command.run(*more, cache=False, preexec_fn=full_disk(limit))
+        ended = command.run(*more, cache=False, largest=limit)
         assert ended.code == 2, ended.err
         assert str(tmp_path) in ended.only_error
         if limit > 200:
@@ -409,7 +413,7 @@ def test_divergence_keeps_the_last_good_checkpoint(copied):
 def test_prediction_inputs(refused, clips, tmp_path):
     trained = tmp_path / "run"
     command.trained(
-        *ONE_STREAM, "--config.length=1 steps", *command.data(clips), f"--workdir={trained}"
+        *ONE_STREAM, "--config.length=1 epochs", *command.data(clips), f"--workdir={trained}"
     )
     predict = (*ONE_STREAM, "--mode=predict", f"--workdir={trained}")
     assert "--input is missing" in refused(*predict)

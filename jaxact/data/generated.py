@@ -47,7 +47,7 @@ CLASSES = (
 )
 RAISE, LOWER, CLAP, STRETCH = range(4)  # label // 2
 FPS = 16
-FORMAT = 1  # raise it when the same arguments give other clips
+FORMAT = 2  # raise it when the same arguments give other clips
 FINE = 2  # drawn this many times larger, then averaged
 MARGIN = 6  # px of wall around the picture, for the camera to shake in
 HUES = ((0.97, 1.03), (0.59, 0.65))  # of the flags: red, blue
@@ -341,7 +341,8 @@ def write(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         annotations = list(pool.map(lambda arguments: job(*arguments), jobs))
     splits = {split: [name for name, of, _ in jobs if of == split] for split in ("train", "test")}
-    content = pickle.dumps({"split": splits, "annotations": annotations}, protocol=4)
+    found = {"split": splits, "annotations": annotations, "classes": list(CLASSES)}
+    content = pickle.dumps(found, protocol=4)
     _replace(pickled, content)
     _replace(manifest, json.dumps(wanted, indent=2).encode())
     return pickled

@@ -67,6 +67,7 @@ class Head(nn.Module):
     window: tuple[int, int, int] = (0, 0, 0)
     prototypes: Prototypes | None = None
     dtype: jnp.dtype = jnp.float32
+    deviation: float = 0.01  # of the classifiers' first weights
 
     def __post_init__(self):
         for field, allowed in (("kind", KINDS), ("pool", POOLS)):
@@ -115,9 +116,9 @@ class Head(nn.Module):
             if self.coarse_classes:
                 classify[f"{stream}_coarse"] = self.coarse_classes
             for name, count in classify.items():
-                logits = nn.Dense(count, dtype=wide, kernel_init=layers.linear_normal, name=name)(
-                    dropped
-                )
+                logits = nn.Dense(
+                    count, dtype=wide, kernel_init=nn.initializers.normal(self.deviation), name=name
+                )(dropped)
                 outputs[name] = self._averaged(logits)
             if self.prototypes is not None:
                 if not train or labels is None:

@@ -36,6 +36,7 @@ class Recognizer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     implementation: str = "auto"  # of the depthwise filters
     remat: bool = False
+    head_deviation: float = 0.01  # of the classifiers' first weights
 
     def __post_init__(self):
         if self.streams not in STREAMS:
@@ -85,5 +86,6 @@ class Recognizer(nn.Module):
             self.window,
             self.prototypes,
             self.dtype,
+            self.head_deviation,
             name="head",
         )(features, train, labels, coarse_labels, mask)

@@ -73,6 +73,7 @@ class Model:
     loss_weights: tuple[float, ...] = (1.0, 1.5, 0.6, 1.2)  # rgb, pose, rgb coarse, pose coarse
     prototypes: bool = False  # PCAN's prototype contrast and tree terms (needs coarse)
     dropout: tuple[float, ...] = (0.5, 0.5)  # rgb, pose
+    head_deviation: float = 0.01  # of the classifiers' first weights; 0.06 starts small nets faster
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
     depthwise: str = "auto"  # auto | shift | conv: see ops.depthwise
 
@@ -255,6 +256,7 @@ def _model(config: Config, skeleton: skeletons.Skeleton) -> Recognizer:
         dtype=jnp.dtype(config.dtype),
         implementation=model.depthwise,
         remat=model.remat,
+        head_deviation=model.head_deviation,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches
 from jaxact.train import mesh
 from jaxact.train.build import Run, eval_size
@@ -41,5 +42,7 @@ def evaluate(
         real = np.asarray(host["mask"])
         kept.append({name: np.asarray(array)[real] for name, array in rows.items()})
         ids += [source.ids[i] for i in np.asarray(host["id"])[real]]
+    if not ids:
+        raise UserError(f"no example of the {purpose} split could be read")
     rows = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return run.task.score(jax.device_get(merged), rows), rows, ids

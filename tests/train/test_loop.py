@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -183,6 +184,27 @@ def test_a_killed_run_has_every_row_once(whole, tmp_path, monkeypatch, death):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_very_step(whole, tmp_path, monkeypatch, number):
+    log = loop.log
+
+    def logged(fit, now, size):
+        if now == 9:
+            signal.raise_signal(number)
+        log(fit, now, size)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "log", logged)
+        before = signal.getsignal(number)
+        with pytest.raises(loop.Interrupted) as caught:
+            train(tmp_path, length="3 epochs")
+        assert signal.getsignal(number) is before
+    assert caught.value.number == number
+    assert steps(tmp_path) == [6, 9]
+    train(tmp_path, length="3 epochs")
+    assert rows(tmp_path) == rows(whole[0])
+
+
 def test_half_a_line_is_forgotten(whole, tmp_path):
     """A kill in the middle of a write."""
     workdir = shutil.copytree(whole[0], tmp_path / "run")
@@ -225,6 +247,21 @@ def test_a_longer_run_goes_on_and_says_what_changed(whole, tmp_path, capfd):
     assert [row["step"] for row in rows(workdir, "test")] == [18, 24]
     stored = json.loads((workdir / "config.json").read_text())["config"]
     assert stored["length"] == "4 epochs" and stored["optim"]["lr"] == 0.05
+
+
+def test_own_checkpoints_come_before_init_from(whole, tmp_path, capfd):
+    """What another run gave is in them already; it need not exist any more."""
+    origin = shutil.copytree(whole[0], tmp_path / "origin")
+    fields = dict(init_from=str(origin))
+    results = train(tmp_path / "new", length="1 epochs", **fields)
+    assert results["steps"] == 6
+    assert "8 of 8 arrays loaded (ema weights)" in (tmp_path / "new/init_report.txt").read_text()
+    first = rows(tmp_path / "new", "train")[0]["loss"]
+    assert first < rows(whole[0], "train")[0]["loss"]  # it did not start from nothing
+    shutil.rmtree(origin)
+    capfd.readouterr()
+    assert train(tmp_path / "new", length="2 epochs", **fields)["steps"] == 12
+    assert "resumed from step 6" in capfd.readouterr().err
 
 
 # ----------------------------------------------------------------------------------- early stopping

@@ -406,9 +406,25 @@ def test_alphas_of_zero_are_off_exactly():
 
 
 def test_randomness_is_a_function_of_seed_and_step(tmp_path):
-    """The same steps twice are the same bits; another seed is another training."""
-    config = toy(model__dropout=0.5)
-    one, other = (steps(config, 4, tmp_path) for _ in range(2))
+    """One state and one batch: the same loss twice, another with another seed or step."""
+    config = toy(model__dropout=0.5, optim__ema=0.0)
+    run = build.open_run(config, tmp_path)
+    plan = run.plan()
+    row = plan.rows[0]
+    batch = next(train_batches(config, run.task, run.source("train"), row.view, 0, 1))
+
+    def loss(seed, step):
+        start, groups = build.start(run, row.view, lambda text: None)
+        other = dataclasses.replace(config, seed=seed)
+        program = make_train_step(other, run.task, plan, groups, row)
+        return float(program(start.replace(step=jnp.int32(step)), batch)[1]["loss"])
+
+    wanted = loss(0, 0)
+    assert loss(0, 0) == wanted
+    assert len({wanted, loss(1, 0), loss(0, 5)}) == 3
+
+
+def test_the_same_training_twice_is_the_same_bits(tmp_path):
+    one, other = (steps(toy(model__dropout=0.5), 4, tmp_path) for _ in range(2))
     assert one.metrics == other.metrics
     same(one.states[-1], other.states[-1])
-    assert steps(toy(model__dropout=0.5, seed=1), 4, tmp_path).metrics != one.metrics

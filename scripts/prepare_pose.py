@@ -3,7 +3,9 @@
     python scripts/prepare_pose.py jhmdb --source DIR --out FILE.pkl
     python scripts/prepare_pose.py openpose --source DIR --out FILE.pkl
 
-`jhmdb`: 609 clips, 14 classes, 15 hand-annotated joints; splits split{1,2,3}_{train,test}.
+`jhmdb`: 609 clips, 14 classes, 15 hand-annotated joints; splits split{1,2,3}_{train,test}, and
+split{1,2,3}_{fit,dev}, the training part cut in two (every fifth clip of a class) to choose
+settings on.
 `openpose`: 112 exercise clips, 8 classes, 17 detected joints; splits fold{0..4}_{train,test}.
 The pickle holds "split", "annotations", and by name "joints" and "classes".
 """
@@ -90,12 +92,26 @@ def jhmdb(source: Path) -> dict[str, Any]:
         for i in range(data["split"].shape[1])
         for mark, side in ((1, "train"), (2, "test"))
     }
+    label = {annotation["frame_dir"]: annotation["label"] for annotation in annotations}
+    for i in range(data["split"].shape[1]):
+        splits |= cut(splits[f"split{i + 1}_train"], label, f"split{i + 1}")
     return {
         "split": splits,
         "annotations": annotations,
         "joints": list(JHMDB15.joints),
         "classes": classes,
     }
+
+
+def cut(names: list[str], label: dict[str, int], split: str) -> dict[str, list[str]]:
+    """A training part in two: every fifth clip of each class is `dev`, the rest `fit`."""
+    seen: dict[int, int] = {}
+    found: dict[str, list[str]] = {f"{split}_fit": [], f"{split}_dev": []}
+    for name in names:
+        place = seen.get(label[name], 0)
+        seen[label[name]] = place + 1
+        found[f"{split}_dev" if place % FOLDS == FOLDS - 1 else f"{split}_fit"].append(name)
+    return found
 
 
 def openpose(source: Path) -> dict[str, Any]:

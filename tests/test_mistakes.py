@@ -156,6 +156,10 @@ def bare_list(content):
     return content["annotations"]
 
 
+def no_names(content):
+    del content["classes"]
+
+
 def nine_names(content):
     content["classes"] = [f"class {k}" for k in range(9)]
 
@@ -173,7 +177,8 @@ def nine_names(content):
         (None, ("--config.data.train_split=xsub",), ["'xsub'", "train, test"]),
         (None, ("--config.data.val_split=tset",), ["'tset'", "train, test"]),
         (None, ("--config.data.test_split=tset",), ["'tset'", "train, test"]),
-        (None, ("--config.model.classes=5", "--config.model.coarse=()"), ["label", "0 to 4"]),
+        (None, ("--config.model.classes=5", "--config.model.coarse=()"), ["8 class", "5 classes"]),
+        (no_names, ("--config.model.classes=5", "--config.model.coarse=()"), ["label", "0 to 4"]),
         (None, ("--config.data.skeleton=coco71",), ["coco71", "coco17"]),
         (None, ("--config.model.coarse=0,1",), ["config.model.coarse", "each of the 8"]),
     ],

@@ -15,8 +15,6 @@ absent when the model has no such stream.
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,10 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.config import UserError
-from jaxact.data import geometry, perturb, photometry, poses, records, sampling, skeletons
-from jaxact.data.records import Clip
-from jaxact.data.video import Video
+from jaxact.data import clips, skeletons
+from jaxact.data.clips import Data, Views
 from jaxact.evaluate import metrics
 from jaxact.models import heads, x3d
 from jaxact.models.recognizer import Recognizer
@@ -35,7 +31,7 @@ from jaxact.ops import heatmap, losses, mixing
 from jaxact.task import Batch, Hyper, Task
 from jaxact.weights import x3d as foreign
 
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
+__all__ = ["Backbone", "Config", "Data", "Model", "Stage", "Views", "make"]
 
 
 @dataclasses.dataclass
@@ -79,61 +75,6 @@ class Model:
 
 
 @dataclasses.dataclass
-class Views:
-    """What an example is seen as in evaluation: clips x crops x (1 or 2 mirrored)."""
-
-    clips: int = 1  # in time
-    crops: int = 1  # 1 = centre, 3 = both ends and the middle
-    flip: bool = False  # also the mirror image
-
-
-@dataclasses.dataclass
-class Data:
-    """Annotations, sampling, geometry, augmentation."""
-
-    annotations: str = ""  # .pkl (PySKL, MMAction2), .csv (file,label,split) or .jsonl
-    videos: str = ""  # folder of the videos, for records that name none or a relative path
-    video_suffix: str = ".mp4"  # of <videos>/<id><suffix> where a record names no file
-    class_names: str = ""  # text file, a name a line; "" = those of the annotations, or numbers
-    train_split: str = "train"
-    val_split: str = "val"
-    test_split: str = ""  # "" = val_split
-    skeleton: str = "coco17"  # joint order: coco17 | jhmdb15 | openpose18 | ...
-    people: int = 2  # persons kept of a clip, those with the highest mean score
-    nan: str = "zero"  # zero | error: joints that are not a number
-    rgb_frames: int = 16
-    pose_frames: int = 48
-    sampling: str = "uniform"  # uniform | dense (rgb only: frames `stride` apart)
-    stride: int = 1  # frames, for dense sampling
-    interval: tuple[float, ...] = (1.0, 1.0)  # share of the video a training clip is drawn from
-    aligned: bool = True  # RGB frames are every n-th pose frame; False = drawn independently
-    compact: bool = True  # crop to the box around all joints first
-    padding: float = 0.25  # that box is so much larger on each side
-    imgpad: bool = True  # that box may leave the image (black there)
-    resize: int = 256  # px, before the random crop in training
-    test_size: int = 256  # px, in evaluation
-    keep_ratio: bool = False  # resize the short side (then crop), instead of both sides
-    area: tuple[float, ...] = (0.56, 1.0)  # share of the frame a random crop keeps
-    aspect: tuple[float, ...] = (0.75, 1.3333333333333333)  # its width / height
-    flip: float = 0.5  # probability of the mirror image
-    jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
-    rotate: float = 0.0  # degrees, uniform in +-; pose only
-    stretch: float = 0.0  # share, uniform in 1 +-; pose only
-    shift: float = 0.0  # share of the crop, uniform in +-, x and y apart; pose only
-    noise: float = 0.0  # px of the crop, deviation of each joint; pose only
-    heatmap: str = "joints"  # joints | limbs | both
-    scale: float = 0.25  # heatmap px / crop px
-    sigma: float = 0.6  # heatmap px
-    use_score: bool = True  # peaks as high as the joint's score; False = 1
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    val: Views = dataclasses.field(default_factory=Views)
-    test: Views = dataclasses.field(default_factory=Views)
-    average: str = "prob"  # prob | score: what is averaged over views
-    views_at_once: int = 1  # views computed together: memory against speed
-
-
-@dataclasses.dataclass
 class Stage(schema.Stage):
     """A row of the schedule for action recognition."""
 
@@ -160,27 +101,29 @@ def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     _validate(config)
     skeleton = skeletons.find(config.data.skeleton)
-    names = _class_names(config)
+    data, streams = config.data, _streams(config)
+    classes = config.model.classes
+    names = clips.class_names(data, classes)
     model = _model(config, skeleton)
     bound = functools.partial
     return Task(
         model=model,
         counted=model.clone(implementation="conv"),
         classes=names,
-        source=bound(_source, config),
-        prepare=bound(prepare, config, skeleton),
-        shapes=bound(_shapes, config, skeleton),
+        source=bound(clips.source, data, streams, classes),
+        prepare=bound(clips.prepare, data, streams, skeleton),
+        shapes=bound(clips.shapes, data, streams, skeleton),
         inputs=bound(_inputs, config, skeleton),
         loss=bound(_loss, config),
         infer=bound(_infer, config, skeleton),
         measure=_measure,
         rows=_rows,
         score=bound(_score, config),
-        example=bound(_example, config),
+        example=bound(clips.examples, data, streams, classes),
         describe=bound(_describe, config, names),
-        audit=bound(_audit, config),
+        audit=bound(clips.audit, streams),
         weights=_load_foreign,
-        thumbnail=bound(_thumbnail, config),
+        thumbnail=bound(clips.thumbnail, streams),
     )
 
 
@@ -261,270 +204,6 @@ def _model(config: Config, skeleton: skeletons.Skeleton) -> Recognizer:
 
 
 # ------------------------------------------------------------------------------------------ data
-
-
-def _class_names(config: Config) -> tuple[str, ...]:
-    """Names from the given file, else from the annotations, else numbers."""
-    path, count = config.data.class_names, config.model.classes
-    if not path:
-        stated: tuple[str, ...] = ()
-        if pathlib.Path(config.data.annotations).is_file():
-            stated = records.class_names(config.data.annotations)
-        return stated if len(stated) == count else tuple(str(k) for k in range(count))
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"config.data.class_names={path!r} does not exist")
-    names = tuple(line for line in pathlib.Path(path).read_text().splitlines() if line.strip())
-    schema.require(
-        len(names) == count, "data.class_names", f"{len(names)} names", f"{count} (model.classes)"
-    )
-    return names
-
-
-class ClipSource:
-    """The clips of one split."""
-
-    def __init__(self, clips: Sequence[Clip]):
-        self.clips, self.ids = clips, [clip.id for clip in clips]
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> Clip:
-        return self.clips[index]
-
-
-def _source(config: Config, purpose: str) -> ClipSource:
-    data = config.data
-    splits = {"train": data.train_split, "val": data.val_split}
-    splits["test"] = data.test_split or data.val_split
-    return ClipSource(_read(config, data.annotations, splits[purpose]))
-
-
-def _read(config: Config, path: str, split: str, labelled: bool = True) -> list[Clip]:
-    if not path:
-        raise UserError("config.data.annotations is empty; give a .pkl, .csv or .jsonl file")
-    names = _class_names(config) if config.data.class_names else config.model.classes
-    clips = records.read(
-        path,
-        split,
-        classes=names,
-        videos=config.data.videos,
-        suffix=config.data.video_suffix,
-        skeleton=skeletons.find(config.data.skeleton),
-        nan=config.data.nan,
-        labelled=labelled,
-    )
-    if "pose" in _streams(config):
-        bare = [clip.id for clip in clips if clip.keypoint is None]
-        if bare:
-            raise UserError(
-                f"{path}: clip {bare[0]!r} has no keypoints (and {len(bare) - 1} others); "
-                "allowed without: config.model.streams=rgb"
-            )
-    return clips
-
-
-def prepare(
-    config: Config,
-    skeleton: skeletons.Skeleton,
-    clip: Clip,
-    rng: np.random.Generator,
-    stage: Any,
-    purpose: str,
-) -> dict[str, np.ndarray]:
-    """One example's arrays (see the table above), one draw shared by all its clips and streams.
-
-    Raises:
-      UserError: the video cannot be read, or has far fewer frames than annotated.
-    """
-    data, train = config.data, purpose == "train"
-    rgb, pose = ("rgb" in _streams(config)), ("pose" in _streams(config))
-    frames, keypoint, score, size = None, None, None, clip.size
-    if rgb:
-        with Video(clip.video) as video:
-            count = _frame_count(clip, video.frames)
-            at = _sample(config, count, rng, purpose, "rgb")
-            wanted, where = np.unique(at["rgb"], return_inverse=True)
-            frames = video.read(wanted)[where.reshape(-1)]
-            size = video.size
-    else:
-        at = _sample(config, clip.frames, rng, purpose, "pose")
-    if clip.keypoint is not None and "pose" in at:
-        assert clip.score is not None
-        steps = at["pose"].reshape(-1)
-        keypoint, score = poses.choose_people(clip.keypoint, clip.score, data.people)
-        keypoint = geometry.rescale(keypoint[:, steps], clip.size, size)
-        score = score[:, steps]
-    if data.compact and keypoint is not None:
-        box = geometry.compact_box(keypoint, size, data.padding, pad=data.imgpad)
-        frames, keypoint, size = geometry.crop(frames, keypoint, box, keep_zeros=True)
-    if train:
-        side = stage.size
-        frames, keypoint, score, size = _augment(
-            config, skeleton, frames, keypoint, score, size, rng, stage
-        )
-        crops = [(frames, keypoint)]
-    else:
-        side = data.test_size
-        crops = _test_crops(config, frames, keypoint, size, purpose)
-    clips = len(next(iter(at.values())))
-    found: dict[str, Any] = {"label": np.int32(clip.label)}
-    if rgb:
-        stack = np.stack([part[0] for part in crops])  # crops, clips * t, h, w, 3
-        stack = stack.reshape(len(crops), clips, -1, side, side, 3).swapaxes(0, 1)
-        found["rgb"] = _views(stack, train)
-    if pose:
-        assert keypoint is not None and score is not None
-        points = np.stack([part[1] for part in crops])  # crops, p, clips * t, j, 2
-        found["keypoint"] = _views(_by_view(points, clips, data.people, heatmap.ABSENT), train)
-        scores = np.repeat(score[None], len(crops), 0)
-        found["score"] = _views(_by_view(scores, clips, data.people, 0.0), train)
-    return found
-
-
-def _views(array: np.ndarray, train: bool) -> np.ndarray:
-    """[clips, crops, ...] -> [v, ...], or the single training view without that axis."""
-    return array[0, 0] if train else array.reshape(-1, *array.shape[2:])
-
-
-def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndarray:
-    """[crops, p, clips * t, ...] -> [clips, crops, people, t, ...], absent people filled in."""
-    crops, found = array.shape[:2]
-    array = array.reshape(crops, found, clips, -1, *array.shape[3:])
-    array = np.moveaxis(array, 2, 0)
-    missing = [(0, 0)] * array.ndim
-    missing[2] = (0, people - found)
-    return np.pad(array, missing, constant_values=fill).astype(np.float32)
-
-
-def _frame_count(clip: Clip, decoded: int) -> int:
-    """Frames to sample from; annotation and video may differ by a frame or two at the end."""
-    if not clip.frames:
-        return decoded
-    if decoded < clip.frames - max(2, clip.frames // 20):
-        raise UserError(
-            f"{clip.video}: {decoded} frames, but the annotation of {clip.id!r} has {clip.frames}; "
-            "allowed: up to 5 % (or 2) fewer"
-        )
-    return min(decoded, clip.frames)
-
-
-def _sample(
-    config: Config, frames: int, rng: np.random.Generator, purpose: str, lead: str
-) -> dict[str, np.ndarray]:
-    """Frame numbers i64[clips, length] of each stream."""
-    data, streams = config.data, _streams(config)
-    clips = 1 if purpose == "train" else _view_spec(config, purpose).clips
-
-    def draw(length: int) -> np.ndarray:
-        interval = (data.interval[0], data.interval[1])
-        if data.sampling == "dense":
-            source = rng if purpose == "train" else None
-            return sampling.dense(frames, length, data.stride, clips, source)
-        if purpose == "train":
-            return sampling.uniform(frames, length, rng, interval)[None]
-        return sampling.uniform_views(frames, length, clips)
-
-    if streams == ("rgb", "pose") and data.aligned:
-        pose = draw(data.pose_frames)
-        return {"pose": pose, "rgb": sampling.aligned(pose, data.rgb_frames)}
-    found = {}
-    if "rgb" in streams:
-        found["rgb"] = draw(data.rgb_frames)
-        # Poses that an RGB-only model does not see still place its crop.
-        found["pose"] = found["rgb"]
-    if "pose" in streams:
-        found["pose"] = draw(data.pose_frames)
-    return found
-
-
-def _view_spec(config: Config, purpose: str) -> Views:
-    return config.data.val if purpose == "val" else config.data.test
-
-
-def _augment(
-    config: Config,
-    skeleton: skeletons.Skeleton,
-    frames: Any,
-    keypoint: Any,
-    score: Any,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-    stage: Any,
-) -> tuple[Any, Any, Any, tuple[int, int]]:
-    """Training geometry and colour: resize, random crop, resize, mirror, jitter."""
-    data, side = config.data, (stage.size, stage.size)
-    if stage.augment == "full":
-        new = geometry.short_side(size, data.resize) if data.keep_ratio else (data.resize,) * 2
-        frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
-        area, aspect = (data.area[0], data.area[1]), (data.aspect[0], data.aspect[1])
-        box = geometry.random_box(size, rng, area, aspect)
-        frames, keypoint, size = geometry.crop_resize(frames, keypoint, box, side)
-    elif data.keep_ratio:
-        new = geometry.short_side(size, stage.size)
-        frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
-        frames, keypoint, size = geometry.crop(frames, keypoint, geometry.centre_box(size, side))
-    else:
-        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
-    if stage.augment != "none" and rng.random() < data.flip:
-        swap = skeleton.swap
-        frames, keypoint, score = geometry.flip(frames, keypoint, score, size, swap)
-    if stage.augment == "full":
-        if frames is not None and any(data.jitter):
-            brightness, contrast, saturation, hue = data.jitter
-            colour = photometry.draw_colour(rng, brightness, contrast, saturation, hue)
-            frames = photometry.jitter(frames, colour)
-        if keypoint is not None and frames is None:
-            # Only where no frames have to move along.
-            change = perturb.draw_warp(rng, data.rotate, data.stretch, data.shift)
-            keypoint = perturb.warp(keypoint, size, change)
-            keypoint = perturb.shake(keypoint, data.noise, rng)
-    return frames, keypoint, score, size
-
-
-def _test_crops(
-    config: Config, frames: Any, keypoint: Any, size: tuple[int, int], purpose: str
-) -> list[tuple[Any, Any]]:
-    """(frames, keypoints) of each crop of an evaluation example."""
-    data = config.data
-    side = (data.test_size, data.test_size)
-    crops = _view_spec(config, purpose).crops
-    if not data.keep_ratio:
-        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
-        return [(frames, keypoint)] * crops
-    new = geometry.short_side(size, data.test_size)
-    frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
-    boxes = geometry.three_boxes(size, side) if crops == 3 else [geometry.centre_box(size, side)]
-    return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
-
-
-def _shapes(
-    config: Config, skeleton: skeletons.Skeleton, stage: Any, purpose: str
-) -> dict[str, tuple[tuple[int, ...], Any]]:
-    data, train = config.data, purpose == "train"
-    side = stage.size if train else data.test_size
-    spec = _view_spec(config, purpose)
-    view = () if train else (spec.clips * spec.crops,)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
-    if "rgb" in _streams(config):
-        found["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
-    if "pose" in _streams(config):
-        points = (*view, data.people, data.pose_frames, len(skeleton.joints))
-        found["keypoint"] = ((*points, 2), np.float32)
-        found["score"] = (points, np.float32)
-    return found
-
-
-def _audit(config: Config, clip: Clip) -> str:
-    if "rgb" not in _streams(config):
-        return ""
-    try:
-        with Video(clip.video) as video:
-            _frame_count(clip, video.frames)
-            video.read([0, video.frames - 1])
-    except UserError as error:
-        return str(error)
-    return ""
 
 
 # ---------------------------------------------------------------------------------- under jit
@@ -611,7 +290,7 @@ def _infer(
         return {name: rule(x) for name, x in kept.items()}
 
     def both(view: Any) -> Any:
-        if not _view_spec(config, purpose).flip:
+        if not clips.view_spec(data, purpose).flip:
             return one(view)
         mirrored = one(_mirrored(config, skeleton, view))
         return jax.tree.map(lambda a, b: (a + b) / 2, one(view), mirrored)
@@ -685,36 +364,7 @@ def _describe(config: Config, names: tuple[str, ...], row: dict[str, np.ndarray]
     return {"name": top[0]["name"], "probability": top[0]["probability"], "top": top}
 
 
-def _example(config: Config, path: str) -> Sequence[Clip]:
-    """Clips of a video file, a folder of videos, or an annotation list of any of the kinds."""
-    given = pathlib.Path(path)
-    if not given.exists():
-        raise UserError(f"--input={path} does not exist")
-    if given.is_file() and given.suffix.lower() not in VIDEOS:
-        return _read(config, path, "", labelled=False)
-    files = [given]
-    if given.is_dir():
-        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
-    if "pose" in _streams(config):
-        raise UserError(
-            f"--input={path}: this model needs poses; give a .jsonl or .pkl list with keypoints, "
-            "or use a model with config.model.streams=rgb"
-        )
-    return [Clip(str(p), -1, 0, str(p), (0, 0), None, None) for p in files]
-
-
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a PyTorch or safetensors file, as far as they fit, and the report."""
     found, report = foreign.load(path, variables)
     return found, report.text(full=True)
-
-
-def _thumbnail(config: Config, clip: Clip) -> np.ndarray | None:
-    """Six frames of a clip at 96 px for the report."""
-    if "rgb" not in _streams(config) or not clip.video:
-        return None
-    with Video(clip.video) as video:
-        at = np.linspace(0, video.frames - 1, 6).round().astype(int)
-        frames = video.read(at)
-    new = geometry.short_side(frames.shape[1:3], 96)
-    return geometry.resize(frames, None, frames.shape[1:3], new)[0]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import types
 
 import command
@@ -15,6 +16,7 @@ from weights import writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
+from jaxact.data import clips as data_clips
 from jaxact.data import generated, geometry, records, skeletons, video
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.data.records import Clip
@@ -59,6 +61,11 @@ def view(augment="none", size=32):
 
 def prepared(task, clip, purpose="test", augment="none", seed=0, size=32):
     return task.prepare(clip, np.random.default_rng(seed), view(augment, size), purpose)
+
+
+def test_absent_people_stand_where_nothing_is_drawn():
+    """The host names the place itself, because its workers import no JAX."""
+    assert data_clips.ABSENT == heatmap.ABSENT
 
 
 # --------------------------------------------------------------------------- prepare against shapes
@@ -509,7 +516,7 @@ def test_one_batch_is_learnt_by_heart(clips, tmp_path):
     """
     found = quick(clips)
     run = build.open_run(found, tmp_path)
-    eight = action.ClipSource(run.source("train").clips[:8])
+    eight = data_clips.ClipSource(run.source("train").clips[:8])
     assert sorted(clip.label for clip in eight.clips) == list(range(8))
     run.sources.update(train=eight, val=eight)
     plan = run.plan()
@@ -551,9 +558,20 @@ SMALL_EPAM = (
 )
 
 
-def test_foreign_weights_evaluate(epam, clips, tmp_path):
+@pytest.fixture(scope="module")
+def unnamed(clips, tmp_path_factory):
+    """An annotation of the clips without class names: labels of a larger set, for all it says."""
+    content = pickle.loads((clips / "annotations.pkl").read_bytes())
+    del content["classes"]
+    path = tmp_path_factory.mktemp("unnamed") / "annotations.pkl"
+    path.write_bytes(pickle.dumps(content))
+    return path
+
+
+def test_foreign_weights_evaluate(epam, clips, unnamed, tmp_path):
     zipped, _, tensors = epam
     flags = ("--mode=eval", f"--checkpoint={zipped}", f"--workdir={tmp_path}")
+    flags += (f"--config.data.annotations={unnamed}",)
     ended = command.trained(*SMALL_EPAM, *command.data(clips), *flags)
     found = json.loads(ended.out)
     assert found["examples"] == 8 and found["checkpoint"] == str(zipped)
@@ -564,11 +582,11 @@ def test_foreign_weights_evaluate(epam, clips, tmp_path):
     assert f"{len(floats)} variables loaded" in ended.err
 
 
-def test_foreign_weights_start_a_training(epam, clips, tmp_path):
+def test_foreign_weights_start_a_training(epam, clips, unnamed, tmp_path):
     _, safe, tensors = epam
     found = schema.load(RECIPE, "epam")
     found.init_from = str(safe)
-    found.data.annotations, found.data.videos = str(clips / "annotations.pkl"), str(clips / "clips")
+    found.data.annotations, found.data.videos = str(unnamed), str(clips / "clips")
     found.data.train_split = "train"
     run = build.open_run(found, tmp_path)
     state, _ = build.start(run, run.plan().rows[0].view, lambda text: None)
@@ -621,7 +639,7 @@ def test_an_example_is_the_same_from_every_list(clips, tmp_path):
     assert all(clip.label == -1 for clip in given)
     batches = []
     for clip in given:
-        source = action.ClipSource([clip])
+        source = data_clips.ClipSource([clip])
         batches.append(next(eval_batches(found, task, source, view(), "predict", 2)))
     for batch in batches[1:]:
         for name in ("rgb", "label", "mask"):

@@ -1,0 +1,377 @@
+"""Clips for recognition: from an annotation and a video to the arrays of one example.
+
+Host side of `tasks/action.py`, which has the table of the arrays. Everything drawn at random comes
+from the generator given, and all clips and streams of an example share one draw of the geometry.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.data import geometry, perturb, photometry, poses, records, sampling, skeletons
+from jaxact.data.records import Clip
+from jaxact.data.video import Video
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
+
+# Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
+ABSENT = -1e4
+
+Streams = tuple[str, ...]  # "rgb", "pose" or both, in this order
+
+
+@dataclasses.dataclass
+class Views:
+    """What an example is seen as in evaluation: clips x crops x (1 or 2 mirrored)."""
+
+    clips: int = 1  # in time
+    crops: int = 1  # 1 = centre, 3 = both ends and the middle
+    flip: bool = False  # also the mirror image
+
+
+@dataclasses.dataclass
+class Data:
+    """Annotations, sampling, geometry, augmentation."""
+
+    annotations: str = ""  # .pkl (PySKL, MMAction2), .csv (file,label,split) or .jsonl
+    videos: str = ""  # folder of the videos, for records that name none or a relative path
+    video_suffix: str = ".mp4"  # of <videos>/<id><suffix> where a record names no file
+    class_names: str = ""  # text file, a name a line; "" = those of the annotations, or numbers
+    train_split: str = "train"
+    val_split: str = "val"
+    test_split: str = ""  # "" = val_split
+    skeleton: str = "coco17"  # joint order: coco17 | jhmdb15 | openpose18 | ...
+    people: int = 2  # persons kept of a clip, those with the highest mean score
+    nan: str = "zero"  # zero | error: joints that are not a number
+    rgb_frames: int = 16
+    pose_frames: int = 48
+    sampling: str = "uniform"  # uniform | dense (rgb only: frames `stride` apart)
+    stride: int = 1  # frames, for dense sampling
+    interval: tuple[float, ...] = (1.0, 1.0)  # share of the video a training clip is drawn from
+    aligned: bool = True  # RGB frames are every n-th pose frame; False = drawn independently
+    compact: bool = True  # crop to the box around all joints first
+    padding: float = 0.25  # that box is so much larger on each side
+    imgpad: bool = True  # that box may leave the image (black there)
+    resize: int = 256  # px, before the random crop in training
+    test_size: int = 256  # px, in evaluation
+    keep_ratio: bool = False  # resize the short side (then crop), instead of both sides
+    area: tuple[float, ...] = (0.56, 1.0)  # share of the frame a random crop keeps
+    aspect: tuple[float, ...] = (0.75, 1.3333333333333333)  # its width / height
+    flip: float = 0.5  # probability of the mirror image
+    jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
+    rotate: float = 0.0  # degrees, uniform in +-; pose only
+    stretch: float = 0.0  # share, uniform in 1 +-; pose only
+    shift: float = 0.0  # share of the crop, uniform in +-, x and y apart; pose only
+    noise: float = 0.0  # px of the crop, deviation of each joint; pose only
+    heatmap: str = "joints"  # joints | limbs | both
+    scale: float = 0.25  # heatmap px / crop px
+    sigma: float = 0.6  # heatmap px
+    use_score: bool = True  # peaks as high as the joint's score; False = 1
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    val: Views = dataclasses.field(default_factory=Views)
+    test: Views = dataclasses.field(default_factory=Views)
+    average: str = "prob"  # prob | score: what is averaged over views
+    views_at_once: int = 1  # views computed together: memory against speed
+
+
+def class_names(data: Data, count: int) -> tuple[str, ...]:
+    """Names from the given file, else from the annotations, else numbers."""
+    path = data.class_names
+    if not path:
+        stated: tuple[str, ...] = ()
+        if pathlib.Path(data.annotations).is_file():
+            stated = records.class_names(data.annotations)
+        return stated if len(stated) == count else tuple(str(k) for k in range(count))
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"config.data.class_names={path!r} does not exist")
+    names = tuple(line for line in pathlib.Path(path).read_text().splitlines() if line.strip())
+    schema.require(
+        len(names) == count, "data.class_names", f"{len(names)} names", f"{count} (model.classes)"
+    )
+    return names
+
+
+class ClipSource:
+    """The clips of one split."""
+
+    def __init__(self, clips: Sequence[Clip]):
+        self.clips, self.ids = clips, [clip.id for clip in clips]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        return self.clips[index]
+
+
+def source(data: Data, streams: Streams, classes: int, purpose: str) -> ClipSource:
+    """The clips of one split. Raises UserError for missing or invalid annotations."""
+    splits = {"train": data.train_split, "val": data.val_split}
+    splits["test"] = data.test_split or data.val_split
+    return ClipSource(_read(data, streams, classes, data.annotations, splits[purpose]))
+
+
+def _read(
+    data: Data, streams: Streams, classes: int, path: str, split: str, labelled: bool = True
+) -> list[Clip]:
+    if not path:
+        raise UserError("config.data.annotations is empty; give a .pkl, .csv or .jsonl file")
+    names = class_names(data, classes) if data.class_names else classes
+    clips = records.read(
+        path,
+        split,
+        classes=names,
+        videos=data.videos,
+        suffix=data.video_suffix,
+        skeleton=skeletons.find(data.skeleton),
+        nan=data.nan,
+        labelled=labelled,
+    )
+    if "pose" in streams:
+        bare = [clip.id for clip in clips if clip.keypoint is None]
+        if bare:
+            raise UserError(
+                f"{path}: clip {bare[0]!r} has no keypoints (and {len(bare) - 1} others); "
+                "allowed without: config.model.streams=rgb"
+            )
+    return clips
+
+
+def prepare(
+    data: Data,
+    streams: Streams,
+    skeleton: skeletons.Skeleton,
+    clip: Clip,
+    rng: np.random.Generator,
+    stage: Any,
+    purpose: str,
+) -> dict[str, np.ndarray]:
+    """One example's arrays (see the table above), one draw shared by all its clips and streams.
+
+    Raises:
+      UserError: the video cannot be read, or has far fewer frames than annotated.
+    """
+    train = purpose == "train"
+    rgb, pose = ("rgb" in streams), ("pose" in streams)
+    frames, keypoint, score, size = None, None, None, clip.size
+    if rgb:
+        with Video(clip.video) as video:
+            count = _frame_count(clip, video.frames)
+            at = _sample(data, streams, count, rng, purpose)
+            wanted, where = np.unique(at["rgb"], return_inverse=True)
+            frames = video.read(wanted)[where.reshape(-1)]
+            size = video.size
+    else:
+        at = _sample(data, streams, clip.frames, rng, purpose)
+    if clip.keypoint is not None and "pose" in at:
+        assert clip.score is not None
+        steps = at["pose"].reshape(-1)
+        keypoint, score = poses.choose_people(clip.keypoint, clip.score, data.people)
+        keypoint = geometry.rescale(keypoint[:, steps], clip.size, size)
+        score = score[:, steps]
+    if data.compact and keypoint is not None:
+        box = geometry.compact_box(keypoint, size, data.padding, pad=data.imgpad)
+        frames, keypoint, size = geometry.crop(frames, keypoint, box, keep_zeros=True)
+    if train:
+        side = stage.size
+        frames, keypoint, score, size = _augment(
+            data, skeleton, frames, keypoint, score, size, rng, stage
+        )
+        crops = [(frames, keypoint)]
+    else:
+        side = data.test_size
+        crops = _test_crops(data, frames, keypoint, size, purpose)
+    clips = len(next(iter(at.values())))
+    found: dict[str, Any] = {"label": np.int32(clip.label)}
+    if rgb:
+        stack = np.stack([part[0] for part in crops])  # crops, clips * t, h, w, 3
+        stack = stack.reshape(len(crops), clips, -1, side, side, 3).swapaxes(0, 1)
+        found["rgb"] = _views(stack, train)
+    if pose:
+        assert keypoint is not None and score is not None
+        points = np.stack([part[1] for part in crops])  # crops, p, clips * t, j, 2
+        found["keypoint"] = _views(_by_view(points, clips, data.people, ABSENT), train)
+        scores = np.repeat(score[None], len(crops), 0)
+        found["score"] = _views(_by_view(scores, clips, data.people, 0.0), train)
+    return found
+
+
+def _views(array: np.ndarray, train: bool) -> np.ndarray:
+    """[clips, crops, ...] -> [v, ...], or the single training view without that axis."""
+    return array[0, 0] if train else array.reshape(-1, *array.shape[2:])
+
+
+def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndarray:
+    """[crops, p, clips * t, ...] -> [clips, crops, people, t, ...], absent people filled in."""
+    crops, found = array.shape[:2]
+    array = array.reshape(crops, found, clips, -1, *array.shape[3:])
+    array = np.moveaxis(array, 2, 0)
+    missing = [(0, 0)] * array.ndim
+    missing[2] = (0, people - found)
+    return np.pad(array, missing, constant_values=fill).astype(np.float32)
+
+
+def _frame_count(clip: Clip, decoded: int) -> int:
+    """Frames to sample from; annotation and video may differ by a frame or two at the end."""
+    if not clip.frames:
+        return decoded
+    if decoded < clip.frames - max(2, clip.frames // 20):
+        raise UserError(
+            f"{clip.video}: {decoded} frames, but the annotation of {clip.id!r} has {clip.frames}; "
+            "allowed: up to 5 % (or 2) fewer"
+        )
+    return min(decoded, clip.frames)
+
+
+def _sample(
+    data: Data, streams: Streams, frames: int, rng: np.random.Generator, purpose: str
+) -> dict[str, np.ndarray]:
+    """Frame numbers i64[clips, length] of each stream."""
+    clips = 1 if purpose == "train" else view_spec(data, purpose).clips
+
+    def draw(length: int) -> np.ndarray:
+        interval = (data.interval[0], data.interval[1])
+        if data.sampling == "dense":
+            source = rng if purpose == "train" else None
+            return sampling.dense(frames, length, data.stride, clips, source)
+        if purpose == "train":
+            return sampling.uniform(frames, length, rng, interval)[None]
+        return sampling.uniform_views(frames, length, clips)
+
+    if streams == ("rgb", "pose") and data.aligned:
+        pose = draw(data.pose_frames)
+        return {"pose": pose, "rgb": sampling.aligned(pose, data.rgb_frames)}
+    found = {}
+    if "rgb" in streams:
+        found["rgb"] = draw(data.rgb_frames)
+        # Poses that an RGB-only model does not see still place its crop.
+        found["pose"] = found["rgb"]
+    if "pose" in streams:
+        found["pose"] = draw(data.pose_frames)
+    return found
+
+
+def view_spec(data: Data, purpose: str) -> Views:
+    """The views of a purpose other than training."""
+    return data.val if purpose == "val" else data.test
+
+
+def _augment(
+    data: Data,
+    skeleton: skeletons.Skeleton,
+    frames: Any,
+    keypoint: Any,
+    score: Any,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+    stage: Any,
+) -> tuple[Any, Any, Any, tuple[int, int]]:
+    """Training geometry and colour: resize, random crop, resize, mirror, jitter."""
+    side = (stage.size, stage.size)
+    if stage.augment == "full":
+        new = geometry.short_side(size, data.resize) if data.keep_ratio else (data.resize,) * 2
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
+        area, aspect = (data.area[0], data.area[1]), (data.aspect[0], data.aspect[1])
+        box = geometry.random_box(size, rng, area, aspect)
+        frames, keypoint, size = geometry.crop_resize(frames, keypoint, box, side)
+    elif data.keep_ratio:
+        new = geometry.short_side(size, stage.size)
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
+        frames, keypoint, size = geometry.crop(frames, keypoint, geometry.centre_box(size, side))
+    else:
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
+    if stage.augment != "none" and rng.random() < data.flip:
+        swap = skeleton.swap
+        frames, keypoint, score = geometry.flip(frames, keypoint, score, size, swap)
+    if stage.augment == "full":
+        if frames is not None and any(data.jitter):
+            brightness, contrast, saturation, hue = data.jitter
+            colour = photometry.draw_colour(rng, brightness, contrast, saturation, hue)
+            frames = photometry.jitter(frames, colour)
+        if keypoint is not None and frames is None:
+            # Only where no frames have to move along.
+            change = perturb.draw_warp(rng, data.rotate, data.stretch, data.shift)
+            keypoint = perturb.warp(keypoint, size, change)
+            keypoint = perturb.shake(keypoint, data.noise, rng)
+    return frames, keypoint, score, size
+
+
+def _test_crops(
+    data: Data, frames: Any, keypoint: Any, size: tuple[int, int], purpose: str
+) -> list[tuple[Any, Any]]:
+    """(frames, keypoints) of each crop of an evaluation example."""
+    side = (data.test_size, data.test_size)
+    crops = view_spec(data, purpose).crops
+    if not data.keep_ratio:
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
+        return [(frames, keypoint)] * crops
+    new = geometry.short_side(size, data.test_size)
+    frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
+    boxes = geometry.three_boxes(size, side) if crops == 3 else [geometry.centre_box(size, side)]
+    return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
+
+
+def shapes(
+    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage: Any, purpose: str
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape of one example, dtype), as `prepare` makes them."""
+    train = purpose == "train"
+    side = stage.size if train else data.test_size
+    spec = view_spec(data, purpose)
+    view = () if train else (spec.clips * spec.crops,)
+    found: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
+    if "rgb" in streams:
+        found["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
+    if "pose" in streams:
+        points = (*view, data.people, data.pose_frames, len(skeleton.joints))
+        found["keypoint"] = ((*points, 2), np.float32)
+        found["score"] = (points, np.float32)
+    return found
+
+
+def audit(streams: Streams, clip: Clip) -> str:
+    """Opens the video of a clip and reads its ends: "" or what is wrong with it."""
+    if "rgb" not in streams:
+        return ""
+    try:
+        with Video(clip.video) as video:
+            _frame_count(clip, video.frames)
+            video.read([0, video.frames - 1])
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def examples(data: Data, streams: Streams, classes: int, path: str) -> Sequence[Clip]:
+    """Clips of a video file, a folder of videos, or an annotation list of any of the kinds."""
+    given = pathlib.Path(path)
+    if not given.exists():
+        raise UserError(f"--input={path} does not exist")
+    if given.is_file() and given.suffix.lower() not in VIDEOS:
+        return _read(data, streams, classes, path, "", labelled=False)
+    files = [given]
+    if given.is_dir():
+        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
+    if "pose" in streams:
+        raise UserError(
+            f"--input={path}: this model needs poses; give a .jsonl or .pkl list with keypoints, "
+            "or use a model with config.model.streams=rgb"
+        )
+    return [Clip(str(p), -1, 0, str(p), (0, 0), None, None) for p in files]
+
+
+def thumbnail(streams: Streams, clip: Clip) -> np.ndarray | None:
+    """Six frames of a clip at 96 px for the report."""
+    if "rgb" not in streams or not clip.video:
+        return None
+    with Video(clip.video) as video:
+        at = np.linspace(0, video.frames - 1, 6).round().astype(int)
+        frames = video.read(at)
+    new = geometry.short_side(frames.shape[1:3], 96)
+    return geometry.resize(frames, None, frames.shape[1:3], new)[0]

@@ -188,24 +188,23 @@ def fight_surv() -> Config:
 def jhmdb() -> Config:
     """JHMDB joints, small enough for two CPU cores."""
     config = pose()
-    config.length = "60 epochs"
+    config.length = "40 epochs"
     config.batch_size = 16
     config.model.classes = 14
     config.model.coarse = ()
-    config.model.pose = small(32, (2, 2, 2), fold_div=4, stem_stride=1)
+    config.model.pose = small(24, (2, 2, 2), fold_div=4, stem_stride=1)
     config.model.head_deviation = 0.06
     config.data.skeleton = "jhmdb15"
     config.data.train_split, config.data.val_split = "split1_train", "split1_test"
     config.data.people = 1
     config.data.pose_frames = 16
-    config.data.heatmap = "both"
-    config.data.resize, config.data.test_size = 36, 32
+    config.data.resize, config.data.test_size = 27, 24
     config.data.rotate, config.data.stretch = 15.0, 0.15
     config.data.val, config.data.test = Views(), Views(clips=5, flip=True)
     config.optim = Optim(
         name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
     )
-    config.stages = (Stage(size=32, label_smoothing=(0.1,)),)
+    config.stages = (Stage(size=24, label_smoothing=(0.1,)),)
     # Once, at the end: looking at the test split more often would choose a checkpoint by it.
     config.eval = Eval(every="100%", batch_size=32)
     config.input = Input(threads=2)

@@ -26,6 +26,9 @@ MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_string(
     "checkpoint", "", "eval, predict: a checkpoint folder, a work dir, or a PyTorch file."
 )
+RESUME = flags.DEFINE_string(
+    "resume_from", "", "train: a work dir whose newest state a fresh --workdir goes on from."
+)
 INPUT = flags.DEFINE_string("input", "", "predict: a file, a folder, or a CSV or JSONL list.")
 OUTPUT = flags.DEFINE_string("output", "-", "predict: file of JSON lines; - = standard output.")
 STEPS = flags.DEFINE_integer("bench_steps", 10, "bench: steps timed.", lower_bound=1)
@@ -90,7 +93,7 @@ def run() -> int:
         mode == "train" or (mode != "check" and mode != "bench" and not CHECKPOINT.value)
     ):
         raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
-    opened = build.open_run(config, pathlib.Path(WORKDIR.value or "."))
+    opened = build.open_run(config, pathlib.Path(WORKDIR.value or "."), RESUME.value)
     if mode == "train":
         loop.train(opened)
     elif mode == "eval":

@@ -5,6 +5,7 @@ Here the form of a file is checked; what its values mean is for `jaxact.data.rec
 
 import csv
 import difflib
+import functools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,6 +55,14 @@ def parse(path: str | Path) -> Listing:
     path = Path(path)
     if path.suffix not in PARSERS:
         raise UserError(f"{path}: suffix {path.suffix!r}, allowed: {', '.join(PARSERS)}")
+    if not path.is_file():
+        return PARSERS[path.suffix](path)  # which says what is wrong
+    state = path.stat()
+    return _parsed(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # a run asks for the names and for each split in turn
+def _parsed(path: Path, changed: int, size: int) -> Listing:
     listing = PARSERS[path.suffix](path)
     seen: dict[str, str] = {}
     for entry in listing.entries:

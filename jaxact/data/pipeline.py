@@ -17,7 +17,7 @@ from jaxact.config import Config, UserError
 from jaxact.task import Task
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # by identity: hashing the weights would cost more
 class Order:
     """Which record stands at which position of an endless training stream.
 

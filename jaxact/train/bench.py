@@ -11,7 +11,7 @@ from jaxact.config import UserError
 from jaxact.data.pipeline import random_batch, train_batches
 from jaxact.train import build, journal, mesh, plan
 from jaxact.train.evaluation import ahead
-from jaxact.train.loop import memory
+from jaxact.train.fit import memory
 from jaxact.train.step import make_train_step
 
 

@@ -26,6 +26,7 @@ class Run:
     task: Task
     mesh: Any
     workdir: pathlib.Path
+    resume_from: str = ""  # another work dir, whose newest state a fresh one starts from
     sources: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def source(self, purpose: str) -> Any:
@@ -44,13 +45,13 @@ class Run:
         return plan.resolve(self.config, per_epoch)
 
 
-def open_run(config: Config, workdir: pathlib.Path) -> Run:
+def open_run(config: Config, workdir: pathlib.Path, resume_from: str = "") -> Run:
     """Makes the task and the mesh, and checks that batches split over the devices."""
     task = tasks.make(config)
     grid = mesh.make_mesh()
     mesh.check_batch(config.batch_size // config.optim.accumulate, grid, "batch_size")
     mesh.check_batch(eval_size(config), grid, "eval.batch_size")
-    return Run(config, task, grid, workdir)
+    return Run(config, task, grid, workdir, resume_from)
 
 
 def eval_size(config: Config) -> int:

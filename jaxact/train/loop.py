@@ -2,10 +2,7 @@
 report."""
 
 import contextlib
-import dataclasses
-import json
 import math
-import pathlib
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -16,41 +13,12 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.data.pipeline import train_batches
-from jaxact.train import build, checkpoint, journal, mesh, summary
+from jaxact.train import build, finish, journal, mesh
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead, evaluate
-from jaxact.train.plan import Plan
-from jaxact.train.state import TrainState
-from jaxact.train.step import make_eval_step, make_train_step
+from jaxact.train.fit import Diverged, Fit, Interrupted, open_fit
 
-
-class Diverged(Exception):
-    """A training number is no longer finite. Exit code 3."""
-
-
-class Interrupted(Exception):
-    """SIGTERM or SIGINT arrived and the state is saved. Exit code 128 + signal."""
-
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-@dataclasses.dataclass
-class Fit:
-    """One training in progress: the record that fills as it runs."""
-
-    run: build.Run
-    plan: Plan
-    state: TrainState
-    groups: states.Groups
-    book: journal.Journal
-    files: checkpoint.Checkpoints
-    progress: journal.Progress
-    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
-    pending: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
-    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
-    signal: int = 0
+__all__ = ["Diverged", "Fit", "Interrupted", "train"]
 
 
 def train(run: build.Run) -> dict[str, Any]:
@@ -62,57 +30,17 @@ def train(run: build.Run) -> dict[str, Any]:
       UserError: see `build`, `checkpoint` and the task.
     """
     began = time.monotonic()
-    fit = prepare(run)
+    fit = open_fit(run)
     with stop_signals(fit):
         reason = over(fit)
-        results = earlier_results(fit) if reason else None
+        results = finish.earlier_results(fit) if reason else None
         if results is None:
             reason = reason or steps(fit)
             fit.files.wait()
-            results = finish(fit, reason, began)
+            results = finish.finish(fit, reason, began)
     fit.files.close()
     fit.book.close()
     return results
-
-
-def prepare(run: build.Run) -> Fit:
-    """Plan, state (restored where there is one), compiled programs."""
-    config, say = run.config, journal.say
-    plan = run.plan()
-    first = plan.rows[0].view
-    for purpose in ("val", config.eval.split):
-        run.source(purpose)  # what is wrong with it is said now, not after the first epoch
-    make_folder(run.workdir)
-    evaluation = config.eval
-    files = checkpoint.Checkpoints(
-        run.workdir / "checkpoints", config.save, evaluation.metric, evaluation.maximise, say
-    )
-    if files.steps():
-        # What init_from gave is in the checkpoint already.
-        fresh = dataclasses.replace(config, init_from="")
-        state, groups = build.start(dataclasses.replace(run, config=fresh), first, say)
-        restored = files.restore(state)
-        state = restored if restored is not None else state
-        say(f"resumed from step {int(state.step)} of {run.workdir}")
-    else:
-        state, groups = build.start(run, first, say)
-    # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
-    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total)
-    book.resume(int(state.step))
-    say(plan.table())
-    say(groups.text(state.params))
-    progress = journal.Progress(plan.total, config.batch_size)
-    fit = Fit(run, plan, state, groups, book, files, progress)
-    compile_programs(fit)
-    return fit
-
-
-def make_folder(path: pathlib.Path) -> None:
-    """Makes the work dir. Raises UserError where that cannot be."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise schema.UserError(f"--workdir={path} cannot be made: {error.strerror}") from error
 
 
 def over(fit: Fit) -> str:
@@ -123,50 +51,6 @@ def over(fit: Fit) -> str:
     if patience_over(fit):
         return f"no improvement of {options.metric} in {options.patience} validations"
     return ""
-
-
-def earlier_results(fit: Fit) -> dict[str, Any] | None:
-    """results.json of this very step: the training was complete before."""
-    path = fit.run.workdir / "results.json"
-    if not path.is_file():
-        return None
-    results = json.loads(path.read_text())
-    if results["steps"] != int(fit.state.step):
-        return None
-    journal.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
-    return results
-
-
-def compile_programs(fit: Fit) -> None:
-    """One program for each distinct batch shape and trainable set still ahead, before step 1."""
-    run = fit.run
-    sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec("data"))
-    for row, _, _ in fit.plan.segments(int(fit.state.step)):
-        if row.program in fit.programs:
-            continue
-        begin = time.monotonic()
-        step = make_train_step(run.config, run.task, fit.plan, fit.groups, row)
-        batch = build.abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
-        compiled = step.lower(fit.state, batch).compile()
-        fit.programs[row.program] = compiled
-        journal.say(
-            f"compiled the step of stage {row.index} in {time.monotonic() - begin:.1f} s; "
-            f"{memory(compiled)}"
-        )
-    for purpose in {"val", run.config.eval.split}:
-        fit.programs[purpose] = make_eval_step(run.task, purpose)
-
-
-def memory(compiled: Any) -> str:
-    """Bytes a device needs for a compiled program, as far as the backend tells."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return "memory unknown"
-    mib = 2**20
-    return (
-        f"{found.argument_size_in_bytes / mib:.0f} MiB of arguments and "
-        f"{found.temp_size_in_bytes / mib:.0f} MiB of temporaries on each device"
-    )
 
 
 def steps(fit: Fit) -> str:
@@ -325,54 +209,3 @@ def stop_signals(fit: Fit) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
-    """Final test with the best checkpoint; writes predictions, results.json and the report."""
-    run, config = fit.run, fit.run.config
-    best = fit.files.best()
-    variables, kind = best_variables(fit, best)
-    purpose = config.eval.split
-    stage = fit.plan.rows[-1].view
-    scores, rows, ids = evaluate(run, fit.programs[purpose], variables, purpose, stage)
-    step = int(fit.state.step)
-    if not any(row["split"] == purpose and row["step"] == step for row in fit.book.rows):
-        fit.book.add(step, purpose, scores)
-    journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
-    results: dict[str, Any] = {
-        "split": purpose,
-        "scores": scores,
-        "best_step": best,
-        "best_val": fit.files.metrics(best) if best is not None else {},
-        "weights": kind,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(fit.state.params)),
-        "examples_per_s": round(fit.progress.rate, 3),
-        "wall_s": round(time.monotonic() - began, 1),
-        "steps": step,
-        "stop_reason": reason,
-        "versions": journal.versions(),
-    }
-    shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-    journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
-    if config.save.report:
-        page = run.workdir / "report.html"
-        summary.write_report(page, run, results, fit.book.rows, rows, ids)
-        journal.say(f"report: {page}")
-    # Last: where it exists, everything else does.
-    journal.write_json(run.workdir / "results.json", results)
-    return results
-
-
-def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:
-    """The variables that validation liked best, and whether they are averaged."""
-    kind = "ema" if fit.state.ema else "raw"
-    if best is None or best == int(fit.state.step):
-        return states.weights(fit.state, ema=True), kind
-    folder = fit.files.folder / str(best)
-    return mesh.replicate(stored_variables(checkpoint.read_weights(folder)), fit.run.mesh), kind
-
-
-def stored_variables(stored: dict[str, Any]) -> Any:
-    """Variables of a checkpoint's weights item, averaged where it has an average."""
-    state = TrainState(0, stored["params"], stored["model_state"], {}, stored.get("ema") or {})
-    return states.weights(state, ema=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.train import build, checkpoint, journal, mesh
 from jaxact.train.evaluation import evaluate
-from jaxact.train.loop import stored_variables
+from jaxact.train.finish import stored_variables
 from jaxact.train.step import make_eval_step
 
 

@@ -292,3 +292,18 @@ def test_parity_of_xs(golden, family):
 )
 def test_parity_of_longer_clips(golden, family, size):
     check_family(golden, family, size)
+
+
+def test_small_nets_may_leave_out_conv5_and_start_at_full_scale():
+    """What configs/x3d.py `small` asks for: no conv5 map, residual branches at scale 1."""
+    spec = x3d.Spec(blocks=(1, 1), width=8, temporal="shift", conv5=False, last_scale=1.0)
+    model = x3d.X3DFeatures(spec)
+    x = jnp.zeros((1, 2, 8, 8, 3))
+    variables = model.init(jax.random.key(0), x, False)
+    assert "conv5" not in variables["params"] and "conv5_bn" not in variables["params"]
+    features, maps = model.apply(variables, x, False, stages=True)
+    assert features.shape == (1, 2, 1, 1, spec.features) and spec.features == 16
+    assert list(maps) == ["stem", "res2", "res3"]
+    np.testing.assert_array_equal(variables["params"]["res2"]["block0"]["c_bn"]["scale"], 1.0)
+    zero = x3d.X3DFeatures(x3d.Spec(blocks=(1,), width=8)).init(jax.random.key(0), x, False)
+    np.testing.assert_array_equal(zero["params"]["res2"]["block0"]["c_bn"]["scale"], 0.0)

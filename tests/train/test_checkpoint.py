@@ -306,7 +306,7 @@ def test_frozen_groups_are_evaluated_with_their_weights(tmp_path):
 
 
 def blobs_variables(stored):
-    from jaxact.train.loop import stored_variables
+    from jaxact.train.finish import stored_variables
 
     found = stored_variables(stored)
     net = blobs.make(recipe.get_config()).model

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,3 +98,19 @@ def test_sigterm_saves_first(undisturbed, tmp_path):
     code, _, err = finish(tmp_path)
     assert code == 0 and "resumed from step" in err
     same(leaves(undisturbed), leaves(tmp_path))
+
+
+def test_another_work_dir_goes_on_from_there(undisturbed, tmp_path):
+    """The last checkpoints of a run, in a new folder, end where the run ended."""
+    half, other = tmp_path / "half", tmp_path / "other"
+    code, _, err = finish(half, "--config.length=4 epochs")
+    assert code == 0, err
+    # The newest checkpoint is the end; the one before it is an epoch earlier.
+    newest = max((half / "checkpoints").glob("[0-9]*"), key=lambda p: int(p.name))
+    shutil.rmtree(newest)
+    code, _, err = finish(other, f"--resume_from={half}")
+    assert code == 0 and f"of {half}" in err
+    assert "resumed from step 18" in err
+    same(leaves(undisturbed), leaves(other))
+    code, _, err = finish(tmp_path / "third", f"--resume_from={tmp_path / 'absent'}")
+    assert code == 2 and "absent holds no checkpoints" in err

@@ -1,0 +1,76 @@
+"""The end of a training: the final test with the best checkpoint, and what is written about it."""
+
+import json
+import time
+from typing import Any
+
+import jax
+
+from jaxact.train import checkpoint, journal, mesh, summary
+from jaxact.train import state as states
+from jaxact.train.evaluation import evaluate
+from jaxact.train.fit import Fit
+from jaxact.train.state import TrainState
+
+
+def earlier_results(fit: Fit) -> dict[str, Any] | None:
+    """results.json of this very step: the training was complete before."""
+    path = fit.run.workdir / "results.json"
+    if not path.is_file():
+        return None
+    results = json.loads(path.read_text())
+    if results["steps"] != int(fit.state.step):
+        return None
+    journal.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
+    return results
+
+
+def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
+    """Final test with the best checkpoint; writes predictions, results.json and the report."""
+    run, config = fit.run, fit.run.config
+    best = fit.files.best()
+    variables, kind = best_variables(fit, best)
+    purpose = config.eval.split
+    stage = fit.plan.rows[-1].view
+    scores, rows, ids = evaluate(run, fit.programs[purpose], variables, purpose, stage)
+    step = int(fit.state.step)
+    if not any(row["split"] == purpose and row["step"] == step for row in fit.book.rows):
+        fit.book.add(step, purpose, scores)
+    journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
+    results: dict[str, Any] = {
+        "split": purpose,
+        "scores": scores,
+        "best_step": best,
+        "best_val": fit.files.metrics(best) if best is not None else {},
+        "weights": kind,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(fit.state.params)),
+        "examples_per_s": round(fit.progress.rate, 3),
+        "wall_s": round(time.monotonic() - began, 1),
+        "steps": step,
+        "stop_reason": reason,
+        "versions": journal.versions(),
+    }
+    shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
+    journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
+    if config.save.report:
+        page = run.workdir / "report.html"
+        summary.write_report(page, run, results, fit.book.rows, rows, ids)
+        journal.say(f"report: {page}")
+    # Last: where it exists, everything else does.
+    journal.write_json(run.workdir / "results.json", results)
+    return results
+
+
+def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:
+    """The variables that validation liked best, and whether they are averaged."""
+    kind = "ema" if fit.state.ema else "raw"
+    if best is None or best == int(fit.state.step):
+        return states.weights(fit.state, ema=True), kind
+    folder = fit.files.folder / str(best)
+    return mesh.replicate(stored_variables(checkpoint.read_weights(folder)), fit.run.mesh), kind
+
+
+def stored_variables(stored: dict[str, Any]) -> Any:
+    """Variables of a checkpoint's weights item, averaged where it has an average."""
+    state = TrainState(0, stored["params"], stored["model_state"], {}, stored.get("ema") or {})
+    return states.weights(state, ema=True)

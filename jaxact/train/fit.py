@@ -1,0 +1,136 @@
+"""A training in progress: opened on a fresh or restored state, its programs compiled."""
+
+import dataclasses
+import pathlib
+import signal
+import time
+from typing import Any
+
+import jax
+
+from jaxact import config as schema
+from jaxact.train import build, checkpoint, journal
+from jaxact.train import state as states
+from jaxact.train.plan import Plan
+from jaxact.train.state import TrainState
+from jaxact.train.step import make_eval_step, make_train_step
+
+
+class Diverged(Exception):
+    """A training number is no longer finite. Exit code 3."""
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT arrived and the state is saved. Exit code 128 + signal."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+@dataclasses.dataclass
+class Fit:
+    """One training in progress: the record that fills as it runs."""
+
+    run: build.Run
+    plan: Plan
+    state: TrainState
+    groups: states.Groups
+    book: journal.Journal
+    files: checkpoint.Checkpoints
+    progress: journal.Progress
+    programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
+    pending: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
+    window: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    signal: int = 0
+
+
+def open_fit(run: build.Run) -> Fit:
+    """Plan, state (restored where there is one), compiled programs."""
+    config, say = run.config, journal.say
+    plan = run.plan()
+    first = plan.rows[0].view
+    for purpose in ("val", config.eval.split):
+        run.source(purpose)  # what is wrong with it is said now, not after the first epoch
+    make_folder(run.workdir)
+    evaluation = config.eval
+    files = checkpoint.Checkpoints(
+        run.workdir / "checkpoints", config.save, evaluation.metric, evaluation.maximise, say
+    )
+    origin = run.workdir if files.steps() or not run.resume_from else pathlib.Path(run.resume_from)
+    if files.steps() or run.resume_from:
+        # What init_from gave is in the checkpoint already.
+        fresh = dataclasses.replace(config, init_from="")
+        state, groups = build.start(dataclasses.replace(run, config=fresh), first, say)
+        state = restored(origin, files, config, state)
+        say(f"resumed from step {int(state.step)} of {origin}")
+    else:
+        state, groups = build.start(run, first, say)
+    # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
+    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total)
+    book.resume(int(state.step))
+    say(plan.table())
+    say(groups.text(state.params))
+    progress = journal.Progress(plan.total, config.batch_size)
+    fit = Fit(run, plan, state, groups, book, files, progress)
+    compile_programs(fit)
+    return fit
+
+
+def restored(
+    origin: pathlib.Path, files: checkpoint.Checkpoints, config: schema.Config, state: TrainState
+) -> TrainState:
+    """The newest state of a work dir: of this run, or of the one given by --resume_from."""
+    folder = origin / "checkpoints"
+    if folder.absolute() == files.folder:
+        found = files.restore(state)
+    else:
+        if not folder.is_dir():
+            raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
+        options = config.eval
+        other = checkpoint.Checkpoints(folder, config.save, options.metric, options.maximise)
+        found = other.restore(state)
+        other.close()
+    if found is None:
+        raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
+    return found
+
+
+def make_folder(path: pathlib.Path) -> None:
+    """Makes the work dir. Raises UserError where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise schema.UserError(f"--workdir={path} cannot be made: {error.strerror}") from error
+
+
+def compile_programs(fit: Fit) -> None:
+    """One program for each distinct batch shape and trainable set still ahead, before step 1."""
+    run = fit.run
+    sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec("data"))
+    for row, _, _ in fit.plan.segments(int(fit.state.step)):
+        if row.program in fit.programs:
+            continue
+        begin = time.monotonic()
+        step = make_train_step(run.config, run.task, fit.plan, fit.groups, row)
+        batch = build.abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
+        compiled = step.lower(fit.state, batch).compile()
+        fit.programs[row.program] = compiled
+        journal.say(
+            f"compiled the step of stage {row.index} in {time.monotonic() - begin:.1f} s; "
+            f"{memory(compiled)}"
+        )
+    for purpose in {"val", run.config.eval.split}:
+        fit.programs[purpose] = make_eval_step(run.task, purpose)
+
+
+def memory(compiled: Any) -> str:
+    """Bytes a device needs for a compiled program, as far as the backend tells."""
+    found = compiled.memory_analysis()
+    if found is None:
+        return "memory unknown"
+    mib = 2**20
+    return (
+        f"{found.argument_size_in_bytes / mib:.0f} MiB of arguments and "
+        f"{found.temp_size_in_bytes / mib:.0f} MiB of temporaries on each device"
+    )

@@ -175,6 +175,7 @@ def fight_surv() -> Config:
     config.model.rgb = small(16, (2, 2, 2, 2), temporal="conv")
     config.model.head = "linear"
     config.model.head_deviation = 0.06
+    config.data.val_split = "test"
     config.data.test = Views(clips=3)
     config.optim = Optim(
         name="adamw", lr=2e-3, weight_decay=0.05, warmup="2 epochs", ema=0.99, ema_warmup=True

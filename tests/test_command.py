@@ -169,7 +169,7 @@ def test_check_prints_exact_tables(tiny, clips):
     ended = command.trained(TINY, *command.data(clips), "--mode=check")
     out = ended.out
     assert f"{results['parameters']:,}" in out
-    assert "# plan: 2 steps, 4 a epoch" in out
+    assert "# plan: 2 steps, 4 an epoch" in out
     assert "1 training program(s)" in out
     assert "rgb          uint8[4, 2, 32, 32, 3]" in out
     assert "keypoint     float32[4, 2, 2, 4, 17, 2]" in out  # the test batch has two views

@@ -60,6 +60,7 @@ class Data:
     resize: int = 256  # px, before the random crop in training
     test_size: int = 256  # px, in evaluation
     keep_ratio: bool = False  # resize the short side (then crop), instead of both sides
+    short: tuple[int, ...] = ()  # px, from and to: short side drawn, then a random crop; () = area
     area: tuple[float, ...] = (0.56, 1.0)  # share of the frame a random crop keeps
     aspect: tuple[float, ...] = (0.75, 1.3333333333333333)  # its width / height
     flip: float = 0.5  # probability of the mirror image
@@ -274,7 +275,12 @@ def _augment(
 ) -> tuple[Any, Any, Any, tuple[int, int]]:
     """Training geometry and colour: resize, random crop, resize, mirror, jitter."""
     side = (stage.size, stage.size)
-    if stage.augment == "full":
+    if stage.augment == "full" and data.short:
+        new = geometry.short_side(size, int(rng.integers(data.short[0], data.short[1] + 1)))
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
+        box = geometry.offset_box(size, side, rng)
+        frames, keypoint, size = geometry.crop(frames, keypoint, box)
+    elif stage.augment == "full":
         new = geometry.short_side(size, data.resize) if data.keep_ratio else (data.resize,) * 2
         frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
         area, aspect = (data.area[0], data.area[1]), (data.aspect[0], data.aspect[1])

@@ -154,6 +154,19 @@ def _validate(config: Config) -> None:
     for field, count in (("interval", 2), ("area", 2), ("aspect", 2), ("jitter", 4), ("mean", 3)):
         found = getattr(data, field)
         require(len(found) == count, f"data.{field}", found, f"{count} numbers")
+    require(
+        len(data.short) in (0, 2) and list(data.short) == sorted(data.short),
+        "data.short",
+        data.short,
+        "() or two sides in px, the smaller first",
+    )
+    largest = max((stage.size for stage in config.stages), default=0)
+    require(
+        not data.short or data.short[0] >= largest,
+        "data.short",
+        data.short,
+        f"sides from the training crop's {largest} px on",
+    )
     for field in ("val", "test"):
         views = getattr(data, field)
         require(views.clips >= 1, f"data.{field}.clips", views.clips, "1 or more")

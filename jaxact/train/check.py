@@ -27,7 +27,7 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     except UserError as error:
         missing, schedule = error, run.plan(NOMINAL)
         out(f"# the training split cannot be read: epochs of {NOMINAL} steps are assumed below")
-    out(f"# plan: {schedule.total} steps, {schedule.per_epoch} a epoch")
+    out(f"# plan: {schedule.total} steps, {schedule.per_epoch} an epoch")
     out(schedule.table())
     stage = schedule.rows[0].view
     variables = build.abstract_variables(run, stage)

@@ -83,6 +83,12 @@ VARIANTS = {
         "data__test": action.Views(clips=3, crops=3),
     },
     "clips": {"data__val": action.Views(clips=4), "data__test": action.Views(clips=2, flip=True)},
+    "jittered short side": {
+        "streams": "rgb",
+        "data__keep_ratio": True,
+        "data__compact": False,
+        "data__short": (34, 44),
+    },
     "whole frames": {"data__compact": False},
     "inside the image": {"data__imgpad": False, "data__jitter": (0.2, 0.2, 0.2, 0.1)},
     "dense": {"streams": "rgb", "data__sampling": "dense", "data__stride": 3},
@@ -646,3 +652,26 @@ def test_an_example_is_the_same_from_every_list(clips, tmp_path):
             np.testing.assert_array_equal(batch[name], batches[0][name])
     known = records.read(clips / "annotations.pkl", "test", videos=clips / "clips")[1]
     np.testing.assert_array_equal(prepared(task, known, "predict")["rgb"], batches[0]["rgb"][0])
+
+
+def test_short_side_jitter_is_a_pure_crop_of_a_resized_frame(clips):
+    """The short side is drawn from the range and the crop cut without another resize (X3D)."""
+    found = config(
+        clips, streams="rgb", data__keep_ratio=True, data__compact=False, data__short=(40, 40)
+    )
+    found.data.flip = 0.0
+    task = action.make(found)
+    clip = task.source("train")[0]
+    cut = prepared(task, clip, "train", "full")["rgb"]
+    with video.Video(clip.video) as opened:
+        every = opened.read(range(opened.frames))
+    whole, _, size = geometry.resize(every, None, every.shape[1:3], (40, 53))
+    places = [
+        (y, x)
+        for y in range(size[0] - 31)
+        for x in range(size[1] - 31)
+        if any(np.array_equal(frame[y : y + 32, x : x + 32], cut[0]) for frame in whole)
+    ]
+    assert places
+    with pytest.raises(UserError, match=r"config\.data\.short"):
+        action.make(config(clips, data__short=(20, 40)))

@@ -31,16 +31,19 @@ def train(run: build.Run) -> dict[str, Any]:
     """
     began = time.monotonic()
     fit = open_fit(run)
-    with stop_signals(fit):
-        reason = over(fit)
-        results = finish.earlier_results(fit) if reason else None
-        if results is None:
-            reason = reason or steps(fit)
-            fit.files.wait()
-            results = finish.finish(fit, reason, began)
-    fit.files.close()
-    fit.book.close()
-    return results
+    try:
+        with stop_signals(fit):
+            reason = over(fit)
+            results = finish.earlier_results(fit) if reason else None
+            if results is None:
+                reason = reason or steps(fit)
+                fit.files.wait()
+                results = finish.finish(fit, reason, began)
+        return results
+    finally:
+        # However it ends, a checkpoint on its way to disk gets there.
+        fit.files.close()
+        fit.book.close()
 
 
 def over(fit: Fit) -> str:
@@ -123,8 +126,6 @@ def flush(fit: Fit, step: int) -> None:
         if bad:
             kept = fit.files.steps()
             where = f"checkpoint {kept[-1]}" if kept else "no checkpoint yet"
-            fit.files.close()
-            fit.book.close()
             raise Diverged(
                 f"training diverged at step {number}: {bad[0]} is {found[bad[0]]}; "
                 f"last good state: {where} in {fit.run.workdir}; a lower config.optim.lr or "
@@ -158,8 +159,7 @@ def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
     if last or scores or fit.signal or due(fit, step, config.save.every, "0", "save"):
         fit.files.save(fit.state, scores)
     if fit.signal:
-        fit.files.close()
-        fit.book.close()
+        fit.files.wait()
         journal.say(f"saved step {step} of {fit.plan.total}; the same command goes on from there")
         raise Interrupted(fit.signal)
     return over(fit) if scores and not last else ""

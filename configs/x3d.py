@@ -219,7 +219,7 @@ def jhmdb() -> Config:
 def exercise() -> Config:
     """OpenPose exercises (detector noise, missing joints), leave one fifth out."""
     config = jhmdb()
-    config.length = "80 epochs"
+    config.length = "40 epochs"
     config.model.classes = 8
     config.data.skeleton = "coco17"
     config.data.train_split, config.data.val_split = "fold0_train", "fold0_test"

@@ -280,15 +280,22 @@ def read_names() -> set[str]:
 
 
 def schemas() -> dict[str, type]:
-    """Every config dataclass of the package, by its qualified name."""
-    found = {}
-    modules = ["jaxact.config"]
-    modules += [f"jaxact.tasks.{p.stem}" for p in (PACKAGE / "tasks").glob("[!_]*.py")]
-    for name in modules:
-        for key, value in vars(importlib.import_module(name)).items():
-            if dataclasses.is_dataclass(value) and value.__module__ in (name, "jaxact.data.clips"):
-                if isinstance(value, type):
-                    found[f"{name}.{key}"] = value
+    """Every dataclass that a config of the package is built of, wherever it is defined."""
+    found: dict[str, type] = {}
+
+    def visit(node: object) -> None:
+        if isinstance(node, tuple):
+            for item in node:
+                visit(item)
+        elif dataclasses.is_dataclass(node):
+            found[f"{type(node).__module__}.{type(node).__name__}"] = type(node)
+            for field in dataclasses.fields(node):
+                visit(getattr(node, field.name))
+
+    for path in (PACKAGE / "tasks").glob("[!_]*.py"):
+        module = importlib.import_module(f"jaxact.tasks.{path.stem}")
+        if hasattr(module, "Config"):
+            visit(module.Config())
     return found
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxact.config import UserError
+from jaxact.ops import target
 
 IMPLEMENTATIONS = ("auto", "conv", "shift")
 Triple = tuple[int, int, int]
@@ -41,7 +42,7 @@ def depthwise(
     if padding is None:
         padding = (kernel.shape[0] // 2, kernel.shape[1] // 2, kernel.shape[2] // 2)
     if implementation == "auto":
-        implementation = "shift" if jax.default_backend() == "cpu" else "conv"
+        implementation = "shift" if target.platform() == "cpu" else "conv"
     if implementation == "conv":
         return _grouped(x, kernel, strides, padding)
     return _shifted(x, kernel[..., 0, :], strides, padding)

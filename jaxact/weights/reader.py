@@ -74,6 +74,26 @@ def read(
     return tensors
 
 
+def entries(path: str | Path, limit: int = LIMIT) -> tuple[str, ...]:
+    """Names under which a PyTorch file holds weights; () where they lie flat in it.
+
+    Raises: UserError as `read` does for a file that cannot be opened.
+    """
+    with _opened(path, limit) as file:
+        head = file.read(16)
+        file.seek(0)
+        if head.startswith(b"PK"):
+            with _archive(file, str(path)) as archive:
+                content, _ = torchfile.open_zip(archive, str(path))
+        elif head.startswith(b"\x80"):
+            content, _ = torchfile.open_stream(file, str(path))
+        else:
+            return ()
+    if not isinstance(content, Mapping):
+        return ()
+    return tuple(k for k, v in content.items() if isinstance(k, str) and _holds_tensors(v))
+
+
 @contextlib.contextmanager
 def _opened(path: str | Path, limit: int) -> Iterator[BinaryIO]:
     if Path(path).is_dir():
@@ -92,13 +112,16 @@ def _opened(path: str | Path, limit: int) -> Iterator[BinaryIO]:
 
 
 def _read_zip(file: BinaryIO, name: str, container: str, limit: int) -> dict[str, np.ndarray]:
-    try:
-        archive = zipfile.ZipFile(file)
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise UserError(f"{name}: truncated or damaged zip archive ({error})") from error
-    with archive:
+    with _archive(file, name) as archive:
         content, fetch = torchfile.open_zip(archive, name)
         return _collect(content, fetch, name, container, limit)
+
+
+def _archive(file: BinaryIO, name: str) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise UserError(f"{name}: truncated or damaged zip archive ({error})") from error
 
 
 def _collect(

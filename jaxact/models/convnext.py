@@ -1,0 +1,140 @@
+"""ConvNeXt-T and B: depthwise 7x7, LayerNorm, a two-layer MLP on every position.
+
+Sources: arXiv 2201.03545; timm `convnext.py`, torchvision `convnext.py`, Hugging Face `convnext`.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact.models import image_layers
+
+_normal = nn.initializers.normal(0.02)
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The shape of one network."""
+
+    blocks: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @property
+    def features(self) -> int:
+        """Channels of the last map."""
+        return self.channels[-1]
+
+
+SPECS = {
+    "convnext_tiny": Spec((3, 3, 9, 3), (96, 192, 384, 768)),
+    "convnext_base": Spec((3, 3, 27, 3), (128, 256, 512, 1024)),
+}
+
+
+class Block(nn.Module):
+    """Filter depthwise 7x7, normalise, widen four times, GELU (exact), narrow, scale, add."""
+
+    drop_path: float
+    dtype: jnp.dtype = jnp.float32
+    implementation: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        width = x.shape[-1]
+        y = image_layers.Depthwise(
+            7,
+            use_bias=True,
+            implementation=self.implementation,
+            dtype=self.dtype,
+            kernel_init=_normal,
+            name="filter",
+        )(x)
+        y = image_layers.layer_norm("norm", self.dtype)(y)
+        y = nn.Dense(4 * width, dtype=self.dtype, kernel_init=_normal, name="fc1")(y)
+        y = nn.gelu(y, approximate=False)
+        y = nn.Dense(width, dtype=self.dtype, kernel_init=_normal, name="fc2")(y)
+        gamma = self.param("gamma", nn.initializers.constant(1e-6), (width,), jnp.float32)
+        y = image_layers.drop_path(y * gamma.astype(self.dtype), self.drop_path, train)
+        return x + y
+
+
+class Stage(nn.Module):
+    """[Normalise and halve height and width], then blocks of one width.
+
+    Returns (the map that enters the first block, the map after the last).
+    """
+
+    spec: Spec
+    index: int
+    drop_paths: tuple[float, ...]  # of each block
+    dtype: jnp.dtype = jnp.float32
+    implementation: str = "auto"
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
+        if self.index > 0:
+            x = image_layers.layer_norm("down_norm", self.dtype)(x)
+            x = _patches(self.spec.channels[self.index], 2, self.dtype, "down")(x)
+        entry = x
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        for number, rate in enumerate(self.drop_paths):
+            x = block(rate, self.dtype, self.implementation, name=f"block{number}")(x, train)
+        return entry, x
+
+
+class Stem(nn.Module):
+    """Patches of 4x4 pixels, normalised."""
+
+    spec: Spec
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = _patches(self.spec.channels[0], 4, self.dtype, "conv")(x)
+        return image_layers.layer_norm("norm", self.dtype)(x)
+
+
+def _patches(features: int, size: int, dtype: jnp.dtype, name: str) -> nn.Module:
+    return image_layers.Conv(
+        features,
+        size,
+        size,
+        patch=True,
+        use_bias=True,
+        dtype=dtype,
+        kernel_init=_normal,
+        name=name,
+    )
+
+
+def trunk(
+    spec: Spec,
+    x: jax.Array,
+    train: bool,
+    dtype: jnp.dtype,
+    remat: bool,
+    drop_path: float,
+    implementation: str,
+) -> dict:
+    """Maps after stem and stage0 ... stage3, in order, inside a compact module.
+
+    x: f32[b, h, w, 3]; the last value is dtype[b, h / 32, w / 32, spec.features], rounded down.
+    `down1` ... `down3` are the maps between stages. The chance to drop a branch grows linearly
+    over all blocks from 0 to `drop_path`.
+    """
+    x = Stem(spec, dtype, name="stem")(x)
+    rates = np.split(np.linspace(0, drop_path, sum(spec.blocks)), np.cumsum(spec.blocks)[:-1])
+    maps = {"stem": x}
+    for index, part in enumerate(rates):
+        drop_paths = tuple(float(rate) for rate in part)
+        entry, x = Stage(
+            spec, index, drop_paths, dtype, implementation, remat, name=f"stage{index}"
+        )(x, train)
+        if index > 0:
+            maps[f"down{index}"] = entry
+        maps[f"stage{index}"] = x
+    return maps

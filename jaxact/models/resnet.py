@@ -1,0 +1,135 @@
+"""ResNet v1.5 and small relatives for small images.
+
+Sources: arXiv 1512.03385; v1.5 strides in the 3x3 convolution of a bottleneck (torchvision
+`resnet.py`, timm `resnet.py`). The small ones have the 3x3 stem without max-pooling that the paper
+uses on CIFAR, with the basic block and four stages.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxact.models import image_layers, layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The shape of one network; stage i has width * 2**i inner channels."""
+
+    blocks: tuple[int, int, int, int]
+    bottleneck: bool = False  # 1x1, 3x3, 1x1 with 4 times the channels out; else 3x3, 3x3
+    width: int = 64
+    stem: str = "pooled"  # pooled: 7x7 stride 2, max-pool stride 2; plain: 3x3, no pooling
+    stem_stride: int = 2
+    # First value of each block's last BN scale: 0 makes a new block the identity, which deep nets
+    # train from (timm's default); shallow ones learn faster from 1.
+    last_scale: float = 0.0
+
+    @property
+    def features(self) -> int:
+        """Channels of the last map."""
+        return self.width * 8 * (4 if self.bottleneck else 1)
+
+
+SPECS = {
+    "resnet18": Spec((2, 2, 2, 2)),
+    "resnet34": Spec((3, 4, 6, 3)),
+    "resnet50": Spec((3, 4, 6, 3), bottleneck=True),
+    "resnet101": Spec((3, 4, 23, 3), bottleneck=True),
+    "resnet10_w8": Spec((1, 1, 1, 1), width=8, stem="plain", last_scale=1.0),
+    "resnet10_w16_s1": Spec((1, 1, 1, 1), width=16, stem="plain", stem_stride=1, last_scale=1.0),
+    "resnet10_w32": Spec((1, 1, 1, 1), width=32, stem="plain", last_scale=1.0),
+    "resnet18_w32": Spec((2, 2, 2, 2), width=32, stem="plain"),
+}
+"""By name; `resnet10_w32` = 10 layers, 32 channels in the first stage, 3x3 stem of stride 2
+(`_s1`: stride 1, for 32 px images)."""
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3 (strided), 1x1, and the shortcut."""
+
+    features: int
+    stride: int
+    bottleneck: bool
+    last_scale: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        out = self.features * (4 if self.bottleneck else 1)
+        # (channels, kernel, stride) of each convolution
+        plan = (
+            ((self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1))
+            if self.bottleneck
+            else ((out, 3, self.stride), (out, 3, 1))
+        )
+        y = x
+        for number, (channels, kernel, stride) in enumerate(plan, 1):
+            last = number == len(plan)
+            y = image_layers.Conv(channels, kernel, stride, dtype=self.dtype, name=f"conv{number}")(
+                y
+            )
+            scale = self.last_scale if last else 1.0
+            y = layers.batch_norm(f"bn{number}", train, self.dtype, scale=scale)(y)
+            y = y if last else nn.relu(y)
+        if self.stride != 1 or x.shape[-1] != out:
+            x = image_layers.Conv(out, 1, self.stride, dtype=self.dtype, name="shortcut")(x)
+            x = layers.batch_norm("shortcut_bn", train, self.dtype)(x)
+        return nn.relu(y + x)
+
+
+class Stem(nn.Module):
+    """The first convolution, before any pooling."""
+
+    spec: Spec
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        kernel = 7 if self.spec.stem == "pooled" else 3
+        x = image_layers.Conv(
+            self.spec.width, kernel, self.spec.stem_stride, dtype=self.dtype, name="conv"
+        )(x)
+        return nn.relu(layers.batch_norm("bn", train, self.dtype)(x))
+
+
+class Stage(nn.Module):
+    """Blocks of one width; the first of stages 1, 2, 3 halves height and width."""
+
+    spec: Spec
+    index: int
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        # `train` picks the program, so it must stay a Python value inside the checkpointed block.
+        block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
+        for number in range(self.spec.blocks[self.index]):
+            x = block(
+                features=self.spec.width * 2**self.index,
+                stride=2 if self.index > 0 and number == 0 else 1,
+                bottleneck=self.spec.bottleneck,
+                last_scale=self.spec.last_scale,
+                dtype=self.dtype,
+                name=f"block{number}",
+            )(x, train)
+        return x
+
+
+def trunk(spec: Spec, x: jax.Array, train: bool, dtype: jnp.dtype, remat: bool) -> dict:
+    """Maps after stem, pool and layer1 ... layer4, in order, inside a compact module.
+
+    x: f32[b, h, w, 3]. The last value is dtype[b, h / 32, w / 32, spec.features] (rounded up) with
+    the pooled stem, h / 16 or h / 8 with the plain one.
+    """
+    maps = {"stem": Stem(spec, dtype, name="stem")(x, train)}
+    x = maps["stem"]
+    if spec.stem == "pooled":
+        x = maps["pool"] = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for index in range(len(spec.blocks)):
+        name = f"layer{index + 1}"
+        x = maps[name] = Stage(spec, index, dtype, remat, name=name)(x, train)
+    return maps

@@ -1,0 +1,86 @@
+"""Pre-extracted features of a video, one file each: .npy f[n, c], or .npz with one such array.
+
+Row i belongs to step i (`jaxact.data.windows`). In an .npz the array is its only one, or "feats".
+"""
+
+import os
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from jaxact.config import UserError
+
+SUFFIXES = (".npy", ".npz")
+
+
+def find(folder: str | os.PathLike[str], name: str) -> str:
+    """The feature file of a video in a folder. Raises: UserError where there is none."""
+    for suffix in SUFFIXES:
+        path = Path(folder) / f"{name}{suffix}"
+        if path.is_file():
+            return str(path)
+    raise UserError(f"{folder}: has no features of {name!r} ({name}.npy or {name}.npz)")
+
+
+def _member(names: list[str], path: str) -> str:
+    keys = [name.removesuffix(".npy") for name in names]
+    if len(keys) != 1 and "feats" not in keys:
+        raise UserError(
+            f"{path}: holds {', '.join(keys) or 'nothing'}; needed: one array or 'feats'"
+        )
+    return keys[0] if len(keys) == 1 else "feats"
+
+
+def shape(path: str) -> tuple[int, ...]:
+    """Shape of the features without reading them. Raises: UserError naming the file."""
+    try:
+        if not path.endswith(".npz"):
+            with open(path, "rb") as file:
+                return _header(file)
+        with zipfile.ZipFile(path) as archive:
+            with archive.open(_member(archive.namelist(), path) + ".npy") as member:
+                return _header(member)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as features ({error})") from error
+
+
+def _header(file: IO[bytes]) -> tuple[int, ...]:
+    """The shape that the head of an .npy states."""
+    if np.lib.format.read_magic(file) == (1, 0):
+        return tuple(np.lib.format.read_array_header_1_0(file)[0])
+    return tuple(np.lib.format.read_array_header_2_0(file)[0])
+
+
+def read(path: str, channels: int) -> np.ndarray:
+    """The features f32[n, c]. Raises: UserError for another shape, NaN, or a broken file."""
+    try:
+        with open(path, "rb") as file:  # of a broken file np.load would leave its own open
+            loaded = np.load(file, allow_pickle=False)
+            archive = isinstance(loaded, np.lib.npyio.NpzFile)
+            found = loaded[_member(loaded.files, path)] if archive else loaded
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be read as features ({error})") from error
+    if found.ndim != 2 or found.shape[1] != channels or not len(found):
+        raise UserError(
+            f"{path}: features of shape {found.shape}, needed: [steps, {channels}] "
+            "(config.data.channels)"
+        )
+    found = np.asarray(found, np.float32)
+    if not np.isfinite(found).all():
+        raise UserError(f"{path}: {np.sum(~np.isfinite(found))} features are NaN or infinite")
+    return found
+
+
+def check_length(path: str, found: int, frames: int, stride: int) -> None:
+    """Features and annotation must be about equally long: within 8 steps or 5 %.
+
+    Raises: UserError naming the file and both lengths.
+    """
+    wanted = frames / stride
+    if frames and abs(found - wanted) > max(8, 0.05 * wanted):
+        raise UserError(
+            f"{path}: {found} features, but the annotation's {frames} frames make {wanted:.0f} "
+            f"steps of {stride} frames; allowed: 5 % or 8 more or fewer (config.data.stride)"
+        )

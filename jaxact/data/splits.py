@@ -1,0 +1,210 @@
+"""Which videos and windows a split of untrimmed videos has, and what its ground truth is.
+
+    windows = source(data, classes=20, purpose="test")  # every window of every test video
+    video, segment, label = truth(data, numbers)  # what its detections are scored against
+
+Videos are numbered by their place in the annotation, whatever the split.
+"""
+
+import dataclasses
+import functools
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.data import features, segment_files, segments, windows
+from jaxact.data.segments import Annotation, Untrimmed
+from jaxact.data.untrimmed import Data, Sample
+from jaxact.data.video import Video
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
+
+
+class Windows:
+    """The examples of one split."""
+
+    def __init__(self, samples: Sequence[Sample]):
+        self.samples, self.ids = samples, [sample.id for sample in samples]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+def annotation(data: Data) -> Annotation:
+    """The annotation of a config, read once. Raises: UserError as `segments.read`."""
+    if not data.annotations:
+        raise UserError("config.data.annotations is empty; give a .json or .csv file")
+    stamp = os.stat(data.annotations).st_mtime if os.path.isfile(data.annotations) else 0.0
+    return _annotation(data.annotations, _names(data), data.ground_truth, stamp)
+
+
+@functools.lru_cache(maxsize=4)
+def _annotation(path: str, names: tuple[str, ...], ground_truth: str, stamp: float) -> Annotation:
+    return segments.read(path, names=names, ground_truth=ground_truth)
+
+
+def _names(data: Data) -> tuple[str, ...]:
+    if not data.class_names:
+        return ()
+    path = pathlib.Path(data.class_names)
+    if not path.is_file():
+        raise UserError(f"config.data.class_names={data.class_names!r} does not exist")
+    if path.suffix != ".json":
+        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    found = segment_files.parsed(path)  # config.json of a work dir, for one
+    names = found.get("classes") if isinstance(found, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(
+            f"config.data.class_names={str(path)!r}: needed: JSON with a list 'classes'"
+        )
+    return tuple(names)
+
+
+def class_names(data: Data, classes: int) -> tuple[str, ...]:
+    """Names of the annotation's classes; numbers where there is no file yet.
+
+    A model of one class (class-agnostic) goes with any annotation.
+    Raises: UserError where the model has another number of classes.
+    """
+    known = _names(data)
+    if not known and os.path.isfile(data.annotations):
+        known = annotation(data).names
+    if not known:
+        return tuple(str(k) for k in range(classes))
+    if classes not in (1, len(known)):
+        where = data.class_names or data.annotations
+        raise UserError(
+            f"{where}: {len(known)} classes, config.model.classes={classes}; allowed: "
+            f"{len(known)}, or 1 (class-agnostic)"
+        )
+    return known
+
+
+def _blocked(data: Data) -> frozenset[str]:
+    if not data.blocked:
+        return frozenset()
+    return segments.read_ids(data.blocked)
+
+
+def _subset(data: Data, purpose: str) -> str:
+    splits = {"train": data.train_split, "val": data.val_split}
+    return splits.get(purpose, data.test_split or data.val_split)
+
+
+def source(data: Data, classes: int, purpose: str) -> Windows:
+    """The windows of one split; in training its videos that have segments.
+
+    Raises: UserError for missing or invalid annotations, videos or features.
+    """
+    found = annotation(data)
+    class_names(data, classes)
+    subset = _subset(data, purpose)
+    blocked = _blocked(data)
+    chosen = {id(video) for video in found.subset(subset) if video.id not in blocked}
+    samples: list[Sample] = []
+    for number, video in enumerate(found.videos):
+        if id(video) not in chosen or (purpose == "train" and not len(video.labels)):
+            continue
+        whole = _measured(data, number, video, _path(data, video.id))
+        samples += [whole] if purpose == "train" else _cut(data, whole)
+    return Windows(samples)
+
+
+def truth(data: Data, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ground truth of the subset that these videos belong to: (video i64[n], f64[n, 2] s, label).
+
+    `numbers` are places in the annotation; the first one names the subset.
+    Raises: UserError where it has no ground truth.
+    """
+    found = annotation(data)
+    subset = found.videos[int(np.asarray(numbers).ravel()[0])].subset
+    blocked = _blocked(data)
+    found.subset(subset)
+    rows = [
+        (number, video)
+        for number, video in enumerate(found.videos)
+        if video.subset == subset and video.id not in blocked
+    ]
+    return (
+        np.concatenate([np.full(len(video.labels), number) for number, video in rows]),
+        np.concatenate([video.segments for _, video in rows]),
+        np.concatenate([video.labels for _, video in rows]),
+    )
+
+
+def examples(data: Data, path: str, poses: str = "") -> Windows:
+    """All windows of a video (or feature) file, of a folder of them, or of an annotation's videos.
+
+    Raises: UserError for a path that does not exist or is none of these.
+    """
+    if poses:
+        raise UserError(f"--poses={poses}: detection has no use for poses; leave it out")
+    given = pathlib.Path(path)
+    if not given.exists():
+        raise UserError(f"--input={path} does not exist")
+    suffixes = features.SUFFIXES if data.features else VIDEOS
+    if given.is_file() and given.suffix.lower() in (".json", ".csv", ".gz"):
+        listed = segments.read(path, names=_names(data), ground_truth="keep").videos
+        named = [(video, _path(data, video.id)) for video in listed]
+    else:
+        files = sorted(given.rglob("*")) if given.is_dir() else [given]
+        files = [file for file in files if file.suffix.lower() in suffixes]
+        if not files:
+            raise UserError(f"--input={path}: needed: {', '.join(suffixes)}, a .json or a .csv")
+        named = [(Untrimmed(str(file)), str(file)) for file in files]
+    found: list[Sample] = []
+    for number, (video, file) in enumerate(named):
+        found += _cut(data, _measured(data, number, video, file))
+    return Windows(found)
+
+
+def _path(data: Data, name: str) -> str:
+    if data.features:
+        return features.find(data.features, name)
+    if not data.videos:
+        raise UserError("config.data.videos is empty; give the folder of the videos")
+    return str(pathlib.Path(data.videos) / f"{name}{data.video_suffix}")
+
+
+def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
+    """A whole video with its length in steps, as annotated or else as the file says."""
+    frames, fps, duration = video.frames, video.fps, video.duration
+    if data.features:
+        steps = features.shape(path)[0]
+        features.check_length(path, steps, frames if data.mode == "sliding" else 0, data.stride)
+        fps = fps or (steps * data.stride / duration if duration else 0.0)
+        if not fps:
+            raise UserError(f"{path}: has no times; list {video.id!r} in a .json or .csv with fps")
+        duration = duration or steps * data.stride / fps
+    elif not frames or not fps:
+        with Video(path) as opened:
+            frames, fps = opened.frames, frames / duration if frames and duration else opened.fps
+        duration = duration or frames / fps
+    if not data.features:
+        steps = windows.count(frames, data.stride)
+        read = windows.count(frames, data.stride // data.scale)
+        if data.mode == "sliding" and read < data.clip:
+            raise UserError(
+                f"{path}: {frames} frames, of which {read} are read; needed: {data.clip} (one "
+                "clip), or a smaller config.data.stride"
+            )
+    duration = duration or frames / fps
+    steps = data.window if data.mode == "resize" else steps
+    return Sample(video.id, number, video, path, steps, fps, duration)
+
+
+def _cut(data: Data, whole: Sample) -> list[Sample]:
+    """The evaluation windows of a video."""
+    parts = [(0, data.window)]
+    if data.mode == "sliding":
+        parts = windows.sliding(whole.steps, data.window, data.overlap)
+    return [
+        dataclasses.replace(whole, id=f"{whole.id}#{k}", start=start, end=end)
+        for k, (start, end) in enumerate(parts)
+    ]

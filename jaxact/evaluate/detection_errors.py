@@ -1,0 +1,142 @@
+"""Why detections are wrong: localisation, confusion, double, background; and what was missed.
+
+    split = errors(truth, found, tiou=0.5, classes=20)
+    split.text(names)
+
+At one tIoU t and a floor f (0.1), every prediction is, the first that holds:
+
+| kind | a ground truth of the same video |
+|---|---|
+| true | that it takes in the evaluation (own class, IoU >= t, still free) |
+| double | of its class, IoU >= t, taken by a better one |
+| localisation | of its class, f <= IoU < t |
+| confusion | of another class, IoU >= f |
+| background | none with IoU >= f |
+
+and a ground truth that no prediction takes is missed. Only the best predictions are looked at: in
+each class as many as `per_truth` times its ground truths, since thousands of near-zero scores would
+drown the rest. `gain` of a kind is the rise of mAP (at t) if its predictions were not there (for
+missed: if those ground truths were not).
+Source: the kinds of DETAD (Alwassel et al., ECCV 2018), whose wrong labels we join with confusion.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.evaluate import detection
+from jaxact.evaluate.detection import Instances, Protocol
+
+TRUE, DOUBLE, LOCALISATION, CONFUSION, BACKGROUND = range(5)
+KINDS = ("true", "double", "localisation", "confusion", "background")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Counts of predictions by kind, of missed ground truths, and what each kind costs."""
+
+    tiou: float
+    counts: np.ndarray  # i64[k, 5]: KINDS of the predictions of each class
+    missed: np.ndarray  # i64[k]
+    positives: np.ndarray  # i64[k] ground truths
+    gain: dict[str, float]  # mAP gained without this kind
+    confused: np.ndarray  # i64[k, k]: rows are true classes, columns predictions
+
+    def numbers(self) -> dict[str, float]:
+        """Shares of all predictions looked at, the share of ground truths missed, and gains."""
+        total = max(int(self.counts.sum()), 1)
+        shares = self.counts.sum(0) / total
+        found = {f"share/{kind}": float(x) for kind, x in zip(KINDS, shares, strict=True)}
+        found["share/missed"] = float(self.missed.sum() / self.positives.sum())
+        return found | {f"gain/{kind}": value for kind, value in self.gain.items()}
+
+    def text(self, names: Sequence[str]) -> str:
+        """A table: a row for each class with ground truth, then the sum and the gains."""
+        columns = (*KINDS, "missed", "truths")
+        table = np.column_stack([self.counts, self.missed, self.positives])
+        rows = [(names[k], table[k]) for k in np.flatnonzero(self.positives).tolist()]
+        rows.append(("all", table.sum(0)))
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{'':{width}} " + " ".join(f"{c:>12}" for c in columns)]
+        lines += [f"{name:{width}} " + " ".join(f"{n:>12,}" for n in row) for name, row in rows]
+        gains = ["" if kind == "true" else f"{self.gain[kind]:+.4f}" for kind in columns[:-1]]
+        lines.append(f"{'mAP gain':{width}} " + " ".join(f"{gain:>12}" for gain in gains))
+        return "\n".join(lines)
+
+
+def errors(
+    truth: Instances,
+    found: Instances,
+    tiou: float,
+    classes: int,
+    floor: float = 0.1,
+    per_truth: int = 10,
+) -> Split:
+    """Sorts predictions by kind at one tIoU. Labels are 0..classes-1; see the module's table.
+
+    Raises: UserError for no ground truth, or a floor that is not below the tIoU.
+    """
+    if not 0 < floor < tiou <= 1:
+        raise UserError(f"error split: floor {floor}, tIoU {tiou}; needed: 0 < floor < tIoU <= 1")
+    if not len(truth.video):
+        raise UserError("error split: there is no ground truth")
+    positives = np.bincount(truth.label, minlength=classes)
+    found = _best(found, positives * per_truth)
+    taken = detection.match(truth, found, (tiou,))[0]
+    kind, other = kinds(truth, found, taken, tiou, floor)
+    counts = np.zeros((classes, len(KINDS)), np.int64)
+    np.add.at(counts, (found.label, kind), 1)
+    confused = np.zeros((classes, classes), np.int64)
+    wrong = kind == CONFUSION
+    np.add.at(confused, (truth.label[other[wrong]], found.label[wrong]), 1)
+    hit = np.zeros(len(truth.video), bool)
+    hit[taken[taken >= 0]] = True
+    missed = np.bincount(truth.label[~hit], minlength=classes)
+
+    def score(truth: Instances, found: Instances) -> float:
+        return detection.evaluate(truth, found, Protocol((tiou,)), classes).average
+
+    base = score(truth, found)
+    gain = {
+        name: score(truth, found.at(kind != index)) - base
+        for index, name in enumerate(KINDS)
+        if index != TRUE
+    }
+    # Classes of which nothing was found at all would leave the mean: they count as they are.
+    kept = hit | ~np.isin(truth.label, truth.label[hit])
+    gain["missed"] = score(truth.at(kept), found) - base if kept.any() else 0.0
+    return Split(tiou, counts, missed, positives, gain, confused)
+
+
+def _best(found: Instances, most: np.ndarray) -> Instances:
+    """By falling score, in each class the best `most[k]`; other labels are left out."""
+    found = detection.by_score(found.at((found.label >= 0) & (found.label < len(most))))
+    rank = detection.ranks(found.label)
+    return found.at(rank < most[found.label])
+
+
+def kinds(
+    truth: Instances, found: Instances, taken: np.ndarray, tiou: float, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """(kind i64[n], row of the ground truth it is about or -1) of predictions sorted by score.
+
+    `taken` i64[n] is the ground truth that each one got in the evaluation at this tIoU, or -1.
+    """
+    rows, others, overlap = detection.pairs(truth, found, floor, any_class=True)
+    own = truth.label[others] == found.label[rows]
+    kind = np.full(len(found.video), BACKGROUND)
+    about = np.full(len(found.video), -1)
+    order = np.argsort(overlap, kind="stable")  # the most overlapped one is written last
+    rows, others, overlap, own = rows[order], others[order], overlap[order], own[order]
+    for index, chosen in (
+        (CONFUSION, ~own),
+        (LOCALISATION, own & (overlap < tiou)),
+        (DOUBLE, own & (overlap >= tiou)),
+    ):
+        kind[rows[chosen]] = index
+        about[rows[chosen]] = others[chosen]
+    hit = taken >= 0
+    kind[hit], about[hit] = TRUE, taken[hit]
+    return kind, about

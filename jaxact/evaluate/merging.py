@@ -1,0 +1,134 @@
+"""From detections in the steps of windows to detections of videos in seconds.
+
+    found = merge(rows, Nms(), Merging())  # rows as the detection task keeps them
+
+In the order of the reference: times in seconds, cut to the video; classes and scores of a
+video-level classifier, if any; rounding; all windows of a video together, suppression, rounding
+again. Videos that are one window each (ActivityNet) are thinned out first, in steps.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.evaluate import nms
+from jaxact.evaluate.detection import Instances, instances
+from jaxact.evaluate.nms import Kept, Nms
+
+
+@dataclasses.dataclass
+class Merging:
+    """How windows become videos."""
+
+    single: bool = False  # each video is one window, thinned out before its times are known
+    classifier: str = ""  # file of video-level scores (class-agnostic detections); "" = none
+    best: int = 2  # classes of a video taken from the classifier
+    fusion: str = "product"  # product | root: of a detection's and its class's score
+    softmax: bool = False  # the classifier's scores are logits
+    seconds: int = 2  # decimals of times; -1 = not rounded
+    digits: int = 4  # decimals of scores; -1 = not rounded
+
+
+def validate(rule: Merging, field: str = "merging") -> None:
+    """Ranges and choices. Raises: UserError naming `config.<field>...`."""
+    require = schema.require
+    require(rule.fusion in ("product", "root"), f"{field}.fusion", rule.fusion, "product, root")
+    require(rule.best >= 1, f"{field}.best", rule.best, "1 or more")
+    require(rule.seconds >= -1, f"{field}.seconds", rule.seconds, "-1 (off) or more")
+    require(rule.digits >= -1, f"{field}.digits", rule.digits, "-1 (off) or more")
+
+
+def seconds(segment: Any, clock: Any) -> np.ndarray:
+    """Segments f[..., 2] in steps of a window -> f64[..., 2] s, cut to the video.
+
+    clock f[..., 3]: s at step 0, s per step, duration in s; a segment's leading axes are its.
+
+    >>> seconds([[0, 10], [-3000, 700]], [[51.2, 4 / 30, 120.0]]).round(4).tolist()
+    [[51.2, 52.5333], [0.0, 120.0]]
+    """
+    clock = np.asarray(clock, np.float64)
+    first, step, last = (clock[..., i, None] for i in range(3))
+    return np.clip(first + np.asarray(segment, np.float64) * step, 0, last)
+
+
+def classified(
+    segment: np.ndarray, score: np.ndarray, classes: np.ndarray, rule: Merging
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One video's detections once for each of its best classes: (segment, score, label).
+
+    segment f[n, 2], score f[n], classes f[k] (video-level scores) -> best * n rows.
+    """
+    if rule.softmax:
+        classes = np.exp(classes - classes.max())
+        classes = classes / classes.sum()
+    best = np.argsort(-classes, kind="stable")[: rule.best]
+    both = classes[best][:, None] * score[None]
+    both = np.sqrt(both) if rule.fusion == "root" else both
+    label = np.repeat(best, len(score))
+    return np.tile(segment, (len(best), 1)), both.ravel(), label
+
+
+def merge(
+    windows: Mapping[str, Any],
+    thin: Nms,
+    rule: Merging,
+    classes: dict[int, np.ndarray] | None = None,
+) -> Instances:
+    """Detections of all videos, in the order of the videos' numbers and by falling score.
+
+    Args:
+      windows: "video" i[n], whose window it is; "clock" f[n, 3], see `seconds`; "segment"
+        f[n, m, 2] steps; "score" f[n, m], 0 and below = no detection; "label" i[n, m].
+      classes: video number -> f[k], scores of the video-level classifier.
+
+    Raises: UserError for a video without classifier scores, or several windows where `single`.
+    """
+    video, clock = np.asarray(windows["video"], np.int64), windows["clock"]
+    segment, score, label = (windows[name] for name in ("segment", "score", "label"))
+    order = np.argsort(video, kind="stable")
+    bounds = np.flatnonzero(np.diff(video[order], prepend=video[order][:1] - 1))
+    columns: list[tuple[np.ndarray, ...]] = []
+    for rows in np.split(order, bounds[1:]) if len(order) else []:
+        number = int(video[rows[0]])
+        if rule.single and len(rows) > 1:
+            raise UserError(f"video {number}: {len(rows)} windows, where one is the whole video")
+        parts = [
+            _window(segment[row], score[row], label[row], clock[row], thin, rule) for row in rows
+        ]
+        found = Kept(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        if classes is not None:
+            if number not in classes:
+                raise UserError(f"video {number}: the video-level classifier has no scores of it")
+            found = Kept(*classified(found.segment, found.score, classes[number], rule))
+        found = _rounded(found, rule)
+        if not rule.single:
+            found = _rounded(nms.suppress(*found, thin), rule)
+        kept = np.argsort(-found.score, kind="stable")[: thin.most]
+        columns.append((np.full(len(kept), number), *(column[kept] for column in found)))
+    if not columns:
+        return instances(np.zeros(0), np.zeros((0, 2)), np.zeros(0))
+    numbers, times, scores, labels = (
+        np.concatenate(column) for column in zip(*columns, strict=True)
+    )
+    return instances(numbers, times, labels, scores)
+
+
+def _window(segment: Any, score: Any, label: Any, clock: Any, thin: Nms, rule: Merging) -> Kept:
+    """One window's detections in seconds."""
+    score = np.asarray(score)
+    real = score > 0
+    found = Kept(np.asarray(segment)[real], score[real], np.asarray(label, np.int64)[real])
+    if rule.single:
+        found = nms.suppress(*found, thin)
+    return found._replace(segment=seconds(found.segment, np.asarray(clock)[None]))
+
+
+def _rounded(found: Kept, rule: Merging) -> Kept:
+    times, score = np.asarray(found.segment, np.float64), np.asarray(found.score, np.float64)
+    times = np.round(times, rule.seconds) if rule.seconds >= 0 else times
+    score = np.round(score, rule.digits) if rule.digits >= 0 else score
+    return Kept(times, score, found.label)

@@ -1,0 +1,134 @@
+"""Prepares data for `configs/adatad.py`: annotations, composed videos, framewise scores.
+
+    python scripts/prepare_detection.py convert --source FILE --out FILE.json [--ground-truth NAME]
+    python scripts/prepare_detection.py composed --source DIR --out DIR
+    python scripts/prepare_detection.py framewise --source FILE.npz --out DIR
+
+`convert`: an annotation of ActionFormer, ActivityNet or OpenTAD, or a CSV, to OpenTAD's JSON.
+`composed`: untrimmed videos from the clips of fight_surv (DIR holds labels.csv and videos), with
+boundaries known by construction; train and test share no source video.
+`framewise`: scores [frames, classes] of many videos (50Salads, GTEA) as features, a file each, and
+an annotation for every split left out: split1.json, ... (training = the other splits). The file has
+no times, so a second here is one row. Class 0 is the background.
+"""
+
+import argparse
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.data import composed, segments
+from jaxact.data.segments import Annotation, Untrimmed
+from jaxact.evaluate import segmentation
+
+BACKGROUND = 0
+KEYS = ("gt", "scores", "offsets", "split")
+
+
+def convert(source: Path, out: Path, ground_truth: str) -> str:
+    """Reads, validates and writes an annotation; says what is in it."""
+    found = segments.read(source, ground_truth=ground_truth)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    segments.write(out, found)
+    lines = [f"{out}: {len(found.videos)} videos, {len(found.names)} classes"]
+    for subset in found.subsets:
+        videos = found.subset(subset, segments=False)
+        count = sum(len(video.labels) for video in videos)
+        lines.append(f"  {subset or '(no subset)'}: {len(videos)} videos, {count} segments")
+    return "\n".join(lines)
+
+
+def compose(source: Path, out: Path, train: int, test: int, seed: int) -> str:
+    """Writes the composed set."""
+    clips = composed.pieces(source / "labels.csv", source / "videos")
+    path = composed.write(out, clips, "noFight", train=train, test=test, seed=seed)
+    return summary(path)
+
+
+def summary(path: Path) -> str:
+    """One line about an annotation."""
+    found = segments.read(path)
+    count = sum(len(video.labels) for video in found.videos)
+    seconds = sum(video.duration for video in found.videos)
+    return f"{path}: {len(found.videos)} videos, {count} segments, {seconds:.0f} s"
+
+
+def framewise(source: Path, out: Path) -> str:
+    """Writes features/<id>.npy and split<k>.json; says how many.
+
+    Raises: UserError for a file that lacks an array, or whose arrays contradict each other.
+    """
+    if not source.is_file():
+        raise UserError(f"{source}: no such file; needed: an .npz with {', '.join(KEYS)}")
+    with np.load(source, allow_pickle=False) as archive:
+        missing = [key for key in KEYS if key not in archive.files]
+        if missing:
+            raise UserError(f"{source}: lacks the arrays {', '.join(missing)}")
+        truth, scores, offsets, split = (archive[key] for key in KEYS)
+    if not len(truth) == len(scores) == offsets[-1] or len(offsets) != len(split) + 1:
+        raise UserError(
+            f"{source}: {len(truth)} labels, {len(scores)} scores, offsets up to {offsets[-1]}, "
+            f"{len(split)} videos; they contradict each other"
+        )
+    (out / "features").mkdir(parents=True, exist_ok=True)
+    names = tuple(f"action{k:02d}" for k in range(1, scores.shape[1]))
+    videos = []
+    for index, (start, end) in enumerate(itertools.pairwise(offsets)):
+        name = f"video{index:03d}"
+        np.save(out / "features" / f"{name}.npy", scores[start:end].astype(np.float32))
+        spans, labels = segmentation.segments(truth[start:end], BACKGROUND)
+        videos.append((name, int(end - start), spans.astype(np.float64), labels - 1))
+    for left_out in sorted(set(split.tolist())):
+        listed = tuple(
+            Untrimmed(
+                name,
+                "validation" if part == left_out else "training",
+                float(count),
+                count,
+                1.0,
+                spans,
+                labels,
+            )
+            for (name, count, spans, labels), part in zip(videos, split.tolist(), strict=True)
+        )
+        path = out / f"split{left_out}.json"
+        segments.write(path, Annotation(str(path), names, listed))
+    return (
+        f"{out}: {len(videos)} videos, {scores.shape[1]} channels, {len(names)} classes, "
+        f"{len(set(split.tolist()))} splits"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Does one of the jobs and says what came of it; 2 for the user's mistakes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("job", choices=("convert", "composed", "framewise"))
+    parser.add_argument("--source", type=Path, required=True, help="file or folder to read")
+    parser.add_argument("--out", type=Path, required=True, help="file or folder to write")
+    parser.add_argument(
+        "--ground-truth", default="strict", choices=segments.GROUND_TRUTHS, help="convert"
+    )
+    parser.add_argument("--train", type=int, default=60, help="composed: training videos")
+    parser.add_argument("--test", type=int, default=20, help="composed: test videos")
+    parser.add_argument("--seed", type=int, default=0, help="composed")
+    options = parser.parse_args(arguments)
+    jobs = {
+        "convert": lambda: convert(options.source, options.out, options.ground_truth),
+        "composed": lambda: compose(
+            options.source, options.out, options.train, options.test, options.seed
+        ),
+        "framewise": lambda: framewise(options.source, options.out),
+    }
+    try:
+        print(jobs[options.job]())
+    except UserError as error:
+        print(f"prepare_detection: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,293 @@
+"""Class tables: what crop, disease and severity each class stands for; and class weights.
+
+A table is built in (`ai_challenger`), a CSV (class_id, name, crop, disease, severity), or implied
+by annotations with such columns. The sizes of all heads follow from it.
+"""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxact.config import UserError
+
+HEALTHY = "healthy"
+_NO_DISEASE = ("healthy", "none", "no disease")
+_UNGRADED = ("", "healthy", "none", "0")  # what a healthy class may have for a severity
+
+# AI Challenger 2018: in label order, each crop with its diseases and their number of grades
+# (0 = healthy, 1 = one class without grades, 2 = a general and a serious class).
+_AI_CHALLENGER: dict[str, tuple[tuple[str, int], ...]] = {
+    "Apple": ((HEALTHY, 0), ("scab", 2), ("frogeye spot", 1), ("cedar rust", 2)),
+    "Cherry": ((HEALTHY, 0), ("powdery mildew", 2)),
+    "Corn": (
+        (HEALTHY, 0),
+        ("cercospora gray leaf spot", 2),
+        ("puccinia polysora rust", 2),
+        ("curvularia leaf spot", 2),
+        ("dwarf mosaic virus", 1),
+    ),
+    "Grape": ((HEALTHY, 0), ("black rot", 2), ("black measles", 2), ("leaf blight", 2)),
+    "Citrus": ((HEALTHY, 0), ("greening", 2)),
+    "Peach": ((HEALTHY, 0), ("bacterial spot", 2)),
+    "Pepper": ((HEALTHY, 0), ("scab", 2)),
+    "Potato": ((HEALTHY, 0), ("early blight", 2), ("late blight", 2)),
+    "Strawberry": ((HEALTHY, 0), ("scorch", 2)),
+    "Tomato": (
+        (HEALTHY, 0),
+        ("powdery mildew", 2),
+        ("bacterial spot", 2),
+        ("early blight", 2),
+        ("late blight", 2),
+        ("leaf mold", 2),
+        ("target spot", 2),
+        ("septoria", 2),
+        ("spider mite", 2),
+        ("yellow leaf curl virus", 2),
+        ("mosaic virus", 1),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Meaning:
+    """One class: its name, and its crop, disease and severity as texts ("" = not known)."""
+
+    name: str
+    crop: str = ""
+    disease: str = ""
+    severity: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTable:
+    """All classes in label order. Without crops and diseases only the label can be learnt."""
+
+    names: tuple[str, ...]
+    crop_of: tuple[int, ...] = ()  # class -> crop
+    disease_of: tuple[int, ...] = ()  # class -> disease, 0 = healthy where a class is
+    severity_of: tuple[int, ...] = ()  # class -> severity, -1 = not graded
+    crops: tuple[str, ...] = ()
+    diseases: tuple[str, ...] = ()
+    severities: tuple[str, ...] = ()  # () = no class is graded
+
+    def require_heads(self, field: str) -> None:
+        """For tasks with heads beside the label's. Raises: UserError naming the config field."""
+        if not self.crops or not self.diseases:
+            raise UserError(
+                f"config.{field}: the classes have no crops and diseases; allowed with a "
+                "config.data.class_table (ai_challenger or a CSV of class_id,name,crop,disease,"
+                "severity) or annotations with the columns crop and disease"
+            )
+
+    def severity(self, text: str) -> int:
+        """The grade that a text means: its name or its number; -1 for "". -2 = none of these."""
+        found = text.strip().lower()
+        if not found or found == "-1":
+            return -1
+        names = [name.lower() for name in self.severities]
+        if found in names:
+            return names.index(found)
+        alias = {"mild": "general", "g": "general", "s": "serious", "severe": "serious"}
+        if alias.get(found) in names:
+            return names.index(alias[found])
+        return int(found) if found.isdigit() and int(found) < len(names) else -2
+
+
+def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable:
+    """The table of these classes.
+
+    Args:
+      diseases: "agnostic" (a disease of two crops is one) or "specific" (it is two); all healthy
+        classes share one entry, the first.
+
+    Crops and diseases are numbered as they first appear, grades sorted after "healthy".
+    """
+    names = tuple(m.name for m in meanings)
+    if not all(m.crop and m.disease for m in meanings):
+        return ClassTable(names)
+    healthy = [m.disease.lower() in _NO_DISEASE for m in meanings]
+    kinds = [
+        HEALTHY if well else (m.disease if diseases == "agnostic" else f"{m.crop} {m.disease}")
+        for m, well in zip(meanings, healthy, strict=True)
+    ]
+    crops = _unique(m.crop for m in meanings)
+    found = _unique([HEALTHY] * any(healthy) + kinds)
+    grades = {m.severity for m, well in zip(meanings, healthy, strict=True) if not well} - {""}
+    severities = (HEALTHY, *sorted(grades, key=_natural)) if grades else ()
+    texts = [HEALTHY if well else m.severity for m, well in zip(meanings, healthy, strict=True)]
+    return ClassTable(
+        names,
+        tuple(crops.index(m.crop) for m in meanings),
+        tuple(found.index(kind) for kind in kinds),
+        tuple(severities.index(t) if t in severities else -1 for t in texts),
+        crops,
+        found,
+        severities,
+    )
+
+
+def _unique(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(texts))
+
+
+def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
+    """Sorts "2" before "10"."""
+    parts = re.findall(r"\d+|\D+", text)
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts)
+
+
+def ai_challenger() -> tuple[Meaning, ...]:
+    """The 61 classes of AI Challenger 2018: 10 crops, 22 diseases, grades 10 / 27 / 24.
+
+    A disease with a single class counts as "general". Grades come from the classes themselves: the
+    published metadata reads names like "(Fungus, Serious)" as general, 12 classes in all.
+    """
+    found = []
+    for crop, diseases in _AI_CHALLENGER.items():
+        for disease, grades in diseases:
+            if disease == HEALTHY:
+                found.append(Meaning(f"{crop} healthy", crop, disease, ""))
+                continue
+            for grade in ("general", "serious")[:grades]:
+                name = f"{crop} {disease}" + (f" {grade}" if grades == 2 else "")
+                found.append(Meaning(name, crop, disease, grade))
+    return tuple(found)
+
+
+def read(path: str | Path) -> tuple[Meaning, ...]:
+    """The classes of a CSV with the columns class_id, name (or class), and crop, disease, severity.
+
+    Raises: UserError for a missing file or column, ids that are not 0..n-1 once each, a severity
+    that contradicts the class.
+    """
+    by_id: dict[int, Meaning] = {}
+    for line, row in _rows(path, ("class_id",)):
+        where = f"{path}:{line}"
+        number = _class_id(row["class_id"], where)
+        if number in by_id:
+            raise UserError(f"{where}: class_id {number} is there twice")
+        name = row.get("name") or row.get("class") or str(number)
+        given = (row.get(field, "").strip() for field in ("crop", "disease", "severity"))
+        by_id[number] = checked(Meaning(name, *given), where)
+    if sorted(by_id) != list(range(len(by_id))):
+        missing = min(set(range(max(by_id) + 1)) - by_id.keys())
+        raise UserError(f"{path}: class_id {missing} is missing; allowed: 0 to the highest, all")
+    if not by_id:
+        raise UserError(f"{path}: has no classes")
+    return tuple(by_id[k] for k in range(len(by_id)))
+
+
+def checked(meaning: Meaning, where: str) -> Meaning:
+    """The class itself, its healthy grades as "". Raises: UserError for one that contradicts it."""
+    grade = meaning.severity.strip()
+    if meaning.disease.lower() in _NO_DISEASE:
+        if grade.lower() not in _UNGRADED:
+            raise UserError(
+                f"{where}: severity {grade!r} contradicts the healthy class {meaning.name!r}; "
+                "allowed: 0, healthy or nothing"
+            )
+        grade = ""
+    elif meaning.disease and grade.lower() in ("0", HEALTHY):
+        raise UserError(
+            f"{where}: severity {grade!r} (healthy) contradicts class {meaning.name!r} with "
+            f"disease {meaning.disease!r}; allowed: a grade, or nothing"
+        )
+    return dataclasses.replace(meaning, severity=grade)
+
+
+def _class_id(text: str, where: str) -> int:
+    if not re.fullmatch(r"\d+", text.strip()):
+        raise UserError(f"{where}: class_id {text!r}; allowed: numbers from 0")
+    return int(text)
+
+
+def _rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, Mapping[str, str]]]:
+    """(line, row) of a CSV with at least these columns."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        absent = [name for name in needed if name not in (reader.fieldnames or ())]
+        if absent:
+            raise UserError(
+                f"{path}: has no column {absent[0]!r}; it has {', '.join(reader.fieldnames or ())}"
+            )
+        return [(reader.line_num, row) for row in reader]
+
+
+# ----------------------------------------------------------------------------------- class weights
+
+
+def weights(
+    counts: np.ndarray,
+    mode: str = "sqrt",
+    beta: float = 0.999,
+    low: float = 0.1,
+    high: float = 10.0,
+) -> np.ndarray:
+    """f32[k]: loss weights of classes with `counts` i[k] training examples.
+
+    With N examples and K classes: inverse N / (K n); sqrt, its root; effective (1 - beta) /
+    (1 - beta^n) (Cui et al. 2019), scaled so that the mean over examples is 1; none 1. Then clipped
+    to [low, high] and divided by their mean over the classes that have examples. A class without
+    examples gets 0.
+    """
+    counts = np.asarray(counts, np.float64)
+    some = counts > 0
+    n = np.where(some, counts, 1)
+    if mode == "none":
+        return some.astype(np.float32)
+    if mode == "effective":
+        raw = (1 - beta) / (1 - beta**n)
+        raw *= counts.sum() / (counts * raw).sum()
+    else:
+        raw = counts.sum() / (len(counts) * n)
+        raw = np.sqrt(raw) if mode == "sqrt" else raw
+    clipped = np.clip(raw, low, high)
+    return np.where(some, clipped / clipped[some].mean(), 0).astype(np.float32)
+
+
+def read_weights(path: str | Path, classes: int) -> np.ndarray:
+    """f32[k] from a CSV with the columns class_id, weight.
+
+    Raises: UserError for a missing file, a class that is missing, repeated or out of range, a
+    weight that is no number from 0.
+    """
+    found: dict[int, float] = {}
+    for line, row in _rows(path, ("class_id", "weight")):
+        where = f"{path}:{line}"
+        number = _class_id(row["class_id"], where)
+        if number >= classes or number in found:
+            what = "is there twice" if number in found else f"of {classes} classes"
+            raise UserError(f"{where}: class_id {number} {what}; allowed: 0 to {classes - 1}, once")
+        try:
+            weight = float(row["weight"])
+        except ValueError:
+            weight = float("nan")
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"{where}: weight {row['weight']!r}; allowed: numbers from 0")
+        found[number] = weight
+    missing = sorted(set(range(classes)) - found.keys())
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(
+            f"{path}: no weight for class {missing[0]}{more}; allowed: a row for each of "
+            f"{classes} classes"
+        )
+    return np.array([found[k] for k in range(classes)], np.float32)
+
+
+def tail(counts: np.ndarray, share: float = 0.25) -> tuple[int, ...]:
+    """The floor(share * k) classes with the fewest training examples, ties by number, sorted."""
+    order = np.argsort(np.asarray(counts), kind="stable")
+    return tuple(sorted(order[: int(share * len(order))].tolist()))
+
+
+def head(counts: np.ndarray, share: float = 0.25) -> tuple[int, ...]:
+    """The floor(share * k) classes with the most training examples, ties by number, sorted."""
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    return tuple(sorted(order[: int(share * len(order))].tolist()))

@@ -1,0 +1,262 @@
+"""Pictures of crop diseases: from annotations to the arrays of one example.
+
+Host side of `tasks/crop.py`. Everything drawn at random comes from the generator given. An example:
+
+| key      | dtype, shape                   | unit |
+|----------|--------------------------------|------|
+| image    | u8[h, w, 3], or u8[v, h, w, 3] | RGB; v views in evaluation, none mirrored |
+| label    | i32                            | class, -1 = unknown |
+| crop     | i32                            | -1 = unknown |
+| disease  | i32                            | 0 = healthy where a class is, -1 = unknown |
+| severity | i32                            | grade of the class table, -1 = not graded |
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.data import (
+    class_table,
+    image_audit,
+    images,
+    picture_cache,
+    picture_lists,
+    pictures,
+    retouch,
+)
+from jaxact.data import prepared_sets as prepared
+from jaxact.data.class_table import ClassTable
+from jaxact.data.disease_options import AUGMENTS, SAMPLERS, Balance, Data, Views, validate
+from jaxact.data.picture_lists import Listing
+from jaxact.data.pictures import Picture, PictureSource
+
+__all__ = [
+    "AUGMENTS",
+    "SAMPLERS",
+    "Balance",
+    "Data",
+    "Picture",
+    "PictureSource",
+    "Views",
+    "validate",
+]
+
+# ---------------------------------------------------------------------------------------- examples
+
+
+def table(data: Data) -> ClassTable:
+    """The classes: the table named, else what the annotations say, else plain numbers.
+
+    Raises: UserError for a table or annotations that are missing, invalid, or of another count.
+    """
+    if data.class_table:
+        known = data.class_table == "ai_challenger"
+        found = class_table.ai_challenger() if known else class_table.read(data.class_table)
+        if data.classes and data.classes != len(found):
+            raise UserError(
+                f"config.data.classes={data.classes}: {data.class_table} has {len(found)} classes; "
+                "allowed: 0 (as many as it has) or that number"
+            )
+        return class_table.build(found, data.diseases)
+    if prepared.named(data.annotations):
+        return class_table.build(prepared.meanings(data.annotations), data.diseases)
+    if data.classes and not Path(data.annotations).is_file():
+        return ClassTable(tuple(str(k) for k in range(data.classes)))
+    return class_table.build(pictures.meanings(_listings(data), data.classes), data.diseases)
+
+
+def _listings(data: Data) -> tuple[Listing, ...]:
+    """Every annotation file of the config, once each."""
+    if not data.annotations:
+        raise UserError(
+            "config.data.annotations is empty; allowed: a .csv, .json or .txt file, or tfds:NAME"
+        )
+    names = dict.fromkeys([data.annotations, data.val_annotations, data.test_annotations])
+    return tuple(picture_lists.parse(name) for name in names if name)
+
+
+def source(data: Data, purpose: str) -> PictureSource:
+    """The pictures of one split.
+
+    Raises: UserError for missing or invalid annotations, a class without a training picture, and a
+    class of the split that training never sees (both unless data.missing is "allow").
+    """
+    found = _split(data, purpose)
+    if purpose == "train" and data.shots:
+        found = pictures.few(found, data.shots, data.shots_seed)
+    if data.missing == "error":
+        _require_classes(data, found, purpose)
+    return PictureSource(found)
+
+
+def _split(data: Data, purpose: str) -> list[Picture]:
+    path, field = data.annotations, "train_split"
+    if purpose == "test" and (data.test_annotations or data.test_split):
+        path, field = data.test_annotations or data.annotations, "test_split"
+    elif purpose != "train":
+        path, field = data.val_annotations or data.annotations, "val_split"
+    split = getattr(data, field)
+    known = table(data)
+    if prepared.named(path):
+        return [pictures.meant(p, known) for p in prepared.pictures(path, split)]
+    _listings(data)  # names what is empty before what is missing
+    listing = picture_lists.parse(path)
+    if purpose != "train" and "split" not in listing.columns and path == data.annotations:
+        raise UserError(
+            f"{path}: has no column 'split' to tell {purpose} pictures from training ones; "
+            "allowed: such a column, or config.data.val_annotations"
+        )
+    folder = pictures.folder_of(listing, data.images)
+    return [pictures.picture(row, known, folder) for row in listing.chosen(split, field)]
+
+
+def _require_classes(data: Data, found: Sequence[Picture], purpose: str) -> None:
+    known = table(data)
+    trained = found if purpose == "train" else _split(data, "train")
+    missing = set(range(len(known.names))) - {p.label for p in trained}
+    where = data.annotations
+    if purpose != "train":
+        missing &= {p.label for p in found}
+        where = f"{data.annotations} ({purpose})"
+    if missing:
+        first = min(missing)
+        more = f" (nor have {len(missing) - 1} others)" if len(missing) > 1 else ""
+        seen = "" if purpose == "train" else f" but is in the {purpose} split"
+        raise UserError(
+            f"{where}: class {first} ({known.names[first]}) has no training picture{more}{seen}; "
+            "allowed with config.data.missing=allow"
+        )
+
+
+def counts(source: PictureSource, classes: int) -> np.ndarray:
+    """i64[k]: pictures of each class."""
+    labels = source.labels()
+    return np.bincount(labels[labels >= 0], minlength=classes)
+
+
+def balance(data: Data, counts: np.ndarray) -> np.ndarray:
+    """f32[k]: the loss weights that `data.balance` asks for. Raises: UserError for a bad file."""
+    wanted = data.balance
+    if wanted.file:
+        return class_table.read_weights(wanted.file, len(counts))
+    low, high = wanted.clip
+    return class_table.weights(counts, wanted.weights, wanted.beta, low, high)
+
+
+def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:
+    """f64[n] sampling weights of a stage's `sampler`; None = each picture once an epoch.
+
+    weighted: 1 / count^power. balanced: 1 / count, so that classes are drawn equally often. mixN:
+    N % of that and the rest natural; rows of 25, 50 and 75 make progressive balancing.
+
+    Raises: UserError for another name.
+    """
+    kind = stage.sampler
+    schema.require(kind in SAMPLERS, "stages.sampler", kind, ", ".join(SAMPLERS))
+    if kind == "natural":
+        return None
+    labels = source.labels()
+    per_class = np.bincount(labels)
+    each = per_class[labels].astype(np.float64)
+    if kind == "weighted":
+        return each**-data.balance.power
+    share = 1.0 if kind == "balanced" else int(kind.removeprefix("mix")) / 100
+    return share / (each * (per_class > 0).sum()) + (1 - share) / len(labels)
+
+
+def view_spec(data: Data, purpose: str) -> Views:
+    """The views of a purpose other than training."""
+    return data.val if purpose == "val" else data.test
+
+
+def side_of(data: Data, stage: Any, purpose: str) -> int:
+    """Pixels of the side that the device sees."""
+    return stage.size if purpose == "train" else data.test_size or stage.size
+
+
+def prepare(
+    data: Data, picture: Picture, rng: np.random.Generator, stage: Any, purpose: str
+) -> dict[str, np.ndarray]:
+    """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
+    side, how = side_of(data, stage, purpose), data.interpolation
+    if purpose != "train":
+        pixels = _views(data, picture, side, purpose)
+    else:
+        image = _load(data, picture, side)
+        if data.keep_ratio:
+            width, height = image.size
+            short = min(width, height)
+            left, top = (width - short) // 2, (height - short) // 2
+            image = image.crop((left, top, left + short, top + short))
+        if stage.augment == "none":
+            pixels = images.resize(image, (side, side), None, how)
+        else:
+            pixels = retouch.augmented(image, getattr(data, stage.augment), side, rng, how)
+    numbers: dict[str, Any] = {name: np.int32(getattr(picture, name)) for name in _NUMBERS}
+    return {"image": pixels, **numbers}
+
+
+_NUMBERS = ("label", "crop", "disease", "severity")
+
+
+def _load(data: Data, picture: Picture, side: int) -> Any:
+    """The decoded picture, large enough for `side` px."""
+    if data.cache:
+        return picture_cache.load(picture, data.cache, data.cache_dir)
+    return images.decode(picture.content, side, data.gap, picture.id if not picture.path else "")
+
+
+def _views(data: Data, picture: Picture, side: int, purpose: str) -> np.ndarray:
+    spec = view_spec(data, purpose)
+    image = _load(data, picture, int(np.ceil(side * max(spec.scales))))
+    cut = [
+        images.resize(image, (side, side), box, data.interpolation)
+        for scale in spec.scales
+        for box in images.boxes(image.size, scale, spec.crops, data.keep_ratio)
+    ]
+    return np.stack(cut)
+
+
+def shapes(data: Data, stage: Any, purpose: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape of one example, dtype), as `prepare` makes them."""
+    side, spec = side_of(data, stage, purpose), view_spec(data, purpose)
+    view = () if purpose == "train" else (len(spec.scales) * spec.crops,)
+    found: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((*view, side, side, 3), np.uint8)}
+    return {**found, **{name: ((), np.int32) for name in _NUMBERS}}
+
+
+def audit(picture: Picture) -> str:
+    """Opens and decodes a picture: "" or what is wrong with it."""
+    return image_audit.inspect(picture).error
+
+
+def examples(data: Data, path: str) -> Sequence[Picture]:
+    """Pictures of a file, a folder, or an annotation list, with or without labels.
+
+    Raises: UserError for a path that is missing or holds none.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise UserError(f"--input={path} does not exist")
+    if given.is_dir():
+        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in images.SUFFIXES)
+        if not files:
+            raise UserError(
+                f"--input={path}: no pictures in it; allowed: {', '.join(images.SUFFIXES)}"
+            )
+        return [Picture(str(p), str(p)) for p in files]
+    if given.suffix.lower() in images.SUFFIXES:
+        return [Picture(path, path)]
+    listing = picture_lists.parse(path, labelled=False)
+    folder = pictures.folder_of(listing, data.images)
+    known = table(data)
+    return [pictures.picture(row, known, folder, labelled=False) for row in listing.rows]
+
+
+def thumbnail(picture: Picture) -> np.ndarray:
+    """u8[1, h, w, 3], the shorter side 96 px, for the report."""
+    return images.thumbnail(picture.content, 96, picture.id)[None]

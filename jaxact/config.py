@@ -150,7 +150,7 @@ class Config:
     length: str = "1 epochs"  # duration of the training
     batch_size: int = 32  # examples per step, over all devices and hosts
     dtype: str = "float32"  # float32 | bfloat16: compute; parameters and statistics stay float32
-    init_from: str = ""  # checkpoint (PyTorch file or a work dir of ours) for a partial start
+    init_from: str = ""  # checkpoints (PyTorch files, work dirs of ours) for a partial start: A,B
     optim: Optim = dataclasses.field(default_factory=Optim)
     eval: Eval = dataclasses.field(default_factory=Eval)
     save: Save = dataclasses.field(default_factory=Save)

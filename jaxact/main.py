@@ -17,21 +17,43 @@ from ml_collections import config_flags
 from jaxact import config as schema
 from jaxact.config import UserError
 
-MODES = ("train", "eval", "predict", "check", "bench")
+MODES = ("train", "eval", "predict", "check", "bench", "export", "ensemble")
 
 FLAGS = flags.FLAGS
 CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe: configs/NAME.py[:variant].")
 WORKDIR = flags.DEFINE_string("workdir", "", "Folder of checkpoints, logs and results.")
 MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", "", "eval, predict: a checkpoint folder, a work dir, or a PyTorch file."
+    "checkpoint", "", "eval, predict, export: a checkpoint folder, a work dir, or a PyTorch file."
 )
 RESUME = flags.DEFINE_string(
     "resume_from", "", "train: a work dir whose newest state a fresh --workdir goes on from."
 )
 INPUT = flags.DEFINE_string("input", "", "predict: a file, a folder, or a CSV or JSONL list.")
-OUTPUT = flags.DEFINE_string("output", "-", "predict: file of JSON lines; - = standard output.")
+OUTPUT = flags.DEFINE_string(
+    "output", "-", "predict: file of JSON lines, - = standard output; export: a new folder."
+)
+POSES = flags.DEFINE_string(
+    "poses", "", "predict: keypoints of the videos, a .jsonl or .pkl file or a folder of them."
+)
+WINDOW = flags.DEFINE_float("window", 0.0, "predict: seconds of a window; 0 = the whole video.")
+STRIDE = flags.DEFINE_float("stride", 1.0, "predict: seconds from window to window.")
+TOP = flags.DEFINE_integer("top", 5, "predict: classes named.")
+RENDER = flags.DEFINE_string(
+    "render", "", "predict: an .mp4 file, or a folder, for videos with the results drawn in."
+)
+RENDER_SIZE = flags.DEFINE_integer(
+    "render_size", 0, "predict: px of the shorter side of those videos; 0 = as they are."
+)
 STEPS = flags.DEFINE_integer("bench_steps", 10, "bench: steps timed.", lower_bound=1)
+BATCH = flags.DEFINE_integer("export_batch", 0, "export: examples of a call; 0 = any number.")
+RUNS = flags.DEFINE_list(
+    "runs", [], "ensemble: work dirs or predictions .npz; DIR:rgb takes one stream's scores."
+)
+WEIGHTS = flags.DEFINE_list("weights", [], "ensemble: one number for each run; none = equal.")
+SEARCH = flags.DEFINE_string("search", "", "ensemble: grid | least_squares: fit weights on val.")
+SPACE = flags.DEFINE_string("space", "prob", "ensemble: prob | score | logit: what is averaged.")
+SPLIT = flags.DEFINE_string("split", "test", "ensemble: val | test: the predictions fused.")
 
 
 def parse(arguments: list[str]) -> None:
@@ -48,7 +70,7 @@ def parse(arguments: list[str]) -> None:
         raise UserError(unknown_field(arguments, error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags begin with --")
-    if not FLAGS["config"].present:
+    if not FLAGS["config"].present and MODE.value != "ensemble":
         raise UserError("--config is missing; for example --config=configs/x3d.py:tiny")
 
 
@@ -84,8 +106,10 @@ def field_names(node: object, path: str = "") -> list[str]:
 def run() -> int:
     """One call for the mode that the flags name; returns the exit code."""
     # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.train import bench, build, check, loop, predict
+    from jaxact.train import bench, build, check, export, journal, loop, predict
 
+    if MODE.value == "ensemble":
+        return ensemble()
     config = loaded_config()
     schema.validate(config)
     mode = MODE.value
@@ -93,6 +117,8 @@ def run() -> int:
         mode == "train" or (mode != "check" and mode != "bench" and not CHECKPOINT.value)
     ):
         raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
+    if mode in ("predict", "export"):
+        config = predict.with_names(config, pathlib.Path(WORKDIR.value), CHECKPOINT.value)
     opened = build.open_run(config, pathlib.Path(WORKDIR.value or "."), RESUME.value)
     if mode == "train":
         loop.train(opened)
@@ -101,19 +127,40 @@ def run() -> int:
     elif mode == "predict":
         if not INPUT.value:
             raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
-        folder = pathlib.Path(OUTPUT.value).parent
-        if not folder.is_dir():
-            raise UserError(f"--output={OUTPUT.value}: there is no folder {folder}")
-        lines = predict.predict(opened, CHECKPOINT.value, INPUT.value)
-        text = "".join(line + "\n" for line in lines)
+        request = predict.Request(
+            INPUT.value,
+            POSES.value,
+            WINDOW.value,
+            STRIDE.value,
+            TOP.value,
+            RENDER.value,
+            RENDER_SIZE.value,
+        )
+        with journal.lines(OUTPUT.value) as emit:
+            predict.predict(opened, CHECKPOINT.value, request, emit)
+    elif mode == "export":
         if OUTPUT.value == "-":
-            sys.stdout.write(text)
-        else:
-            pathlib.Path(OUTPUT.value).write_text(text)
+            raise UserError("--output is missing; --mode=export needs a new folder")
+        output = pathlib.Path(OUTPUT.value)
+        contract = export.export(opened, CHECKPOINT.value, output, BATCH.value)
+        print(json.dumps({"output": str(output), **contract["self_check"]}, indent=1))
     elif mode == "check":
         check.check(opened)
     else:
         print(json.dumps(bench.bench(opened, STEPS.value), indent=1))
+    return 0
+
+
+def ensemble() -> int:
+    """Fuses stored predictions; no config, no model, no data."""
+    from jaxact.train import ensemble, journal
+
+    if FLAGS["config"].present:
+        journal.say("--mode=ensemble reads stored predictions only: --config is not used")
+    if not WORKDIR.value:
+        raise UserError("--workdir is missing; --mode=ensemble needs a folder for the fused scores")
+    request = ensemble.request(RUNS.value, WEIGHTS.value, SEARCH.value, SPACE.value, SPLIT.value)
+    print(ensemble.ensemble(request, pathlib.Path(WORKDIR.value)))
     return 0
 
 
@@ -144,10 +191,14 @@ def main(arguments: list[str]) -> int:
     try:
         parse(arguments)
         cache_compilations()
+        from jaxact.train.export import Unequal
         from jaxact.train.loop import Diverged, Interrupted
 
         try:
             return run()
+        except Unequal as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         except Diverged as error:
             print(f"error: {error}", file=sys.stderr)
             return 3

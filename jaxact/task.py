@@ -6,7 +6,7 @@ class and no registry: the trainer calls these functions and knows nothing else.
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +18,54 @@ Hyper = dict[str, Any]  # name of a stage value field -> f32[] at this step
 Outputs = Any  # whatever the model returns
 
 
+@dataclasses.dataclass(frozen=True)
+class Port:
+    """An input of an exported model."""
+
+    shape: tuple[int, ...]  # of one example
+    dtype: Any
+    meaning: str  # one line: what it is, the names of its axes, its unit
+    low: float = 0.0  # valid values are in low..high
+    high: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Contract:
+    """What an exported model takes and gives, and what has to happen before it."""
+
+    inputs: dict[str, Port]
+    outputs: dict[str, str]  # name -> meaning, one line
+    preprocessing: dict[str, Any]  # JSON-able: how files become inputs, what is done inside
+    call: Callable[[Callable[..., Outputs], Batch], dict[str, Any]]
+    """(apply, inputs [b, ...]) -> outputs [b, ...]. Under jit; `apply(**arguments)` runs the
+    model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """A finished run, its final test included: what `Task.conclude` sees."""
+
+    split: str
+    ids: Sequence[str]  # of the rows
+    rows: dict[str, np.ndarray]
+    scores: dict[str, float]
+    best_val: dict[str, float]  # validation scores of the weights that were tested; {} = none kept
+    history: Sequence[dict[str, Any]]  # the rows of metrics.jsonl
+    variables: Any  # that were tested
+    source: "Source"
+    stage: Any  # whose data and shape fields the evaluation saw
+    pictures: bool  # is there a report to draw figures for?
+
+
+@dataclasses.dataclass(frozen=True)
+class Extra:
+    """What a task adds to the end of a run."""
+
+    numbers: dict[str, Any] = dataclasses.field(default_factory=dict)  # further in results.json
+    files: dict[str, str] = dataclasses.field(default_factory=dict)  # path in the work dir -> text
+    figures: Sequence[Any] = ()  # `evaluate.figures.Figure`, for the report
+
+
 class Source(Protocol):
     """Random access to the examples of one split. `ids[i]` names example i in files and reports."""
 
@@ -27,6 +75,19 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Any: ...
+
+
+class Window(Protocol):
+    """A stretch of a recording: seconds, and the arrays of one part of its views."""
+
+    @property
+    def start(self) -> float: ...
+
+    @property
+    def end(self) -> float: ...
+
+    @property
+    def arrays(self) -> Callable[[int], dict[str, np.ndarray]]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +104,9 @@ class Task:
     """Class names in the order of the labels; () when the task has none."""
     source: Callable[[str], Source]
     """purpose -> examples. Raises UserError for missing or invalid annotations."""
-    prepare: Callable[[Any, np.random.Generator, Any, str], dict[str, np.ndarray]]
-    """(example, rng, stage, purpose) -> one example's arrays, of the shapes that `shapes` gives."""
+    prepare: Callable[..., dict[str, np.ndarray]]
+    """(example, rng, stage, purpose) -> one example's arrays, of the shapes that `shapes` gives;
+    with `part=number` where the views of that purpose come in parts."""
     shapes: Callable[[Any, str], dict[str, tuple[tuple[int, ...], Any]]]
     """(stage, purpose) -> name -> (shape of one example, dtype); needs no data."""
     inputs: Callable[[Batch, Hyper, Any, Any], tuple[dict[str, Any], Any]]
@@ -61,10 +123,11 @@ class Task:
     """(outputs, batch) -> arrays [b, ...] kept for each example in predictions/<split>.npz."""
     score: Callable[[Any, dict[str, np.ndarray]], dict[str, float]]
     """(merged metrics, rows of the whole split) -> final numbers."""
-    example: Callable[[str], Sequence[Any]]
-    """A file, a folder or a list for `predict` -> examples (with an `id`)."""
-    describe: Callable[[dict[str, np.ndarray]], dict[str, Any]]
-    """One example's rows -> what `predict` prints, JSON-able."""
+    example: Callable[..., Source]
+    """A file, a folder or a list for `predict` -> examples; a second argument, where it is given,
+    names their poses."""
+    describe: Callable[..., dict[str, Any]]
+    """(one example's rows, top=number of classes) -> what `predict` prints, JSON-able."""
     audit: Callable[[Any], str]
     """Opens everything one example names; "" or one line that says what is wrong."""
     counted: Any = None
@@ -72,10 +135,49 @@ class Task:
     for exact MAC counts; None = `model`."""
     weights: Callable[[Any, Any], tuple[Any, str]] | None = None
     """(path, variables) -> (variables, report text): loads a foreign checkpoint."""
+    grow: Callable[..., tuple[dict[str, Any], Sequence[str]]] | None = None
+    """(arrays of a checkpoint of ours by path, the model's by path) -> (the former, made larger
+    where a part of the model grew, and notes for the report); None = as they are."""
     sampler: Callable[[Source, Any], np.ndarray | None] | None = None
     """(train source, stage) -> f64[n] sampling weights, or None for each example once an epoch."""
+    arrange: Callable[[Source, np.ndarray, np.random.Generator], np.ndarray] | None = None
+    """(train source, records i64[n] drawn for an epoch, rng) -> the same records in the order they
+    are read; keeps together what is read from one file. None = as drawn."""
     thumbnail: Callable[[Any], np.ndarray | None] | None = None
     """Example -> u8[t, h, w, 3] for the report, or None."""
+    parts: Callable[[str], int] = lambda purpose: 1
+    """purpose -> parts that an example's views come in. Each is prepared and inferred by itself and
+    the outputs are averaged: memory does not grow with the number of views."""
+    views: Callable[[str], str] = lambda purpose: ""
+    """purpose -> how an example is seen in evaluation, in words, for logs and results."""
+    recording: Callable[[Any], str] | None = None
+    """Example -> the recording that it is a part of. `predict` gives `describe` the rows [n, ...]
+    of all parts of a recording, neighbours in the source, and prints one line. None = whole."""
+    windows: Callable[[Any, float, float], Iterator[Window]] | None = None
+    """(example, window s, stride s) -> windows of a long recording, for `predict`."""
+    render: Callable[[Any, Any, list[dict[str, Any]], int], None] | None = None
+    """(example, path, pieces, side px) -> writes a video with what was found drawn in. A piece has
+    start and end (s) and what `describe` gives; they tile the recording. A task whose examples are
+    parts of recordings gets the first part and one piece."""
+    drawn: str = ".mp4"
+    """Suffix of the files that `render` writes."""
+    contract: Callable[[], Contract] | None = None
+    """What `export` ships; None = the model's outputs on the arrays of `shapes` that reach it."""
+    metrics: tuple[str, ...] = ()
+    """Names that `score` gives: another eval.metric is refused at the start; () = not told."""
+    watch: Callable[[Outputs, Any], dict[str, Any]] | None = None
+    """(outputs, targets) -> numbers f32[b] that training logs the means of and does not minimise.
+    Under jit."""
+    enter: Callable[[Any, Any, Any, Any, Callable[[], Iterator[Batch]]], Any] | None = None
+    """(variables, row before, row, key, batches) -> variables as the first step of a stage finds
+    them, the same object where nothing changes. Called when training passes from one row of the
+    plan to the next, for the averaged variables too; must be a pure function, because a run that
+    resumes there calls it again. `batches()` goes once through the training split, prepared as for
+    validation. A group whose arrays are replaced starts its optimiser state anew."""
+    survey: Callable[[dict[str, Source]], tuple[Sequence[str], str]] | None = None
+    """Sources by purpose -> (what is suspicious in the data as a whole, a line each; a table)."""
+    conclude: Callable[[Ending], Extra] | None = None
+    """What the task adds to results.json, the work dir and the report."""
 
 
 def make(config: Any) -> Task:

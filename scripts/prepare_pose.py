@@ -137,6 +137,9 @@ def openpose(source: Path) -> dict[str, Any]:
         for k in range(FOLDS)
         for side in ("train", "test")
     }
+    label = {annotation["frame_dir"]: annotation["label"] for annotation in annotations}
+    for k in range(FOLDS):
+        splits |= cut(splits[f"fold{k}_train"], label, f"fold{k}")
     return {
         "split": splits,
         "annotations": annotations,

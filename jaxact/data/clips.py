@@ -1,10 +1,12 @@
-"""Clips for recognition: from an annotation and a video to the arrays of one example.
+"""Clips for recognition: from an annotation and a video to the arrays of one training example.
 
-Host side of `tasks/action.py`, which has the table of the arrays. Everything drawn at random comes
-from the generator given, and all clips and streams of an example share one draw of the geometry.
+Host side of `tasks/action.py`, which has the table of the arrays; `jaxact.data.views` has that of
+evaluation. Everything drawn at random comes from the generator given, and both streams of an
+example share one draw of the geometry.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,8 +18,6 @@ from jaxact.config import UserError
 from jaxact.data import geometry, perturb, photometry, poses, records, sampling, skeletons
 from jaxact.data.records import Clip
 from jaxact.data.video import Video
-
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 
 # Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
 ABSENT = -1e4
@@ -31,7 +31,8 @@ class Views:
 
     clips: int = 1  # in time
     crops: int = 1  # 1 = centre, 3 = both ends and the middle
-    flip: bool = False  # also the mirror image
+    flip: bool = False  # also the mirror image: frames, and joints at x -> width - x
+    double: bool = False  # also the mirror image: frames and heatmaps, column by column
 
 
 @dataclasses.dataclass
@@ -41,7 +42,7 @@ class Data:
     annotations: str = ""  # .pkl (PySKL, MMAction2), .csv (file,label,split) or .jsonl
     videos: str = ""  # folder of the videos, for records that name none or a relative path
     video_suffix: str = ".mp4"  # of <videos>/<id><suffix> where a record names no file
-    class_names: str = ""  # text file, a name a line; "" = those of the annotations, or numbers
+    class_names: str = ""  # text file, a name a line, or a run's config.json; "" = as annotated
     train_split: str = "train"
     val_split: str = "val"
     test_split: str = ""  # "" = val_split
@@ -79,6 +80,7 @@ class Data:
     test: Views = dataclasses.field(default_factory=Views)
     average: str = "prob"  # prob | score: what is averaged over views
     views_at_once: int = 1  # views computed together: memory against speed
+    clips_at_once: int = 5  # clips prepared and fed together: memory against repeated decoding
 
 
 def class_names(data: Data, count: int) -> tuple[str, ...]:
@@ -91,7 +93,16 @@ def class_names(data: Data, count: int) -> tuple[str, ...]:
         return stated if len(stated) == count else tuple(str(k) for k in range(count))
     if not pathlib.Path(path).is_file():
         raise UserError(f"config.data.class_names={path!r} does not exist")
-    names = tuple(line for line in pathlib.Path(path).read_text().splitlines() if line.strip())
+    text = pathlib.Path(path).read_text()
+    if path.endswith(".json"):
+        try:
+            names = tuple(map(str, json.loads(text)["classes"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"config.data.class_names={path!r}: needed: JSON with a list 'classes'"
+            ) from error
+    else:
+        names = tuple(line for line in text.splitlines() if line.strip())
     schema.require(
         len(names) == count, "data.class_names", f"{len(names)} names", f"{count} (model.classes)"
     )
@@ -115,12 +126,13 @@ def source(data: Data, streams: Streams, classes: int, purpose: str) -> ClipSour
     """The clips of one split. Raises UserError for missing or invalid annotations."""
     splits = {"train": data.train_split, "val": data.val_split}
     splits["test"] = data.test_split or data.val_split
-    return ClipSource(_read(data, streams, classes, data.annotations, splits[purpose]))
+    return ClipSource(read(data, streams, classes, data.annotations, splits[purpose]))
 
 
-def _read(
+def read(
     data: Data, streams: Streams, classes: int, path: str, split: str, labelled: bool = True
 ) -> list[Clip]:
+    """The clips of one split ("" = all) of a list. Raises UserError also for missing poses."""
     if not path:
         raise UserError("config.data.annotations is empty; give a .pkl, .csv or .jsonl file")
     names = class_names(data, classes) if data.class_names else classes
@@ -151,25 +163,22 @@ def prepare(
     clip: Clip,
     rng: np.random.Generator,
     stage: Any,
-    purpose: str,
 ) -> dict[str, np.ndarray]:
-    """One example's arrays (see the table above), one draw shared by all its clips and streams.
+    """One training example's arrays (see the table above), one draw shared by both streams.
 
     Raises:
       UserError: the video cannot be read, or has far fewer frames than annotated.
     """
-    train = purpose == "train"
     rgb, pose = ("rgb" in streams), ("pose" in streams)
     frames, keypoint, score, size = None, None, None, clip.size
     if rgb:
         with Video(clip.video) as video:
-            count = _frame_count(clip, video.frames)
-            at = _sample(data, streams, count, rng, purpose)
+            at = sample(data, streams, frame_count(clip, video.frames), 1, rng)
             wanted, where = np.unique(at["rgb"], return_inverse=True)
             frames = video.read(wanted)[where.reshape(-1)]
             size = video.size
     else:
-        at = _sample(data, streams, clip.frames, rng, purpose)
+        at = sample(data, streams, clip.frames, 1, rng)
     if clip.keypoint is not None and "pose" in at:
         assert clip.score is not None
         steps = at["pose"].reshape(-1)
@@ -179,46 +188,20 @@ def prepare(
     if data.compact and keypoint is not None:
         box = geometry.compact_box(keypoint, size, data.padding, pad=data.imgpad)
         frames, keypoint, size = geometry.crop(frames, keypoint, box, keep_zeros=True)
-    if train:
-        side = stage.size
-        frames, keypoint, score, size = _augment(
-            data, skeleton, frames, keypoint, score, size, rng, stage
-        )
-        crops = [(frames, keypoint)]
-    else:
-        side = data.test_size
-        crops = _test_crops(data, frames, keypoint, size, purpose)
-    clips = len(next(iter(at.values())))
+    frames, keypoint, score, size = _augment(
+        data, skeleton, frames, keypoint, score, size, rng, stage
+    )
     found: dict[str, Any] = {"label": np.int32(clip.label)}
     if rgb:
-        stack = np.stack([part[0] for part in crops])  # crops, clips * t, h, w, 3
-        stack = stack.reshape(len(crops), clips, -1, side, side, 3).swapaxes(0, 1)
-        found["rgb"] = _views(stack, train)
+        found["rgb"] = np.ascontiguousarray(frames)
     if pose:
         assert keypoint is not None and score is not None
-        points = np.stack([part[1] for part in crops])  # crops, p, clips * t, j, 2
-        found["keypoint"] = _views(_by_view(points, clips, data.people, ABSENT), train)
-        scores = np.repeat(score[None], len(crops), 0)
-        found["score"] = _views(_by_view(scores, clips, data.people, 0.0), train)
+        keypoint, score = poses.pad_people(keypoint, score, data.people, ABSENT)
+        found |= {"keypoint": keypoint.astype(np.float32), "score": score.astype(np.float32)}
     return found
 
 
-def _views(array: np.ndarray, train: bool) -> np.ndarray:
-    """[clips, crops, ...] -> [v, ...], or the single training view without that axis."""
-    return array[0, 0] if train else array.reshape(-1, *array.shape[2:])
-
-
-def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndarray:
-    """[crops, p, clips * t, ...] -> [clips, crops, people, t, ...], absent people filled in."""
-    crops, found = array.shape[:2]
-    array = array.reshape(crops, found, clips, -1, *array.shape[3:])
-    array = np.moveaxis(array, 2, 0)
-    missing = [(0, 0)] * array.ndim
-    missing[2] = (0, people - found)
-    return np.pad(array, missing, constant_values=fill).astype(np.float32)
-
-
-def _frame_count(clip: Clip, decoded: int) -> int:
+def frame_count(clip: Clip, decoded: int) -> int:
     """Frames to sample from; annotation and video may differ by a frame or two at the end."""
     if not clip.frames:
         return decoded
@@ -230,19 +213,17 @@ def _frame_count(clip: Clip, decoded: int) -> int:
     return min(decoded, clip.frames)
 
 
-def _sample(
-    data: Data, streams: Streams, frames: int, rng: np.random.Generator, purpose: str
+def sample(
+    data: Data, streams: Streams, frames: int, clips: int, rng: np.random.Generator | None
 ) -> dict[str, np.ndarray]:
-    """Frame numbers i64[clips, length] of each stream."""
-    clips = 1 if purpose == "train" else view_spec(data, purpose).clips
+    """Frame numbers i64[clips, length] of each stream: drawn from `rng`, or (None) evaluation's."""
 
     def draw(length: int) -> np.ndarray:
         interval = (data.interval[0], data.interval[1])
         if data.sampling == "dense":
-            source = rng if purpose == "train" else None
-            return sampling.dense(frames, length, data.stride, clips, source)
-        if purpose == "train":
-            return sampling.uniform(frames, length, rng, interval)[None]
+            return sampling.dense(frames, length, data.stride, clips, rng)
+        if rng is not None:
+            return np.stack([sampling.uniform(frames, length, rng, interval) for _ in range(clips)])
         return sampling.uniform_views(frames, length, clips)
 
     if streams == ("rgb", "pose") and data.aligned:
@@ -256,11 +237,6 @@ def _sample(
     if "pose" in streams:
         found["pose"] = draw(data.pose_frames)
     return found
-
-
-def view_spec(data: Data, purpose: str) -> Views:
-    """The views of a purpose other than training."""
-    return data.val if purpose == "val" else data.test
 
 
 def _augment(
@@ -308,68 +284,17 @@ def _augment(
     return frames, keypoint, score, size
 
 
-def _test_crops(
-    data: Data, frames: Any, keypoint: Any, size: tuple[int, int], purpose: str
-) -> list[tuple[Any, Any]]:
-    """(frames, keypoints) of each crop of an evaluation example."""
-    side = (data.test_size, data.test_size)
-    crops = view_spec(data, purpose).crops
-    if not data.keep_ratio:
-        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
-        return [(frames, keypoint)] * crops
-    new = geometry.short_side(size, data.test_size)
-    frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
-    boxes = geometry.three_boxes(size, side) if crops == 3 else [geometry.centre_box(size, side)]
-    return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
-
-
-def shapes(
-    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage: Any, purpose: str
-) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """name -> (shape of one example, dtype), as `prepare` makes them."""
-    train = purpose == "train"
-    side = stage.size if train else data.test_size
-    spec = view_spec(data, purpose)
-    view = () if train else (spec.clips * spec.crops,)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
-    if "rgb" in streams:
-        found["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
-    if "pose" in streams:
-        points = (*view, data.people, data.pose_frames, len(skeleton.joints))
-        found["keypoint"] = ((*points, 2), np.float32)
-        found["score"] = (points, np.float32)
-    return found
-
-
 def audit(streams: Streams, clip: Clip) -> str:
     """Opens the video of a clip and reads its ends: "" or what is wrong with it."""
     if "rgb" not in streams:
         return ""
     try:
         with Video(clip.video) as video:
-            _frame_count(clip, video.frames)
+            frame_count(clip, video.frames)
             video.read([0, video.frames - 1])
     except UserError as error:
         return str(error)
     return ""
-
-
-def examples(data: Data, streams: Streams, classes: int, path: str) -> Sequence[Clip]:
-    """Clips of a video file, a folder of videos, or an annotation list of any of the kinds."""
-    given = pathlib.Path(path)
-    if not given.exists():
-        raise UserError(f"--input={path} does not exist")
-    if given.is_file() and given.suffix.lower() not in VIDEOS:
-        return _read(data, streams, classes, path, "", labelled=False)
-    files = [given]
-    if given.is_dir():
-        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
-    if "pose" in streams:
-        raise UserError(
-            f"--input={path}: this model needs poses; give a .jsonl or .pkl list with keypoints, "
-            "or use a model with config.model.streams=rgb"
-        )
-    return [Clip(str(p), -1, 0, str(p), (0, 0), None, None) for p in files]
 
 
 def thumbnail(streams: Streams, clip: Clip) -> np.ndarray | None:

@@ -6,8 +6,10 @@ by arithmetic on (seed, k) alone, so any step can be reached without replaying t
 
 import dataclasses
 import functools
+import queue
 import sys
-from collections.abc import Callable, Generator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grain
@@ -29,6 +31,9 @@ class Order:
     batch: int
     seed: int
     weights: tuple[float, ...] = ()  # () = each record once an epoch
+    arrange: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = (
+        None  # None = as drawn
+    )
 
     @property
     def per_epoch(self) -> int:
@@ -49,6 +54,8 @@ def _epoch(order: Order, epoch: int) -> np.ndarray:
         drawn = rng.choice(order.records, order.records, p=p / p.sum())
     else:
         drawn = rng.permutation(order.records)
+    if order.arrange is not None:
+        drawn = order.arrange(drawn, rng)
     return np.resize(drawn, order.per_epoch)
 
 
@@ -73,26 +80,49 @@ class _Load:
         self.shapes = task.shapes(stage, purpose)
         self.seed, self.skip = config.seed, config.input.broken == "skip"
         self.order: Callable[[int], int] | None = None
+        self.size = self.parts = 1  # evaluation: examples in a batch, parts of each
+        self.failed: dict[int, str] | None = None  # filled instead of stopping
+        self.told: set[int] = set()
 
     def __call__(self, position: int) -> dict[str, Any]:
-        train = self.order is not None
-        record = self.order(position) if self.order is not None else position
+        which: dict[str, int] = {}
+        if self.order is not None:
+            record = self.order(position)
+        else:
+            record, part = _placed(position, self.size, self.parts)
+            which = {"part": part} if self.parts > 1 else {}
         if record >= len(self.source):
             return self.padding()
-        rng = np.random.default_rng((self.seed, position if train else record, 1))
+        draw = position if self.order is not None else record
+        rng = np.random.default_rng((self.seed, draw, 1))
         try:
-            found = self.task.prepare(self.source[record], rng, self.stage, self.purpose)
+            found = self.task.prepare(self.source[record], rng, self.stage, self.purpose, **which)
         except UserError as error:
-            if not self.skip:
-                raise
-            print(f"skipped (masked out): {error}", file=sys.stderr, flush=True)
+            self.refuse(record, error)
             return self.padding(record)
         return {**found, "id": np.int32(record), "mask": np.bool_(True)}
+
+    def refuse(self, record: int, error: UserError) -> None:
+        """Notes an example that cannot be read, once; or stops."""
+        if self.failed is not None:
+            self.failed.setdefault(record, str(error))
+        elif not self.skip:
+            raise error
+        elif record not in self.told or self.order is not None:
+            self.told.add(record)
+            print(f"skipped (masked out): {error}", file=sys.stderr, flush=True)
 
     def padding(self, record: int = -1) -> dict[str, Any]:
         """Zeros of the right shapes, masked out."""
         zeros = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.shapes.items()}
         return {**zeros, "id": np.int32(record), "mask": np.bool_(False)}
+
+
+def _placed(position: int, size: int, parts: int) -> tuple[int, int]:
+    """(record, part) of a position: `size` records' first parts, their second parts, ..."""
+    batch, place = divmod(position, size)
+    group, part = divmod(batch, parts)
+    return group * size + place, part
 
 
 def _run(
@@ -129,6 +159,7 @@ def train_batches(
         config.batch_size,
         config.seed,
         () if weights is None else tuple(float(w) for w in weights),
+        functools.partial(task.arrange, source) if task.arrange else None,
     )
     load = _Load(task, source, stage, "train", config)
     load.order = order
@@ -137,12 +168,65 @@ def train_batches(
 
 
 def eval_batches(
-    config: Config, task: Task, source: Any, stage: Any, purpose: str, size: int
+    config: Config,
+    task: Task,
+    source: Any,
+    stage: Any,
+    purpose: str,
+    size: int,
+    failed: dict[int, str] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Every example once, in order; the last batch is padded with mask = False."""
-    padded = -(-len(source) // size) * size
+    """Every example once, in order; the last batch is padded with mask = False.
+
+    Where examples come in parts, `task.parts(purpose)` batches in a row hold the parts of the same
+    examples. With `failed`, examples that cannot be read are masked out and their reasons put
+    there (which takes threads: no worker processes are started).
+    """
     load = _Load(task, source, stage, purpose, config)
-    return _run(load, _Positions(0, padded), size, config)
+    load.size, load.parts, load.failed = size, task.parts(purpose), failed
+    if failed is not None:
+        threads = dataclasses.replace(config.input, workers=0)
+        config = dataclasses.replace(config, input=threads)
+    padded = -(-len(source) // size) * size
+    return _run(load, _Positions(0, padded * load.parts), size, config)
+
+
+def read_ahead(items: Iterator[Any]) -> Generator[Any, None, None]:
+    """The same items, the next one being made by a thread while one is used."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
+    over = threading.Event()
+
+    def put(kind: str, item: Any) -> None:
+        while not over.is_set():
+            try:
+                return ready.put((kind, item), timeout=0.1)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        try:
+            for item in items:
+                put("item", item)
+                if over.is_set():
+                    return
+        except BaseException as error:
+            put("error", error)
+        else:
+            put("end", None)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = ready.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise item
+            yield item
+    finally:
+        over.set()
+        thread.join()
 
 
 def random_batch(

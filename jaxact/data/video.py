@@ -12,7 +12,7 @@ import os
 import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ STILLS = ("_pipe", "image2", "tty")  # demuxers that would make a video of a pic
 REORDER = 16  # pictures; the deepest reordering that H.264 and HEVC allow
 SKIPPING = {"h264", "hevc"}  # decoders that can be told for each packet whether it may be left out
 JUMP = 4  # frames; a seek costs about as much as decoding this many
+TICK = Fraction(1, 90_000)  # s; the usual unit of written stamps that are not even
 
 
 def _library() -> Any:
@@ -263,6 +264,7 @@ def write(
     crf: int | None = 23,
     gop: int = 12,
     pixels: str = "yuv420p",
+    times: Sequence[float] | np.ndarray | None = None,
     **options: str | int,
 ) -> None:
     """Writes `frames` (each u8[h, w, 3], RGB) as a video; the suffix of `path` names the container.
@@ -270,6 +272,7 @@ def write(
     With libx264 the same frames give the same bytes (no threads, dates or versions). `crf` is
     the quality (lower is better; None for encoders without it), `gop` the most frames from key
     frame to key frame, `pixels` the stored format; `options` go to the encoder as they are.
+    `times` (s, rising) says when each frame is shown; without it they come evenly, at `fps`.
     The file appears only when complete. Raises UserError naming the file.
     """
     av = _library()
@@ -288,6 +291,8 @@ def write(
             stream = container.add_stream(codec, rate=rate, options=settings)
             encoder = stream.codec_context
             encoder.pix_fmt, encoder.gop_size, encoder.thread_count = pixels, gop, 1
+            if times is not None:
+                encoder.time_base = TICK
             encoder.flags |= int(av.codec.context.Flags.bitexact)
             for number, picture in enumerate(frames):
                 if number == 0:
@@ -295,7 +300,7 @@ def write(
                 elif picture.shape[:2] != (encoder.height, encoder.width):
                     raise UserError(f"{path}: frame {number} differs in size from frame 0")
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")
-                frame.pts = number
+                frame.pts = number if times is None else round(times[number] / TICK)
                 container.mux(stream.encode(frame))
                 if encoder.options:  # what the encoder did not take
                     raise UserError(f"{path}: {codec} has no option {', '.join(encoder.options)}")

@@ -239,6 +239,11 @@ def calibration_error(probabilities: np.ndarray, labels: np.ndarray, bins: int =
     return float(np.abs(gap).sum() / len(labels))
 
 
+CLASSIFICATION = (
+    *("top1", "top5", "mean_class", "mean_class_union", "macro_f1", "macro_f1_all", "nll", "ece"),
+)
+
+
 def classification(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """All numbers of one table of probabilities f[n, k]; shares in 0..1.
 

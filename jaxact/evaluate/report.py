@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxact.evaluate.figures import Figure
 from jaxact.evaluate.metrics import Confusion
 
 POINTS = 400  # of one curve; longer ones are averaged in this many groups of neighbours
@@ -61,6 +62,7 @@ class Report:
     classes: Sequence[str] = ()  # k names; absent: numbers
     worst: Sequence[Example] = ()
     best: Sequence[Example] = ()
+    figures: Sequence[Figure] = ()  # further sections, before the configuration
     config: Mapping[str, Any] | None = None  # resolved configuration
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> version
 
@@ -82,6 +84,7 @@ def page(report: Report) -> str:
         ("Classes", lambda: _classes(report.confusion, report.classes)),
         ("Worst examples", lambda: _examples(report.worst)),
         ("Best examples", lambda: _examples(report.best)),
+        *((figure.title, lambda html=figure.html: html) for figure in report.figures),
         ("Configuration", lambda: _config(report.config)),
         ("Environment", lambda: _table(("", ""), report.environment.items())),
     ]
@@ -90,7 +93,7 @@ def page(report: Report) -> str:
         body.append(f"<p>{_text(report.summary)}</p>")
     for name, draw in sections:
         if content := draw():
-            body.append(f"<section><h2>{name}</h2>\n{content}</section>")
+            body.append(f"<section><h2>{_text(name)}</h2>\n{content}</section>")
     content = "\n".join(body)
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (

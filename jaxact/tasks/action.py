@@ -22,16 +22,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.data import clips, skeletons
+from jaxact.data import clip_contract, clips, inputs, render, skeletons, sliding, views
 from jaxact.data.clips import Data, Views
 from jaxact.evaluate import metrics
 from jaxact.models import action as networks
-from jaxact.models.action import Backbone, Model
-from jaxact.ops import heatmap, losses, mixing
-from jaxact.task import Batch, Hyper, Task
-from jaxact.weights import x3d as foreign
+from jaxact.models.action import C3D, Backbone, Exchange, Model, ResNet3D
+from jaxact.ops import heatmap, losses, mirror, mixing
+from jaxact.task import Batch, Contract, Hyper, Task
+from jaxact.weights import resnet3d, x3d
 
-__all__ = ["Backbone", "Config", "Data", "Model", "Stage", "Views", "make"]
+__all__ = ["C3D", "Backbone", "Config", "Data", "Exchange", "Model", "ResNet3D", "Stage", "Views"]
+__all__ += ["make"]
 
 
 @dataclasses.dataclass
@@ -68,22 +69,29 @@ def make(config: Config) -> Task:
     bound = functools.partial
     return Task(
         model=model,
-        counted=model.clone(implementation="conv"),
+        counted=networks.countable(model),
         classes=names,
         source=bound(clips.source, data, streams, classes),
-        prepare=bound(clips.prepare, data, streams, skeleton),
-        shapes=bound(clips.shapes, data, streams, skeleton),
+        prepare=bound(_prepare, data, streams, skeleton),
+        shapes=bound(views.shapes, data, streams, skeleton),
         inputs=bound(_inputs, config, skeleton),
         loss=bound(_loss, config),
         infer=bound(_infer, config, skeleton),
         measure=_measure,
         rows=_rows,
         score=bound(_score, config),
-        example=bound(clips.examples, data, streams, classes),
+        metrics=_metric_names(streams),
+        example=bound(inputs.examples, data, streams, classes),
         describe=bound(_describe, config, names),
         audit=bound(clips.audit, streams),
-        weights=_load_foreign,
+        weights=bound(_load_foreign, config.model.network),
+        grow=resnet3d.extend_inputs,
         thumbnail=bound(clips.thumbnail, streams),
+        parts=bound(views.parts, data),
+        views=bound(views.text, data),
+        windows=bound(sliding.windows, data, streams),
+        render=bound(render.render, skeleton),
+        contract=bound(_contract, config, streams, skeleton),
     )
 
 
@@ -100,6 +108,7 @@ def _validate(config: Config) -> None:
     one_of(config, "data.heatmap", "joints", "limbs", "both")
     one_of(config, "data.average", "prob", "score")
     one_of(config, "data.nan", "zero", "error")
+    networks.check(model)
     require(model.classes >= 2, "model.classes", model.classes, "2 or more")
     require(len(model.loss_weights) == 4, "model.loss_weights", model.loss_weights, "4 numbers")
     require(len(model.dropout) == 2, "model.dropout", model.dropout, "2 numbers: rgb, pose")
@@ -109,7 +118,8 @@ def _validate(config: Config) -> None:
         f"{len(model.coarse)} entries",
         f"() or one coarse class for each of the {model.classes} classes",
     )
-    for field in ("rgb_frames", "pose_frames", "people", "resize", "test_size", "views_at_once"):
+    sizes = ("rgb_frames", "pose_frames", "people", "resize", "test_size")
+    for field in (*sizes, "views_at_once", "clips_at_once"):
         require(getattr(data, field) >= 1, f"data.{field}", getattr(data, field), "1 or more")
     for field, count in (("interval", 2), ("area", 2), ("aspect", 2), ("jitter", 4), ("mean", 3)):
         found = getattr(data, field)
@@ -128,14 +138,20 @@ def _validate(config: Config) -> None:
         f"sides from the training crop's {largest} px on",
     )
     for field in ("val", "test"):
-        views = getattr(data, field)
-        require(views.clips >= 1, f"data.{field}.clips", views.clips, "1 or more")
-        require(views.crops in (1, 3), f"data.{field}.crops", views.crops, "1 or 3")
+        seen = getattr(data, field)
+        require(seen.clips >= 1, f"data.{field}.clips", seen.clips, "1 or more")
+        require(seen.crops in (1, 3), f"data.{field}.crops", seen.crops, "1 or 3")
         require(
-            views.crops == 1 or data.keep_ratio,
+            seen.crops == 1 or data.keep_ratio,
             f"data.{field}.crops",
-            views.crops,
+            seen.crops,
             "1 without data.keep_ratio: a frame squeezed into the square has no ends",
+        )
+        require(
+            not seen.double or ("pose" in model.streams and not seen.flip),
+            f"data.{field}.double",
+            True,
+            "False beside flip (either mirrors each view once) and without a pose stream",
         )
     if "rgb" in model.streams:
         for field in ("rotate", "stretch", "shift", "noise"):
@@ -150,6 +166,22 @@ def _validate(config: Config) -> None:
         )
     if data.sampling == "dense":
         require(model.streams == "rgb", "data.sampling", "dense", "uniform, for a pose stream")
+
+
+def _prepare(
+    data: Data,
+    streams: clips.Streams,
+    skeleton: skeletons.Skeleton,
+    clip: Any,
+    rng: np.random.Generator,
+    stage: Any,
+    purpose: str,
+    part: int = 0,
+) -> dict[str, np.ndarray]:
+    """One example's arrays: a training clip, or one part of the evaluation views."""
+    if purpose == "train":
+        return clips.prepare(data, streams, skeleton, clip, rng, stage)
+    return views.prepare(data, streams, clip, purpose, part)
 
 
 # ---------------------------------------------------------------------------------- under jit
@@ -224,40 +256,34 @@ def _infer(
     config: Config, skeleton: skeletons.Skeleton, apply: Any, batch: Batch, purpose: str
 ) -> Any:
     """Scores f32[b, k] of each stream, averaged over views, a few views in memory at a time."""
-    data = config.data
+    data, spec = config.data, views.spec(config.data, purpose)
     names = [name for name in ("rgb", "keypoint", "score") if name in batch]
-    views = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
+    seen = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
 
-    def one(view: Any) -> Any:
-        arguments, _ = _inputs(config, skeleton, view, {}, None, None)
-        logits = apply(**arguments)
+    def arguments(view: Any) -> Any:
+        return _inputs(config, skeleton, view, {}, None, None)[0]
+
+    def scores(streams: Any) -> Any:
+        logits = apply(**streams)
         kept = {name: logits[name] for name in ("rgb", "pose") if name in logits}
         rule = jax.nn.softmax if data.average == "prob" else lambda x: x
         return {name: rule(x) for name, x in kept.items()}
 
     def both(view: Any) -> Any:
-        if not clips.view_spec(data, purpose).flip:
-            return one(view)
-        mirrored = one(_mirrored(config, skeleton, view))
-        return jax.tree.map(lambda a, b: (a + b) / 2, one(view), mirrored)
+        streams = arguments(view)
+        found = scores(streams)
+        if spec.flip:
+            mirrored = scores(arguments(mirror.flipped(view, skeleton.swap, data.test_size)))
+        elif spec.double:
+            mirrored = scores(mirror.doubled(streams, order))
+        else:
+            return found
+        return jax.tree.map(lambda a, b: (a + b) / 2, found, mirrored)
 
-    count = len(views[names[0]])
-    found = jax.lax.map(both, views, batch_size=min(data.views_at_once, count))
+    order = mirror.map_order(data.heatmap, skeleton.swap, skeleton.limb_swap)
+    count = len(seen[names[0]])
+    found = jax.lax.map(both, seen, batch_size=min(data.views_at_once, count))
     return {name: x.mean(0) for name, x in found.items()}
-
-
-def _mirrored(config: Config, skeleton: skeletons.Skeleton, view: Batch) -> Batch:
-    """The mirror image of a view: columns reversed, left and right joints trading places."""
-    found = {}
-    if "rgb" in view:
-        found["rgb"] = view["rgb"][:, :, :, ::-1]
-    if "keypoint" in view:
-        swap = jnp.asarray(skeleton.swap)
-        point = view["keypoint"][..., swap, :]
-        x = jnp.where(point[..., 0] != 0, config.data.test_size - point[..., 0], 0.0)
-        found["keypoint"] = jnp.stack([x, point[..., 1]], -1)
-        found["score"] = view["score"][..., swap]
-    return found
 
 
 def _fused(outputs: Any) -> Any:
@@ -275,7 +301,43 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
     return {**outputs, "scores": _fused(outputs), "label": batch["label"]}
 
 
+def _contract(config: Config, streams: clips.Streams, skeleton: skeletons.Skeleton) -> Contract:
+    """What `export` ships: one view in, the logits of each head and the fused scores out."""
+    data = config.data
+    rule = jax.nn.softmax if data.average == "prob" else lambda x: x
+    heads = [f"{stream}{kind}" for kind in ("", "_coarse") for stream in streams]
+
+    def call(apply: Any, batch: Batch) -> dict[str, Any]:
+        arguments, _ = _inputs(config, skeleton, batch, {}, None, None)
+        logits = apply(**arguments)
+        scores = _fused({stream: rule(logits[stream]) for stream in streams})
+        found = {f"{head}_logits": logits[head] for head in heads if head in logits}
+        return {**found, "scores": scores}
+
+    what = "probabilities" if data.average == "prob" else "logits"
+    outputs = {f"{head}_logits": f"logits of the {head} head" for head in heads}
+    outputs["scores"] = f"mean over the streams of their {what}: what predictions are made of"
+    return Contract(
+        inputs=clip_contract.inputs(data, streams, skeleton),
+        outputs=outputs,
+        preprocessing=clip_contract.preprocessing(data, streams, skeleton),
+        call=call,
+    )
+
+
 # --------------------------------------------------------------------------------- evaluation
+
+
+FUSIONS = ((2, 1), (1, 2))  # weights of rgb and pose beside 1:1
+
+
+def _metric_names(streams: tuple[str, ...]) -> tuple[str, ...]:
+    """What `_score` gives."""
+    if len(streams) < 2:
+        return metrics.CLASSIFICATION
+    alone = (f"{stream}_top{k}" for stream in streams for k in (1, 5))
+    fused = (f"fused_{rgb}:{pose}_top1" for rgb, pose in FUSIONS)
+    return (*metrics.CLASSIFICATION, *alone, *fused)
 
 
 def _score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
@@ -292,7 +354,7 @@ def _score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str
         for name in ("rgb", "pose"):
             found[f"{name}_top1"] = metrics.topk(scores[name], labels, 1)
             found[f"{name}_top5"] = metrics.topk(scores[name], labels, 5)
-        for rgb, pose in ((2, 1), (1, 2)):
+        for rgb, pose in FUSIONS:
             mixed = metrics.fuse([scores["rgb"], scores["pose"]], [rgb, pose])
             found[f"fused_{rgb}:{pose}_top1"] = metrics.topk(mixed, labels, 1)
     return found
@@ -302,15 +364,17 @@ def _probabilities(config: Config, scores: np.ndarray) -> np.ndarray:
     return scores if config.data.average == "prob" else metrics.softmax(scores)
 
 
-def _describe(config: Config, names: tuple[str, ...], row: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The five likeliest classes."""
+def _describe(
+    config: Config, names: tuple[str, ...], row: dict[str, np.ndarray], top: int = 5
+) -> dict[str, Any]:
+    """The likeliest classes, `top` of them."""
     share = _probabilities(config, row["scores"])
-    order = np.argsort(-share, kind="stable")[:5]
-    top = [{"class": int(k), "name": names[k], "probability": float(share[k])} for k in order]
-    return {"name": top[0]["name"], "probability": top[0]["probability"], "top": top}
+    order = np.argsort(-share, kind="stable")[:top]
+    best = [{"class": int(k), "name": names[k], "probability": float(share[k])} for k in order]
+    return {"name": best[0]["name"], "probability": best[0]["probability"], "top": best}
 
 
-def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
+def _load_foreign(network: str, path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a PyTorch or safetensors file, as far as they fit, and the report."""
-    found, report = foreign.load(path, variables)
+    found, report = (x3d if network == "x3d" else resnet3d).load(path, variables)
     return found, report.text(full=True)

@@ -103,17 +103,31 @@ def initial_variables(run: Run, stage: Any) -> Any:
 
 
 def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
-    """A state at step 0: fresh, or partly from `config.init_from`, with a written report."""
+    """A state at step 0: fresh, or partly from `config.init_from`, with a written report.
+
+    Of several checkpoints each fills what it holds, in their order.
+    """
     variables = initial_variables(run, stage)
     if run.config.init_from:
-        variables, report = load_weights(run, pathlib.Path(run.config.init_from), variables)
+        reports = []
+        for path in _paths(run.config.init_from):
+            variables, report = load_weights(run, path, variables)
+            reports.append(report)
+            say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
         run.workdir.mkdir(parents=True, exist_ok=True)
-        (run.workdir / "init_report.txt").write_text(report + "\n")
-        say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
+        (run.workdir / "init_report.txt").write_text("\n\n".join(reports) + "\n")
         variables = mesh.replicate(variables, run.mesh)
     groups = state.resolve_groups(run.config.optim, variables["params"])
-    fresh = state.create(run.config, groups, variables)
+    # One program for all the zeros, instead of one for each shape.
+    fresh = jax.jit(lambda v: state.create(run.config, groups, v))(variables)
     return mesh.replicate(fresh, run.mesh), groups
+
+
+def _paths(listed: str) -> list[pathlib.Path]:
+    """The paths of a comma-separated list; a path that exists may hold commas itself."""
+    if pathlib.Path(listed).exists():
+        return [pathlib.Path(listed)]
+    return [pathlib.Path(part.strip()) for part in listed.split(",")]
 
 
 def load_weights(run: Run, path: pathlib.Path, variables: Any) -> tuple[Any, str]:
@@ -121,13 +135,13 @@ def load_weights(run: Run, path: pathlib.Path, variables: Any) -> tuple[Any, str
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
     if path.is_dir():
-        return _from_ours(path, variables)
+        return _from_ours(path, variables, run.task.grow)
     if run.task.weights is None:
         raise UserError(f"{path}: this task reads only its own checkpoints (a folder)")
     return run.task.weights(path, variables)
 
 
-def _from_ours(path: pathlib.Path, variables: Any) -> tuple[Any, str]:
+def _from_ours(path: pathlib.Path, variables: Any, grow: Any = None) -> tuple[Any, str]:
     stored = checkpoint.read_weights(find_checkpoint(path))
     flat = state.flatten({"params": stored["params"], **stored["model_state"]})
     ema = stored.get("ema") or {}
@@ -136,6 +150,9 @@ def _from_ours(path: pathlib.Path, variables: Any) -> tuple[Any, str]:
         flat |= {**averaged, **state.flatten(ema["model_state"])}
     wanted = state.flatten(variables)
     lines, found = [], {}
+    if grow is not None:
+        flat, notes = grow(flat, wanted)
+        lines += [f"note      {note}" for note in notes]
     for name, leaf in wanted.items():
         if name not in flat:
             lines.append(f"missing   {name} {tuple(leaf.shape)}: keeps its initial value")

@@ -10,6 +10,8 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.evaluate import cost
 from jaxact.train import build, state
+from jaxact.train.evaluation import view_texts
+from jaxact.train.fit import known_metric
 from jaxact.train.journal import say
 
 NOMINAL = 100  # steps of an epoch where the training split cannot be counted
@@ -22,6 +24,7 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
       UserError: after the tables, for the first thing that is wrong with the data.
     """
     missing: UserError | None = None
+    known_metric(run)
     try:
         schedule = run.plan()
     except UserError as error:
@@ -38,6 +41,8 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     out(groups.text(variables["params"]))
     programs = {row.program for row in schedule.rows}
     out(f"# {len(programs)} training program(s) to compile, and one for each evaluation shape")
+    for purpose, text in view_texts(run.task).items():
+        out(f"# {purpose} views: {text}")
     for purpose in ("train", "val", "test"):
         shapes_and_costs(run, stage, purpose, variables, out)
     bytes_of_state(run, variables, groups, out)
@@ -54,7 +59,9 @@ def shapes_and_costs(
     batch = build.abstract_batch(run.task, stage, purpose, size)
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
     each = total / run.mesh.size / 2**20
-    out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s)")
+    parts = 1 if purpose == "train" else run.task.parts(purpose)
+    note = f"; {parts} such parts of the views of an example" if parts > 1 else ""
+    out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
     for name, leaf in batch.items():
         out(f"{name:<12} {leaf.dtype}{list(leaf.shape)}")
     one = build.abstract_batch(run.task, stage, purpose, 1)
@@ -67,7 +74,7 @@ def shapes_and_costs(
         hyper = {name: np.float32(0) for name in build.value_names(run.config)}
         return apply(**run.task.inputs(batch, hyper, jax.random.key(0), stage)[0])
 
-    macs = cost.macs(example, variables, one)
+    macs = parts * cost.macs(example, variables, one)
     out(f"{macs:,} multiply-adds for one example (forward, convolutions and matrix products)")
 
 
@@ -92,14 +99,20 @@ def audit(run: build.Run, out: Callable[[str], None]) -> None:
     """Opens everything every split names; all problems are listed before the first is raised."""
     problems: list[str] = []
     counts: dict[str, int] = {}
+    sources: dict[str, Any] = {}
     for purpose in ("train", "val", "test"):
-        source = run.source(purpose)
+        source = sources[purpose] = run.source(purpose)
         counts[purpose] = len(source)
         for index in range(len(source)):
             found = run.task.audit(source[index])
             if found:
                 problems.append(found)
                 say(found)
+    if run.task.survey is not None:
+        findings, table = run.task.survey(sources)
+        for found in findings:
+            out(f"warning: {found}")
+        out(table)
     text = ", ".join(f"{name} {count}" for name, count in counts.items())
     if problems:
         raise UserError(f"{len(problems)} unreadable of {text}; first: {problems[0]}")

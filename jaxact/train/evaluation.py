@@ -1,6 +1,7 @@
 """Evaluation on one split: every example once, on any number of devices."""
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -8,8 +9,10 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches
-from jaxact.train import mesh
+from jaxact.task import Task
+from jaxact.train import journal, mesh
 from jaxact.train.build import Run, eval_size
+from jaxact.train.step import EvalStep
 
 
 def ahead(batches: Iterator[Any], put: Any) -> Iterator[Any]:
@@ -24,8 +27,41 @@ def ahead(batches: Iterator[Any], put: Any) -> Iterator[Any]:
         yield last
 
 
+def results(
+    program: EvalStep,
+    variables: Any,
+    batches: Generator[dict[str, np.ndarray], None, None],
+    grid: Any,
+) -> Iterator[tuple[np.ndarray, Any, dict[str, np.ndarray]]]:
+    """(ids i32[n], metrics, rows [n, ...]) of the real examples of each batch.
+
+    `program.parts` batches in a row are parts of the same examples: their outputs are added up, so
+    that one part is in memory (and one on its way) however many there are. An example of which any
+    part could not be read is left out.
+    """
+    sums: Any = None
+    mask = np.ones(0, bool)
+    with contextlib.closing(batches):
+        stream = ahead(batches, lambda b: (b, mesh.split(b, grid)))
+        for number, (host, device) in enumerate(stream):
+            part = number % program.parts
+            mask = host["mask"] if part == 0 else mask & host["mask"]
+            if program.parts == 1:
+                metrics, rows = program.whole(variables, device)
+            else:
+                outputs = program.infer(variables, device)
+                sums = outputs if part == 0 else jax.tree.map(lambda a, b: a + b, sums, outputs)
+                jax.block_until_ready(sums)  # or parts would queue up on the device
+                if part < program.parts - 1:
+                    continue
+                metrics, rows = program.close(sums, device | mesh.split({"mask": mask}, grid))
+            real = np.asarray(mask)
+            found = {name: np.asarray(array)[real] for name, array in rows.items()}
+            yield np.asarray(host["id"])[real], metrics, found
+
+
 def evaluate(
-    run: Run, program: Any, variables: Any, purpose: str, stage: Any, source: Any = None
+    run: Run, program: EvalStep, variables: Any, purpose: str, stage: Any, source: Any = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:
     """(scores, rows [n, ...] in the order of the source, ids) of one split.
 
@@ -35,14 +71,32 @@ def evaluate(
     source = run.source(purpose) if source is None else source
     merged, kept, ids = None, [], []
     stream = eval_batches(run.config, run.task, source, stage, purpose, eval_size(run.config))
-    for batch in ahead(stream, lambda b: (b, mesh.split(b, run.mesh))):
-        host, device = batch
-        metrics, rows = program(variables, device)
+    for numbers, metrics, rows in results(program, variables, stream, run.mesh):
         merged = metrics if merged is None else jax.tree.map(lambda a, b: a + b, merged, metrics)
-        real = np.asarray(host["mask"])
-        kept.append({name: np.asarray(array)[real] for name, array in rows.items()})
-        ids += [source.ids[i] for i in np.asarray(host["id"])[real]]
+        kept.append(rows)
+        ids += [source.ids[i] for i in numbers]
     if not ids:
         raise UserError(f"no example of the {purpose} split could be read")
     rows = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return run.task.score(jax.device_get(merged), rows), rows, ids
+
+
+def view_texts(task: Task) -> dict[str, str]:
+    """How val and test see an example, in words; {} where the task has no views to speak of."""
+    found = {purpose: task.views(purpose) for purpose in ("val", "test")}
+    return found if any(found.values()) else {}
+
+
+def say_views(task: Task) -> dict[str, dict[str, str]]:
+    """Prints both view specifications on one line, with a warning where they differ.
+
+    Returns {"views": ...} for the results, or {} where the task has none to speak of.
+    """
+    found = view_texts(task)
+    if found:
+        journal.say("views " + " | ".join(f"{name}: {text}" for name, text in found.items()))
+        if found["val"] != found["test"]:
+            journal.say(
+                "warning: val and test see an example differently, so their scores do not compare"
+            )
+    return {"views": found} if found else {}

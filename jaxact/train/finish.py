@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from jaxact.task import Ending, Extra
 from jaxact.train import checkpoint, journal, mesh, summary
 from jaxact.train import state as states
-from jaxact.train.evaluation import evaluate
+from jaxact.train.build import Run
+from jaxact.train.evaluation import evaluate, say_views
 from jaxact.train.fit import Fit
 from jaxact.train.state import TrainState
 
@@ -40,6 +42,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     results: dict[str, Any] = {
         "split": purpose,
         "scores": scores,
+        **say_views(run.task),
         "best_step": best,
         "best_val": fit.files.metrics(best) if best is not None else {},
         "weights": kind,
@@ -50,15 +53,36 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         "stop_reason": reason,
         "versions": journal.versions(),
     }
+    ending = Ending(
+        split=purpose,
+        ids=ids,
+        rows=rows,
+        scores=scores,
+        best_val=results["best_val"],
+        history=fit.book.rows,
+        variables=variables,
+        source=run.source(purpose),
+        stage=stage,
+        pictures=config.save.report,
+    )
+    extra = concluded(run, ending)
+    results |= extra.numbers
     shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
     journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
     if config.save.report:
         page = run.workdir / "report.html"
-        summary.write_report(page, run, results, fit.book.rows, rows, ids)
+        summary.write_report(page, run, results, fit.book.rows, rows, ids, extra.figures)
         journal.say(f"report: {page}")
     # Last: where it exists, everything else does.
     journal.write_json(run.workdir / "results.json", results)
     return results
+
+
+def concluded(run: Run, ending: Ending) -> Extra:
+    """What the task adds; its files are written."""
+    extra = Extra() if run.task.conclude is None else run.task.conclude(ending)
+    journal.write_texts(run.workdir, extra.files)
+    return extra
 
 
 def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:

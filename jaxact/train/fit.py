@@ -1,6 +1,7 @@
 """A training in progress: opened on a fresh or restored state, its programs compiled."""
 
 import dataclasses
+import difflib
 import pathlib
 import signal
 import time
@@ -50,6 +51,7 @@ def open_fit(run: build.Run) -> Fit:
     config, say = run.config, journal.say
     plan = run.plan()
     first = plan.rows[0].view
+    known_metric(run)
     for purpose in ("val", config.eval.split):
         run.source(purpose)  # what is wrong with it is said now, not after the first epoch
     make_folder(run.workdir)
@@ -67,7 +69,7 @@ def open_fit(run: build.Run) -> Fit:
     else:
         state, groups = build.start(run, first, say)
     # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
-    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total)
+    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total, run.task.classes)
     book.resume(int(state.step))
     say(plan.table())
     say(groups.text(state.params))
@@ -75,6 +77,17 @@ def open_fit(run: build.Run) -> Fit:
     fit = Fit(run, plan, state, groups, book, files, progress)
     compile_programs(fit)
     return fit
+
+
+def known_metric(run: build.Run) -> None:
+    """Refuses an eval.metric that the task does not give, as far as it says what it gives."""
+    metric, allowed = run.config.eval.metric, run.task.metrics
+    if allowed and metric not in allowed:
+        close = difflib.get_close_matches(metric, allowed, 3)
+        hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+        raise schema.UserError(
+            f"config.eval.metric={metric!r} is not measured; allowed: {', '.join(allowed)}{hint}"
+        )
 
 
 def restored(

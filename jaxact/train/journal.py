@@ -1,12 +1,13 @@
 """What a run writes beside its checkpoints: config.json, metrics.jsonl, TensorBoard, progress,
 results.json."""
 
+import contextlib
 import importlib.metadata
 import json
 import pathlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,20 +40,27 @@ def versions() -> dict[str, str]:
 class Journal:
     """Appends to the work dir; on resume it forgets what lies after the restored step."""
 
-    def __init__(self, workdir: pathlib.Path, config: Any, per_epoch: int, total: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: Any,
+        per_epoch: int,
+        total: int,
+        classes: Sequence[str] = (),
+    ):
         self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
         self.path = workdir / "metrics.jsonl"
-        self._write_config(config)
+        self._write_config(config, list(classes))
         self.board = self._open_board() if config.save.tensorboard else None
         self.rows: list[dict[str, Any]] = []
 
-    def _write_config(self, config: Any) -> None:
+    def _write_config(self, config: Any, classes: list[str]) -> None:
         path, now = self.workdir / "config.json", schema.as_dict(config)
         if path.is_file():
             before = json.loads(path.read_text())["config"]
             for name, old, new in differences(before, now):
                 say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
-        write_json(path, {"config": now, "versions": versions()})
+        write_json(path, {"config": now, "classes": classes, "versions": versions()})
 
     def _open_board(self) -> Any:
         try:
@@ -85,7 +93,9 @@ class Journal:
             file.write(json.dumps(row) + "\n")
         if self.board is not None:
             for name, number in clean.items():
-                self.board.add_scalar(f"{split}/{name}", number, step)
+                # The learning rate is of the schedule, not of a split.
+                tag = name if name == "lr" else f"{split}/{name}"
+                self.board.add_scalar(tag, number, step)
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -145,6 +155,54 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
     part.replace(path)
+
+
+@contextlib.contextmanager
+def lines(target: str) -> Iterator[Callable[[str], None]]:
+    """Gives a function that writes a line to a file, or ("-") to standard output.
+
+    The file is replaced at the end, whatever the end is, and stays as it was if there is no line.
+
+    Raises:
+      UserError: the file's folder does not exist.
+    """
+    if target == "-":
+        yield lambda line: print(line, flush=True)
+        return
+    path = pathlib.Path(target)
+    if not path.parent.is_dir():
+        raise schema.UserError(f"--output={target}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise schema.UserError(f"--output={target} is a folder; give a file")
+    plain = path.is_file() or not path.exists()  # not a device or a pipe
+    part = path.with_name(path.name + ".part") if plain else path
+    count = 0
+    with part.open("w") as file:
+
+        def write(line: str) -> None:
+            nonlocal count
+            file.write(line + "\n")
+            file.flush()
+            count += 1
+
+        try:
+            yield write
+        finally:
+            file.close()
+            if plain and count:
+                part.replace(path)
+            elif plain:
+                part.unlink()
+
+
+def write_texts(folder: pathlib.Path, files: dict[str, str]) -> None:
+    """Writes texts by their path below a folder, each whole or not at all."""
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + ".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
 
 
 def _plain(found: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.data.pipeline import train_batches
-from jaxact.train import build, finish, journal, mesh
+from jaxact.train import build, finish, journal, mesh, transition
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead, evaluate
 from jaxact.train.fit import Diverged, Fit, Interrupted, open_fit
@@ -62,6 +62,7 @@ def steps(fit: Fit) -> str:
     size = config.batch_size
     step = int(fit.state.step)
     for row, start, end in plan.segments(step):
+        transition.enter(fit, row, start)
         host = train_batches(config, run.task, run.source("train"), row.view, start, end)
         with contextlib.closing(timed(fit, host)) as stream:
             batches = ahead(stream, lambda batch: mesh.split(batch, run.mesh))
@@ -140,7 +141,8 @@ def log(fit: Fit, step: int, size: int) -> None:
     names = fit.window[-1]
     means = {name: float(np.mean([row[name] for row in fit.window])) for name in names}
     numbers = {
-        name: means[name] if name.startswith(("loss", "grad_norm")) else names[name]
+        # Of the schedule the last value, of everything measured the mean.
+        name: names[name] if name in fit.plan.rows[0].values else means[name]
         for name in names
     }
     fit.window.clear()

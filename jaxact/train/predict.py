@@ -1,16 +1,23 @@
 """`--mode=eval` and `--mode=predict`: a trained checkpoint on a split, or on files."""
 
+import collections
+import dataclasses
 import json
 import pathlib
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.train import build, checkpoint, journal, mesh
-from jaxact.train.evaluation import evaluate
-from jaxact.train.finish import stored_variables
-from jaxact.train.step import make_eval_step
+from jaxact.data.pipeline import eval_batches, read_ahead
+from jaxact.task import Ending
+from jaxact.train import build, checkpoint, journal, mesh, pieces
+from jaxact.train.evaluation import evaluate, results, say_views
+from jaxact.train.finish import concluded, stored_variables
+from jaxact.train.step import EvalStep, make_eval_step
+
+PURPOSE = "predict"
 
 
 def load(run: build.Run, where: str, stage: Any) -> tuple[Any, str]:
@@ -37,39 +44,274 @@ def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
     source = run.source(purpose)
     stage = run.plan(1).rows[-1].view
     variables, origin = load(run, where, stage)
+    seen = say_views(run.task)
     scores, rows, ids = evaluate(
         run, make_eval_step(run.task, purpose), variables, purpose, stage, source
     )
     journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
-    found = {"split": purpose, "checkpoint": origin, "examples": len(ids), "scores": scores}
+    found = {
+        "split": purpose,
+        "checkpoint": origin,
+        "examples": len(ids),
+        **seen,
+        "scores": scores,
+    }
+    ending = Ending(
+        split=purpose,
+        ids=ids,
+        rows=rows,
+        scores=scores,
+        best_val={},
+        history=(),
+        variables=variables,
+        source=source,
+        stage=stage,
+        pictures=False,
+    )
+    found |= concluded(run, ending).numbers
     journal.write_json(run.workdir / f"eval_{purpose}.json", found)
     return found
 
 
-class Listed:
-    """A list of examples as a source."""
+def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
+    """The config with `data.class_names` of the run whose weights are used, if it names none."""
+    data: Any = getattr(config, "data", None)
+    if getattr(data, "class_names", None) == "" and not getattr(data, "annotations", ""):
+        given = pathlib.Path(where)
+        for folder in (given, *given.parents[:2]) if where else (workdir,):
+            path = folder / "config.json"
+            if path.is_file() and json.loads(path.read_text()).get("classes"):
+                named = dataclasses.replace(data, class_names=str(path))
+                return dataclasses.replace(config, data=named)
+    return config
 
-    def __init__(self, examples: Any):
-        self.examples, self.ids = examples, [example.id for example in examples]
 
-    def __len__(self) -> int:
-        return len(self.examples)
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What `predict` is asked for: the values of its flags."""
 
-    def __getitem__(self, index: int) -> Any:
-        return self.examples[index]
+    input: str  # file, folder or list
+    poses: str = ""  # file or folder; "" = those of the list
+    window: float = 0.0  # s; 0 = each recording as one example
+    stride: float = 1.0  # s from window to window
+    top: int = 5  # classes named
+    render: str = ""  # .mp4 file or folder; "" = none
+    render_size: int = 0  # px of the shorter side; 0 = as the input
+
+    def check(self) -> None:
+        """Raises UserError for a value out of its range."""
+        for flag, ok, allowed in (
+            ("window", self.window >= 0, "0 (the whole recording) or seconds"),
+            ("stride", self.stride > 0, "seconds above 0"),
+            ("top", self.top >= 1, "1 or more"),
+            ("render_size", self.render_size == 0 or self.render_size >= 16, "0, or 16 or more px"),
+        ):
+            if not ok:
+                raise UserError(
+                    f"--{flag}={getattr(self, flag)} is not allowed; allowed: {allowed}"
+                )
 
 
-def predict(run: build.Run, where: str, inputs: str) -> list[str]:
-    """One JSON line for each example of `--input`."""
-    source = Listed(run.task.example(inputs))
+def predict(run: build.Run, where: str, request: Request, emit: Callable[[str], None]) -> None:
+    """Hands each JSON line to `emit` as it is found.
+
+    One line an example; with a window one line a window, and one for the whole recording after its
+    last. What cannot be read is named and left out, and the rest is done.
+
+    Raises:
+      UserError: for the request itself; after all else is done, for what could not be read.
+    """
+    request.check()
+    task = run.task
+    source = task.example(*filter(None, (request.input, request.poses)))
     if not len(source):
-        raise UserError(f"--input={inputs} names no example")
+        raise UserError(f"--input={request.input} names no example")
+    for flag, wanted, able in (
+        ("window", request.window, task.windows),
+        ("render", request.render, task.render),
+    ):
+        if wanted and able is None:
+            raise UserError(f"--{flag}={wanted}: this task has none; leave it out")
+    if request.window and request.window < request.stride:
+        journal.say(f"--stride={request.stride} is longer than --window: parts are not looked at")
+    files = _files(task, source, request.render) if request.render else []
     stage = run.plan(1).rows[-1].view
     variables, _ = load(run, where, stage)
-    program = make_eval_step(run.task, "predict")
-    _, rows, ids = evaluate(run, program, variables, "predict", stage, source)
-    lines = []
-    for index, name in enumerate(ids):
-        described = run.task.describe({k: np.asarray(v[index]) for k, v in rows.items()})
-        lines.append(json.dumps({"id": name, **described}))
-    return lines
+    program = make_eval_step(task, PURPOSE)
+    job = Job(run, request, source, files, stage, variables, program, emit)
+    (job.windowed if request.window else job.joined if task.recording else job.whole)()
+    if job.failed:
+        first = job.failed[min(job.failed)]
+        if len(source) == 1:
+            raise UserError(first)
+        raise UserError(f"{len(job.failed)} of {len(source)} inputs failed; the first: {first}")
+
+
+def _files(task: Any, source: Any, target: str) -> list[pathlib.Path]:
+    """Where what is drawn of each example goes; the parts of a recording share one file."""
+    if task.recording is None:
+        return pieces.files(target, list(source.ids), task.drawn)
+    of = [task.recording(source[index]) for index in range(len(source))]
+    names = list(dict.fromkeys(of))
+    path = dict(zip(names, pieces.files(target, names, task.drawn), strict=True))
+    return [path[name] for name in of]
+
+
+@dataclasses.dataclass
+class Job:
+    """One prediction under way."""
+
+    run: build.Run
+    request: Request
+    source: Any
+    files: list[pathlib.Path]  # to render to, one for each example; [] = none
+    stage: Any
+    variables: Any
+    program: EvalStep
+    emit: Callable[[str], None]
+    failed: dict[int, str] = dataclasses.field(default_factory=dict)
+    told: set[int] = dataclasses.field(default_factory=set)
+
+    def whole(self) -> None:
+        """Each recording as one example."""
+        config, task = self.run.config, self.run.task
+        size = build.eval_size(config)
+        stream = eval_batches(
+            config, task, self.source, self.stage, PURPOSE, size, failed=self.failed
+        )
+        for numbers, found in self.found(stream):
+            for number, row in zip(numbers.tolist(), found, strict=True):
+                self.emit(json.dumps({"id": self.source.ids[number], **row[1]}))
+                if self.files:
+                    self.draw(number, [{"start": 0.0, "end": float("inf"), **row[1]}])
+            self.tell()
+        self.tell()
+
+    def joined(self) -> None:
+        """Examples that are parts of recordings, a line for each recording that is read whole."""
+        config, task, source = self.run.config, self.run.task, self.source
+        assert task.recording is not None
+        size = build.eval_size(config)
+        stream = eval_batches(config, task, source, self.stage, PURPOSE, size, failed=self.failed)
+        program = make_eval_step(task, PURPOSE)
+        name, kept, first = "", list[dict[str, np.ndarray]](), 0
+
+        def close() -> None:
+            assert task.recording is not None
+            if kept and name not in {task.recording(source[i]) for i in self.failed}:
+                whole = {key: np.stack([row[key] for row in kept]) for key in kept[0]}
+                found = self.describe(whole)
+                self.emit(json.dumps({"id": name, **found}))
+                if self.files:
+                    self.draw(first, [{"start": 0.0, "end": float("inf"), **found}])
+
+        for numbers, _, rows in results(program, self.variables, stream, self.run.mesh):
+            for place, number in enumerate(numbers.tolist()):
+                part = task.recording(source[number])
+                if part != name:
+                    close()
+                    name, kept, first = part, [], number
+                kept.append({key: array[place] for key, array in rows.items()})
+            self.tell()
+        close()
+        self.tell()
+
+    def windowed(self) -> None:
+        """Each recording window by window, those of several recordings filling one batch."""
+        waiting: dict[int, tuple[int, float, float]] = {}  # window -> recording, start, end (s)
+        kept: dict[int, list[dict[str, Any]]] = collections.defaultdict(list)
+        rows: dict[int, list[dict[str, np.ndarray]]] = collections.defaultdict(list)
+        last = -1
+        stream = read_ahead(self.batches(waiting))
+        for numbers, found in self.found(stream):
+            for number, (row, described) in zip(numbers.tolist(), found, strict=True):
+                record, start, end = waiting.pop(number)
+                if record != last and last >= 0:
+                    self.close(last, kept.pop(last), rows.pop(last))
+                last = record
+                line = {"start": round(start, 3), "end": round(end, 3), **described}
+                self.emit(json.dumps({"id": self.source.ids[record], **line}))
+                kept[record].append(line)
+                rows[record].append(row)
+            self.tell()
+        if last >= 0:
+            self.close(last, kept.pop(last), rows.pop(last))
+        self.tell()
+
+    def found(self, stream: Generator[dict[str, np.ndarray], None, None]) -> Any:
+        """(numbers, [(row, described)]) of each batch."""
+        for numbers, _, rows in results(self.program, self.variables, stream, self.run.mesh):
+            each = [{name: array[i] for name, array in rows.items()} for i in range(len(numbers))]
+            yield numbers, [(row, self.describe(row)) for row in each]
+
+    def describe(self, row: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What is printed of one example's rows."""
+        return self.run.task.describe(row, top=self.request.top)
+
+    def batches(
+        self, waiting: dict[int, tuple[int, float, float]]
+    ) -> Generator[dict[str, np.ndarray], None, None]:
+        """Batches of windows, as `eval_batches` gives them of examples; `id` counts the windows."""
+        task, request = self.run.task, self.request
+        size, parts = build.eval_size(self.run.config), task.parts(PURPOSE)
+        shapes = task.shapes(self.stage, PURPOSE)
+        assert task.windows is not None
+
+        def batch(group: list[tuple[int, Any]], part: int) -> dict[str, np.ndarray]:
+            full = {n: np.zeros((size, *shape), dtype) for n, (shape, dtype) in shapes.items()}
+            full |= {"id": np.full(size, -1, np.int32), "mask": np.arange(size) < len(group)}
+            for place, (number, window) in enumerate(group):
+                full["id"][place] = number
+                for name, array in window.arrays(part).items():
+                    full[name][place] = array
+            return full
+
+        group: list[tuple[int, Any]] = []
+        count = 0
+        for record in range(len(self.source)):
+            try:
+                example = self.source[record]
+                for window in task.windows(example, request.window, request.stride):
+                    waiting[count] = record, window.start, window.end
+                    group.append((count, window))
+                    count += 1
+                    if len(group) == size:
+                        yield from (batch(group, part) for part in range(parts))
+                        group = []
+            except UserError as error:
+                self.failed[record] = str(error)
+        if group:
+            yield from (batch(group, part) for part in range(parts))
+
+    def close(
+        self, record: int, kept: list[dict[str, Any]], rows: list[dict[str, np.ndarray]]
+    ) -> None:
+        """The line of a whole recording: what its windows come to. None of one that broke off."""
+        if record in self.failed:
+            return
+        mean = {name: np.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
+        tiles = pieces.tiled(kept)
+        timeline = [
+            {name: piece[name] for name in ("start", "end", "name", "probability")}
+            for piece in pieces.merged(tiles)
+        ]
+        whole = {"windows": len(rows), **self.describe(mean), "timeline": timeline}
+        self.emit(json.dumps({"id": self.source.ids[record], **whole}))
+        if self.files:
+            self.draw(record, tiles)
+
+    def draw(self, record: int, tiles: list[dict[str, Any]]) -> None:
+        """Writes the video of one recording."""
+        assert self.run.task.render is not None
+        try:
+            path = self.files[record]
+            self.run.task.render(self.source[record], path, tiles, self.request.render_size)
+        except UserError as error:
+            self.failed[record] = str(error)
+
+    def tell(self) -> None:
+        """Names what has failed since the last time, a line each."""
+        for record in sorted(set(list(self.failed)) - self.told):
+            if len(self.source) > 1:
+                journal.say(f"left out: {self.failed[record]}")
+            self.told.add(record)

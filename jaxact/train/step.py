@@ -1,6 +1,8 @@
 """One update and one evaluation, as pure functions under jit."""
 
+import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -28,6 +30,11 @@ def still(groups: Groups, active: frozenset[str]) -> Any:
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
+
+
+def total(means: dict[str, Any]) -> Any:
+    """The sum of the losses among named means."""
+    return sum(mean for name, mean in means.items() if name.startswith("loss/"))
 
 
 def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row: Row) -> Any:
@@ -62,8 +69,11 @@ def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row:
         mask = batch["mask"].astype(jnp.float32)
         real = jnp.maximum(mask.sum(), 1.0)
         # where, not a product: a padding example may hold inf or nan.
-        terms = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in terms.items()}
-        return sum(terms.values()), (terms, new_state, mask.sum())
+        means = {f"loss/{name}": each for name, each in terms.items()}
+        if task.watch is not None:
+            means |= jax.lax.stop_gradient(task.watch(outputs, targets))
+        means = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in means.items()}
+        return total(means), (means, new_state, mask.sum())
 
     gradient = jax.value_and_grad(losses, has_aux=True)
 
@@ -85,11 +95,11 @@ def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row:
             gradient, trained, kept, model_state, jax.tree.map(lambda x: x[0], micro), hyper, key
         )
         zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[1], shapes[0][1][0]))
-        (model_state, total, n), _ = jax.lax.scan(
+        (model_state, sums, n), _ = jax.lax.scan(
             body, (model_state, zero, 0.0), (jnp.arange(count), micro)
         )
-        grads, terms = jax.tree.map(lambda x: x / jnp.maximum(n, 1.0).astype(x.dtype), total)
-        return (sum(terms.values()), (terms, model_state, n)), grads
+        grads, terms = jax.tree.map(lambda x: x / jnp.maximum(n, 1.0).astype(x.dtype), sums)
+        return (total(terms), (terms, model_state, n)), grads
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
         hyper = plan.hyper(state.step)
@@ -109,19 +119,42 @@ def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row:
             if optim.ema_warmup:
                 decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
             ema = states.average(ema, decay, flat, model_state)
-        metrics = {"loss": loss, "grad_norm": norm, **{f"loss/{k}": v for k, v in terms.items()}}
+        metrics = {"loss": loss, "grad_norm": norm, **terms}
         metrics |= {name: hyper[name] for name in hyper}
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0)
 
 
-def make_eval_step(task: Task, purpose: str) -> Any:
-    """Jitted (variables, batch) -> (metric pytree, rows [b, ...]); deterministic."""
+@dataclasses.dataclass(frozen=True)
+class EvalStep:
+    """The jitted programs of evaluation; deterministic. A result is (metric pytree, rows [b, ...]).
 
-    def step(variables: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+    Examples in one part go through `whole`; of several parts each goes through `infer`, and the sum
+    of their outputs with any of their batches through `close`.
+    """
+
+    parts: int
+    whole: Callable[[Any, Batch], tuple[Any, dict[str, Any]]]  # (variables, batch) -> result
+    infer: Callable[[Any, Batch], Any]  # (variables, batch) -> outputs
+    close: Callable[[Any, Batch], tuple[Any, dict[str, Any]]]  # (sum of outputs, batch) -> result
+
+
+def make_eval_step(task: Task, purpose: str) -> EvalStep:
+    """The programs of one purpose; each is compiled when it is first used."""
+    parts = task.parts(purpose)
+
+    def infer(variables: Any, batch: Batch) -> Any:
         apply = functools.partial(task.model.apply, variables, train=False)
-        outputs = task.infer(apply, batch, purpose)
+        return task.infer(apply, batch, purpose)
+
+    def result(outputs: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
         return task.measure(outputs, batch), task.rows(outputs, batch)
 
-    return jax.jit(step)
+    def whole(variables: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        return result(infer(variables, batch), batch)
+
+    def close(sums: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+        return result(jax.tree.map(lambda x: x / parts, sums), batch)
+
+    return EvalStep(parts, jax.jit(whole), jax.jit(infer), jax.jit(close))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ def write_report(
     history: list[dict[str, Any]],
     rows: dict[str, np.ndarray],
     ids: list[str],
+    figures: Sequence[Any] = (),
 ) -> None:
     """The page of results, curves, confusion matrix and examples; `ids` name the rows.
 
@@ -54,6 +56,7 @@ def write_report(
             classes=run.task.classes,
             worst=worst,
             best=best,
+            figures=figures,
             config=config["config"],
             environment=config["versions"],
         ),

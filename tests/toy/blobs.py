@@ -133,7 +133,7 @@ def make(config: Config) -> Task:
         rows=lambda outputs, batch: {"scores": outputs, "label": batch["label"]},
         score=score,
         example=lambda path: [],
-        describe=lambda row: {"scores": row["scores"].tolist()},
+        describe=lambda row, top=5: {"scores": row["scores"].tolist()},
         audit=lambda example: "" if not isinstance(example[0], str) else "blob 3 cannot be read",
         sampler=sampler,
     )

@@ -1,0 +1,131 @@
+"""What an exported recogniser takes: one view of a clip, and how a file becomes that.
+
+`data/clips.py` does it; these are the same steps in words and numbers, for those who do them
+elsewhere.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from jaxact.data import clips, views
+from jaxact.data.clips import Data, Streams
+from jaxact.data.skeletons import Skeleton
+from jaxact.task import Port
+
+
+def inputs(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Port]:
+    """The arrays of one view, without the label."""
+    side = data.test_size
+    found = {}
+    for name, (shape, dtype) in views.shapes(data, streams, skeleton, None, "predict").items():
+        if name == "label":
+            continue
+        low, high, meaning = {
+            "rgb": (0, 255, "RGB frames of the crop; axes frame, row, column, colour"),
+            "keypoint": (
+                *(0, side),
+                f"px (x, y) in the crop of {side} px; an absent person stands at {clips.ABSENT:g}; "
+                "axes person, frame, joint, xy",
+            ),
+            "score": (0, 1, "confidence of each joint, 0 = absent; axes person, frame, joint"),
+        }[name]
+        found[name] = Port(shape[1:], np.dtype(dtype), meaning, low, high)  # one of the views
+    return found
+
+
+def preprocessing(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Any]:
+    """The steps before the program, in their order, and those inside it."""
+    found: dict[str, Any] = {
+        "frames": _frames(data, streams),
+        "crop": _crop(data),
+        "resize": _resize(data),
+        "inside_the_program": _inside(data, streams),
+        "views": {
+            **dataclasses.asdict(views.spec(data, "predict")),
+            "meaning": "clips x crops (x 2 with the mirror image) of one video, each a call of the "
+            "program; their scores are averaged",
+            "averaged": "probabilities" if data.average == "prob" else "logits",
+        },
+    }
+    if "pose" in streams:
+        found["skeleton"] = {
+            "name": skeleton.name,
+            "joints": list(skeleton.joints),
+            "mirror": list(skeleton.swap),
+            "people": f"the {data.people} with the highest mean score",
+        }
+    return found
+
+
+def _frames(data: Data, streams: Streams) -> dict[str, Any]:
+    found: dict[str, Any] = {"sampling": data.sampling}
+    if data.sampling == "dense":
+        found |= {
+            "stride": data.stride,
+            "meaning": "frames `stride` apart; one clip: the middle one, several: spread evenly "
+            "from the first frame to the last possible; past the end it starts again",
+        }
+    else:
+        found |= {
+            "interval": list(data.interval),
+            "meaning": "one frame of each of n equal parts, drawn with numpy RandomState(255) for "
+            "each video; a shorter video starts again",
+        }
+    if "rgb" in streams:
+        found["rgb"] = data.rgb_frames
+    if "pose" in streams:
+        found["pose"] = data.pose_frames
+    if streams == ("rgb", "pose"):
+        found["rgb_from_pose"] = (
+            f"the first of every {data.pose_frames // data.rgb_frames} pose frames"
+            if data.aligned
+            else "sampled independently"
+        )
+    return found
+
+
+def _crop(data: Data) -> dict[str, Any]:
+    if not data.compact:
+        return {"compact": False}
+    return {
+        "compact": True,
+        "meaning": "where poses are known: the square around all joints of the sampled frames",
+        "larger_on_each_side_by": data.padding,
+        "may_leave_the_image": data.imgpad,
+        "outside": "black",
+    }
+
+
+def _resize(data: Data) -> dict[str, Any]:
+    side = data.test_size
+    if not data.keep_ratio:
+        return {"to": [side, side], "meaning": "height and width, whatever the ratio; bilinear"}
+    crops = views.spec(data, "predict").crops
+    which = "the middle" if crops == 1 else "both ends and the middle"
+    return {
+        "short_side": side,
+        "crop": [side, side],
+        "meaning": f"short side, keeping the ratio, bilinear; then {which}",
+    }
+
+
+def _inside(data: Data, streams: Streams) -> dict[str, Any]:
+    """What the program does itself, so that nobody does it twice."""
+    found: dict[str, Any] = {}
+    if "rgb" in streams:
+        found["normalise"] = {
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "meaning": "(rgb - mean) / std, channels R, G, B of 0..255",
+        }
+    if "pose" in streams:
+        found["heatmaps"] = {
+            "kind": data.heatmap,
+            "scale": data.scale,
+            "sigma": data.sigma,
+            "peak": "the score of the joint" if data.use_score else 1,
+            "meaning": "keypoints become Gaussian maps; scale is map px / crop px, sigma in map px",
+        }
+    return found

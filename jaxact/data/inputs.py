@@ -1,0 +1,116 @@
+"""What `predict` is given: a video, a folder of videos or a list, with or without a pose file."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxact.config import UserError
+from jaxact.data import clips, records, skeletons
+from jaxact.data.clips import ClipSource, Data, Streams
+from jaxact.data.records import Clip
+from jaxact.data.video import Video
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
+POSES = (".jsonl", ".pkl", ".pickle")
+
+
+class PosedSource:
+    """Clips whose poses are looked up, and found missing, one at a time."""
+
+    def __init__(self, data: Data, found: Sequence[Clip], poses: str):
+        self.data, self.clips, self.poses = data, found, Path(poses)
+        self.ids = [clip.id for clip in found]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Clip:
+        clip = self.clips[index]
+        if clip.keypoint is not None:
+            raise UserError(f"{clip.id}: has keypoints already; leave --poses={self.poses} out")
+        where, listed = self._listed(clip)
+        pose = self._match(clip, where, listed)
+        if pose.keypoint is None:
+            raise UserError(f"{where}: {pose.id!r} has no keypoints")
+        if clip.video:
+            with Video(clip.video) as video:
+                count = video.frames
+            if abs(count - pose.frames) > max(2, count // 20):
+                raise UserError(
+                    f"{clip.id}: {count} frames, but {where} has poses of {pose.frames}; "
+                    "allowed: up to 5 % (or 2) apart"
+                )
+        return dataclasses.replace(
+            clip, frames=pose.frames, size=pose.size, keypoint=pose.keypoint, score=pose.score
+        )
+
+    def _listed(self, clip: Clip) -> tuple[Path, list[Clip]]:
+        """The pose file of a clip and its records."""
+        where = self.poses
+        if where.is_dir():
+            name = Path(clip.video or clip.id)
+            tried = [where / (n + suffix) for n in (name.name, name.stem) for suffix in POSES]
+            where = next((path for path in tried if path.is_file()), where)
+            if where.is_dir():
+                raise UserError(
+                    f"{clip.id}: --poses={where} holds no file for it; expected "
+                    f"{name.stem}{{{','.join(POSES)}}}"
+                )
+        skeleton = skeletons.find(self.data.skeleton)
+        return where, records.read(where, skeleton=skeleton, nan=self.data.nan, labelled=False)
+
+    def _match(self, clip: Clip, where: Path, listed: list[Clip]) -> Clip:
+        """The record of a clip: of its file name, of its name without suffix, or the only one."""
+        name = Path(clip.video or clip.id)
+        for wanted in (name.name, name.stem):
+            found = [
+                pose for pose in listed if wanted in (pose.id, Path(pose.id).name, *_names(pose))
+            ]
+            if len(found) > 1:
+                raise UserError(f"{where}: several records fit {clip.id}: {_some(found)}")
+            if found:
+                return found[0]
+        if len(listed) == 1 and (len(self.clips) == 1 or self.poses.is_dir()):
+            return listed[0]
+        raise UserError(f"{where}: no record fits {clip.id}; its records: {_some(listed)}")
+
+
+def _names(pose: Clip) -> tuple[str, ...]:
+    return (Path(pose.video).name, Path(pose.video).stem) if pose.video else ()
+
+
+def _some(found: list[Clip]) -> str:
+    names = ", ".join(clip.id for clip in found[:3])
+    return names if len(found) <= 3 else f"{names} and {len(found) - 3} more"
+
+
+def examples(
+    data: Data, streams: Streams, classes: int, path: str, poses: str = ""
+) -> ClipSource | PosedSource:
+    """Clips of a video file, a folder of videos, or an annotation list of any of the kinds.
+
+    `poses` is a file with the keypoints of these videos, or a folder with one file for each.
+
+    Raises:
+      UserError: for what does not exist, and for missing poses where there is no `poses`.
+    """
+    given = Path(path)
+    for flag, named in (("input", given), ("poses", Path(poses))):
+        if str(named) and not named.exists():
+            raise UserError(f"--{flag}={named} does not exist")
+    if poses and Path(poses).is_file() and Path(poses).suffix not in POSES:
+        raise UserError(f"--poses={poses}: suffix {Path(poses).suffix!r}, allowed: {POSES}")
+    if given.is_file() and given.suffix.lower() not in VIDEOS:
+        needed: Streams = () if poses else streams
+        listed = clips.read(data, needed, classes, path, "", labelled=False)
+        return PosedSource(data, listed, poses) if poses else ClipSource(listed)
+    files = [given]
+    if given.is_dir():
+        files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
+    if "pose" in streams and not poses:
+        raise UserError(
+            f"--input={path}: this model needs poses; give --poses, or a .jsonl or .pkl list with "
+            "keypoints, or use a model with config.model.streams=rgb"
+        )
+    found = [Clip(str(p), -1, 0, str(p), (0, 0), None, None) for p in files]
+    return PosedSource(data, found, poses) if poses else ClipSource(found)

@@ -1,0 +1,203 @@
+"""The views of an example in evaluation: which frames, which crops, in parts of bounded size.
+
+Nothing here is random. The frames of all clips are chosen at once and one box serves them all; then
+a part of the clips at a time is decoded, cut and fed, so that memory does not grow with their
+number.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.data import clips as recordings
+from jaxact.data import geometry, poses, skeletons
+from jaxact.data.clips import ABSENT, Data, Streams, Views
+from jaxact.data.records import Clip
+from jaxact.data.resample import Box
+from jaxact.data.video import Video
+
+DECODED = 1 << 25  # bytes of decoded frames held at once, of one example
+
+
+def spec(data: Data, purpose: str) -> Views:
+    """The views of a purpose other than training."""
+    return data.val if purpose == "val" else data.test
+
+
+def parts(data: Data, purpose: str) -> int:
+    """Parts that the views come in: equally many clips each, `data.clips_at_once` at most."""
+    clips = spec(data, purpose).clips
+    fitting = range(1, min(clips, data.clips_at_once) + 1)
+    return clips // max(n for n in fitting if clips % n == 0)
+
+
+def text(data: Data, purpose: str) -> str:
+    """The views in words: "10 clips x 3 crops, flip, 256 px"."""
+    found = spec(data, purpose)
+    mirror = "flip" if found.flip else "double" if found.double else "no flip"
+    clips, crops = (
+        f"{n} {word}{'s' if n > 1 else ''}"
+        for n, word in ((found.clips, "clip"), (found.crops, "crop"))
+    )
+    return f"{clips} x {crops}, {mirror}, {data.test_size} px"
+
+
+def shapes(
+    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage: Any, purpose: str
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape of one example, or of one part of its views; dtype), as `prepare` makes it."""
+    train = purpose == "train"
+    side = stage.size if train else data.test_size
+    found = spec(data, purpose)
+    view = () if train else (found.clips // parts(data, purpose) * found.crops,)
+    named: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
+    if "rgb" in streams:
+        named["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
+    if "pose" in streams:
+        points = (*view, data.people, data.pose_frames, len(skeleton.joints))
+        named["keypoint"] = ((*points, 2), np.float32)
+        named["score"] = (points, np.float32)
+    return named
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where all evaluation views of one clip lie."""
+
+    at: dict[str, np.ndarray]  # stream -> frame numbers i64[clips, t]
+    size: tuple[int, int]  # (h, w) px of a frame
+    box: Box | None  # px, cut out first; None = the whole frame
+    keypoint: np.ndarray | None  # f32[p, frames, j, 2] px of the frame
+    score: np.ndarray | None  # f32[p, frames, j]
+
+    def shown(self, part: int, count: int) -> dict[str, np.ndarray]:
+        """Frame numbers i64[clips / count, t] of one of `count` parts."""
+        size = len(next(iter(self.at.values()))) // count
+        return {name: rows[part * size : (part + 1) * size] for name, rows in self.at.items()}
+
+
+def layout(
+    data: Data, streams: Streams, clip: Clip, frames: int, size: tuple[int, int], purpose: str
+) -> Layout:
+    """Chooses frames, people and the box of a clip of `frames` frames of `size` (h, w) px.
+
+    Raises:
+      UserError: there are no poses, and the model needs them.
+    """
+    at = recordings.sample(data, streams, frames, spec(data, purpose).clips, None)
+    if clip.keypoint is None or clip.score is None:
+        if "pose" in streams:
+            raise UserError(f"{clip.id}: has no keypoints, and this model needs them")
+        return Layout(at, size, None, None, None)
+    chosen, score = poses.choose_people(clip.keypoint, clip.score, data.people)
+    keypoint = geometry.rescale(chosen, clip.size, size)
+    assert keypoint is not None
+    box = None
+    if data.compact:
+        steps = np.unique(at["pose"])
+        box = geometry.compact_box(keypoint[:, steps], size, data.padding, pad=data.imgpad)
+    return Layout(at, size, box, keypoint, score)
+
+
+def cut(data: Data, place: Layout, purpose: str, frames: Any, keypoint: Any) -> list[Any]:
+    """(frames u8[t, s, s, 3], keypoints) of each crop, s = data.test_size; either may be None."""
+    side = (data.test_size, data.test_size)
+    size, crops = place.size, spec(data, purpose).crops
+    if place.box is not None:
+        frames, keypoint, size = geometry.crop(frames, keypoint, place.box, keep_zeros=True)
+    if not data.keep_ratio:
+        frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
+        return [(frames, keypoint)] * crops
+    new = geometry.short_side(size, data.test_size)
+    frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
+    boxes = geometry.three_boxes(size, side) if crops == 3 else [geometry.centre_box(size, side)]
+    return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
+
+
+def small(data: Data, place: Layout, purpose: str, frames: np.ndarray) -> np.ndarray:
+    """u8[t, h, w, 3] as decoded -> u8[t, crops, s, s, 3]."""
+    return np.stack([found for found, _ in cut(data, place, purpose, frames, None)], 1)
+
+
+def decoded(
+    video: Video, wanted: np.ndarray, size: tuple[int, int] | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(numbers, frames u8[t, h, w, 3]) in pieces of bounded bytes; `wanted` rises.
+
+    With `size` (h, w) px the frames are scaled as they are converted.
+    """
+    height, width = size or video.size
+    count = max(1, DECODED // (3 * height * width))
+    for start in range(0, len(wanted), count):
+        numbers = wanted[start : start + count]
+        yield numbers, video.read(numbers, size)
+
+
+def arrays(
+    data: Data,
+    streams: Streams,
+    clip: Clip,
+    place: Layout,
+    look: Callable[[np.ndarray], np.ndarray],
+    purpose: str,
+    part: int,
+) -> dict[str, np.ndarray]:
+    """One part of an example's views; `look` gives u8[t, crops, s, s, 3] of rising numbers."""
+    at = place.shown(part, parts(data, purpose))
+    found: dict[str, Any] = {"label": np.int32(clip.label)}
+    if "rgb" in streams:
+        wanted, where = np.unique(at["rgb"], return_inverse=True)
+        stack = look(wanted)[where.reshape(at["rgb"].shape)]  # clips, t, crops, s, s, 3
+        stack = stack.swapaxes(1, 2)
+        found["rgb"] = stack.reshape(-1, *stack.shape[2:])
+    if "pose" in streams:
+        assert place.keypoint is not None and place.score is not None
+        steps = at["pose"].reshape(-1)
+        crops = cut(data, place, purpose, None, place.keypoint[:, steps])
+        points = np.stack([points for _, points in crops])  # crops, p, clips * t, j, 2
+        scores = np.repeat(place.score[None][:, :, steps], len(crops), 0)
+        found["keypoint"] = _by_view(points, len(at["pose"]), data.people, ABSENT)
+        found["score"] = _by_view(scores, len(at["pose"]), data.people, 0.0)
+    return found
+
+
+def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndarray:
+    """[crops, p, clips * t, ...] -> [clips * crops, people, t, ...], absent people filled in."""
+    crops, found = array.shape[:2]
+    array = array.reshape(crops, found, clips, -1, *array.shape[3:])
+    array = np.moveaxis(array, 2, 0)
+    missing = [(0, 0)] * array.ndim
+    missing[2] = (0, people - found)
+    array = np.pad(array, missing, constant_values=fill).astype(np.float32)
+    return array.reshape(-1, *array.shape[2:])
+
+
+def prepare(
+    data: Data, streams: Streams, clip: Clip, purpose: str, part: int = 0
+) -> dict[str, np.ndarray]:
+    """The arrays of one part of an example's views (the table is in `tasks/action.py`).
+
+    Raises:
+      UserError: the video cannot be read, or has far fewer frames than annotated; no poses.
+    """
+    if "rgb" not in streams:
+        place = layout(data, streams, clip, clip.frames, clip.size, purpose)
+        return arrays(data, streams, clip, place, _nothing, purpose, part)
+    with Video(clip.video) as video:
+        frames = recordings.frame_count(clip, video.frames)
+        place = layout(data, streams, clip, frames, video.size, purpose)
+        look = functools.partial(_read, data, video, place, purpose)
+        return arrays(data, streams, clip, place, look, purpose, part)
+
+
+def _read(data: Data, video: Video, place: Layout, purpose: str, wanted: np.ndarray) -> np.ndarray:
+    pieces = decoded(video, wanted)
+    return np.concatenate([small(data, place, purpose, frames) for _, frames in pieces])
+
+
+def _nothing(wanted: np.ndarray) -> np.ndarray:
+    raise AssertionError("a model without an RGB stream looks at no frame")

@@ -1,0 +1,229 @@
+"""`--mode=ensemble`: fused predictions of several runs from their stored scores."""
+
+import dataclasses
+import pathlib
+import zipfile
+from typing import Any
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.evaluate import ensemble as fusion
+from jaxact.evaluate.ensemble import Predictions
+from jaxact.train import journal
+
+SHOWN = ("top1", "top5", "mean_class", "nll", "ece")
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to fuse, and how."""
+
+    runs: tuple[str, ...]  # DIR, FILE.npz, DIR:stream or FILE.npz:stream
+    weights: tuple[float, ...]  # () = equal
+    search: str  # "" = none
+    space: str
+    split: str
+
+
+def request(runs: list[str], weights: list[str], search: str, space: str, split: str) -> Request:
+    """The request that the flags make. Raises UserError for values that do not go together."""
+    if not runs:
+        raise UserError("--runs is missing; allowed: work dirs or .npz files, as in --runs=a,b:rgb")
+    for flag, found, allowed in (
+        ("space", space, fusion.SPACES),
+        ("search", search, ("", *fusion.SEARCHES)),
+        ("split", split, ("val", "test")),
+    ):
+        if found not in allowed:
+            names = ", ".join(name for name in allowed if name)
+            raise UserError(f"--{flag}={found} is not known; allowed: {names}")
+    if len(set(runs)) < len(runs):
+        twice = next(name for name in runs if runs.count(name) > 1)
+        raise UserError(f"--runs names {twice} twice; allowed: each run once")
+    if search and weights:
+        raise UserError("--weights and --search exclude each other: a search finds the weights")
+    if search and split == "val":
+        raise UserError(
+            "--search fits weights on val, so val cannot be what is scored; allowed: --split=test"
+        )
+    if search == "least_squares" and space != "prob":
+        raise UserError(
+            f"--search=least_squares with --space={space}: it fits probabilities; allowed: "
+            "--space=prob, or --search=grid"
+        )
+    try:
+        numbers = tuple(float(weight) for weight in weights)
+    except ValueError:
+        raise UserError(f"--weights={','.join(weights)}; allowed: numbers, as 0.4,0.6") from None
+    fusion.shares_of(numbers, len(runs))
+    return Request(tuple(runs), numbers, search, space, split)
+
+
+def located(run: str, split: str) -> tuple[pathlib.Path, str]:
+    """(predictions file, stream) of an entry of --runs; the stream is "" for the fused scores."""
+    path, stream = pathlib.Path(run), ""
+    if not path.exists() and ":" in run:
+        head, stream = run.rsplit(":", 1)
+        path = pathlib.Path(head)
+    if not path.exists():
+        raise UserError(f"--runs={run}: {path} does not exist")
+    if path.is_dir():
+        path = path / "predictions" / f"{split}.npz"
+        if not path.is_file():
+            raise UserError(f"--runs={run}: {path} does not exist; {_maker(run, stream, split)}")
+    return path, stream
+
+
+def _maker(run: str, stream: str, split: str) -> str:
+    folder = run.removesuffix(f":{stream}")
+    return f"make it with --mode=eval --config.eval.split={split} --workdir={folder}"
+
+
+def read(run: str, path: pathlib.Path, stream: str) -> Predictions:
+    """Predictions from a file that `journal.write_predictions` wrote.
+
+    Raises UserError: it is no such file, or has no such stream.
+    """
+    try:
+        with np.load(path) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"--runs={run}: {path} is no .npz file of plain arrays: {error}") from None
+    ids, table = arrays.get("ids"), arrays.get(stream or "scores")
+    if ids is None or table is None or table.ndim != 2 or len(table) != len(ids):
+        # Only tables over classes can be fused.
+        tables = [
+            n for n, a in arrays.items() if n != "scores" and a.ndim == 2 and a.dtype.kind == "f"
+        ]
+        raise UserError(
+            f"--runs={run}: {path} has no ids with a score table {stream or 'scores'!r}; it holds "
+            f"{', '.join(arrays)}; streams to choose: {', '.join(tables) or 'none'}"
+        )
+    label = arrays.get("label", np.full(len(ids), -1))
+    if label.shape != (len(ids),) or label.dtype.kind not in "iu":
+        raise UserError(
+            f"--runs={run}: {path}: label is {label.dtype}{list(label.shape)}, not i[n]"
+        )
+    outside = label[(label >= table.shape[1])]
+    if outside.size:
+        raise UserError(
+            f"--runs={run}: {path}: label {outside[0]}; allowed: below {table.shape[1]}"
+        )
+    return Predictions(run, tuple(str(name) for name in ids), table, label.astype(np.int64))
+
+
+def ensemble(request: Request, workdir: pathlib.Path) -> str:
+    """Fuses and scores; writes predictions/<split>.npz and ensemble.json; returns the table.
+
+    Raises UserError: runs that do not fit together, weights that would be fitted on the examples
+    they are scored on, a work dir that belongs to a run.
+    """
+    split = request.split
+    files = [located(run, split) for run in request.runs]
+    destination = workdir / "predictions" / f"{split}.npz"
+    _own(workdir, destination, [path for path, _ in files])
+    runs = [read(run, *file) for run, file in zip(request.runs, files, strict=True)]
+    ids, stored, label = fusion.align(runs)
+    tables = fusion.moved(stored, request.runs, request.space)
+    weights = fusion.shares_of(request.weights, len(runs))
+    fitted: dict[str, Any] | None = None
+    if request.search:
+        weights, fitted = search(request, files, ids)
+    fused = fusion.fuse(tables, weights.tolist(), request.space)
+    pairs = zip(request.runs, stored, strict=True)
+    alone = {run: fusion.scores_of(table, label) for run, table in pairs}
+    found: dict[str, Any] = {
+        "split": split,
+        "examples": len(ids),
+        "labelled": int((label >= 0).sum()),
+        "space": request.space,
+        "weights": dict(zip(request.runs, weights.tolist(), strict=True)),
+        "search": fitted,
+        "scores": fusion.scores_of(fused, label),
+        "runs": alone,
+        "agreement": fusion.agreement(tables).tolist(),
+        "versions": journal.versions(),
+    }
+    rows = {"scores": fused.astype(np.float32), "label": label.astype(np.int32)}
+    journal.write_predictions(destination, list(ids), rows)
+    journal.write_json(workdir / "ensemble.json", found)
+    return text(found)
+
+
+def _own(workdir: pathlib.Path, destination: pathlib.Path, files: list[pathlib.Path]) -> None:
+    """The ensemble writes where no run of a model and none of its inputs lies."""
+    if (workdir / "config.json").exists():
+        raise UserError(
+            f"--workdir={workdir} is the work dir of a training; allowed: another one, for the "
+            "fused predictions"
+        )
+    if destination.resolve() in [path.resolve() for path in files]:
+        raise UserError(f"--workdir={workdir}: {destination} is one of --runs; allowed: another")
+
+
+def search(
+    request: Request, files: list[tuple[pathlib.Path, str]], ids: tuple[str, ...]
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(weights, how they were found) from the validation predictions of the same runs.
+
+    Raises UserError: a run has none, or they share examples with those that will be scored.
+    """
+    runs = []
+    for run, (path, stream) in zip(request.runs, files, strict=True):
+        if path.name != f"{request.split}.npz":
+            raise UserError(
+                f"--runs={run}: --search needs the validation predictions too; allowed: work dirs, "
+                f"or files named {request.split}.npz beside their val.npz"
+            )
+        beside = path.with_name("val.npz")
+        if not beside.is_file():
+            folder = str(path.parent.parent)
+            raise UserError(f"--runs={run}: --search needs {beside}; {_maker(folder, '', 'val')}")
+        runs.append(read(run, beside, stream))
+    theirs, tables, label = fusion.align(runs)
+    shared = sorted(set(theirs) & set(ids))
+    if shared:
+        raise UserError(
+            f"--search={request.search} would fit weights on {len(shared)} of the {len(ids)} "
+            f"examples that are scored, as {shared[0]!r}; allowed: --weights, or runs whose val "
+            f"and {request.split} splits share nothing"
+        )
+    tables = fusion.moved(tables, request.runs, request.space)
+    if request.search == "grid":
+        weights = fusion.grid_search(tables, label, request.space)
+    else:
+        weights = fusion.least_squares(tables, label)
+    fused = fusion.fuse(tables, weights.tolist(), request.space)
+    how = {
+        "method": request.search,
+        "split": "val",
+        "examples": int((label >= 0).sum()),
+        "scores": fusion.scores_of(fused, label),
+    }
+    return weights, how
+
+
+def text(found: dict[str, Any]) -> str:
+    """The table of the runs, the ensemble and who agrees with whom, for the person."""
+    names = list(found["runs"])
+    wide = max(len(name) for name in (*names, "ensemble"))
+    lines = [
+        f"# {found['split']}: {found['examples']} examples, {found['labelled']} labelled, "
+        f"averaged as {found['space']}",
+        " ".join([f"{'run':<{wide}}", f"{'weight':>7}", *(f"{name:>10}" for name in SHOWN)]),
+    ]
+    rows = [(name, f"{found['weights'][name]:.4f}", found["runs"][name]) for name in names]
+    for name, weight, scores in (*rows, ("ensemble", "", found["scores"])):
+        numbers = [f"{scores[k]:>10.4f}" if k in scores else f"{'-':>10}" for k in SHOWN]
+        lines.append(" ".join([f"{name:<{wide}}", f"{weight:>7}", *numbers]))
+    lines.append("# agreement: share of examples with the same first class")
+    for name, row in zip(names, found["agreement"], strict=True):
+        lines.append(" ".join([f"{name:<{wide}}", *(f"{share:>7.4f}" for share in row)]))
+    if found["search"]:
+        how = found["search"]
+        lines.append(
+            f"# weights fitted by {how['method']} on {how['examples']} val examples "
+            f"(top1 {how['scores']['top1']:.4f})"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,282 @@
+"""`--mode=export`: a trained model as StableHLO programs, its weights and a contract.
+
+A folder of contract.json (what goes in, what comes out, what has to happen before), weights.npz and
+one program for each family of platforms; `jaxact.exported` runs it without the model's code.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend import core
+
+from jaxact import config as schema
+from jaxact import exported
+from jaxact.config import UserError
+from jaxact.ops import target
+from jaxact.task import Contract, Port
+from jaxact.train import build, journal, predict, state
+
+# Programs: file -> (platforms, the one whose form it has). Some operations have another form on
+# CPU; what exists for one maker's GPUs alone is left out, so that one program serves all.
+PROGRAMS = {
+    "program_cpu.bin": (("cpu",), "cpu"),
+    "program_accelerator.bin": (("cuda", "rocm", "tpu"), "tpu"),
+}
+WEIGHTS = "weights.npz"
+LIMIT = 1e-5  # of the self-check, relative to the largest output (at least 1)
+CHECKED = 2  # examples of the self-check, where the batch is symbolic
+
+# Never an input of an artefact: they are known in training and evaluation only.
+RESERVED = ("id", "mask", "label")
+
+# Fields that an artefact depends on begin with these.
+SHIPPED = ("task", "dtype", "model", "data", "stages")
+
+Function = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+
+
+class Unequal(Exception):
+    """The artefact does not compute what the model does; it has been removed. Exit code 1."""
+
+
+def export(run: build.Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[str, Any]:
+    """Writes the artefact of a checkpoint (see `write`); returns its contract.
+
+    Raises:
+      UserError: the folder holds something, or the checkpoint does not fit the config.
+      Unequal: the self-check failed; nothing is left.
+    """
+    _possible(output, batch)
+    stage = run.plan(1).rows[-1].view
+    variables, origin = predict.load(run, where, stage)
+    _mention_differences(run.config, pathlib.Path(where) if where else run.workdir)
+    return write(run, variables, origin, output, batch)
+
+
+def _possible(output: pathlib.Path, batch: int) -> None:
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise UserError("--mode=export needs flatbuffers; install the extra [export]")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"--output={output} is not empty; allowed: a new folder")
+    if batch < 0:
+        raise UserError(f"--export_batch={batch} is not allowed; allowed: 0 (any) or 1 and up")
+
+
+def write(
+    run: build.Run, variables: Any, origin: str, output: pathlib.Path, batch: int = 0
+) -> dict[str, Any]:
+    """Writes variables as an artefact to a new folder, checks it, returns its contract.
+
+    `batch` is the number of examples of a call; 0 = any (a symbolic dimension).
+    Raises: as `export`.
+    """
+    _possible(output, batch)
+    stage = run.plan(1).rows[-1].view
+    weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
+    deal = contract_of(run, stage)
+    part = output.with_name(f".{output.name}.{os.getpid()}")  # renamed when it is whole
+    part.mkdir(parents=True)
+    try:
+        arrays: dict[str, Any] = dict(weights)
+        np.savez(part / WEIGHTS, **arrays)
+        written = _programs(run, deal, weights, part, batch)
+        written["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+        written["checkpoint"] = origin
+        _write(part, written)
+        written["self_check"] = check(run, deal, weights, part, batch or CHECKED)
+        _write(part, written)
+        if output.exists():
+            output.rmdir()  # empty: seen above
+        part.rename(output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return written
+
+
+def contract_of(run: build.Run, stage: Any) -> Contract:
+    """What the task says, or the model on the arrays of an example that reach it."""
+    if run.task.contract is not None:
+        return run.task.contract()
+    shapes = run.task.shapes(stage, "predict")
+    free = {name: shape for name, shape in shapes.items() if name not in RESERVED}
+
+    def arguments(batch: Any) -> Any:
+        one = next(iter(batch.values())).shape[0]
+        rest: dict[str, Any] = {"id": jnp.zeros(one, jnp.int32), "mask": jnp.ones(one, bool)}
+        if "label" in shapes:
+            shape, dtype = shapes["label"]
+            rest["label"] = jnp.zeros((one, *shape), dtype)
+        return run.task.inputs({**rest, **batch}, {}, None, None)[0]
+
+    abstract = {name: jax.ShapeDtypeStruct((1, *s), d) for name, (s, d) in free.items()}
+    used = reaching(arguments, abstract)
+    return Contract(
+        inputs={
+            name: Port(free[name][0], np.dtype(free[name][1]), "as the recipe's data have it")
+            for name in used
+        },
+        outputs={},
+        preprocessing={},
+        call=lambda apply, batch: named(apply(**arguments(_filled(batch, free)))),
+    )
+
+
+def reaching(function: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> list[str]:
+    """Names of the arrays of a batch that the result of `function(batch)` depends on."""
+    closed = jax.make_jaxpr(function)(batch)
+    jaxpr: Any = closed.jaxpr
+    needed = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
+    for equation in reversed(jaxpr.eqns):
+        if needed & set(equation.outvars):
+            needed |= {v for v in equation.invars if isinstance(v, core.Var)}
+    # A dict flattens in the order of its sorted names.
+    return [n for n, v in zip(sorted(batch), jaxpr.invars, strict=True) if v in needed]
+
+
+def _filled(batch: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    """With zeros for the arrays that nothing depends on."""
+    size = next(iter(batch.values())).shape[0]
+    return {n: batch[n] if n in batch else jnp.zeros((size, *s), d) for n, (s, d) in shapes.items()}
+
+
+def named(outputs: Any) -> dict[str, Any]:
+    """Outputs as one flat dict: paths of a tree joined by "/", "output" for a single array."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(outputs)
+    return {
+        "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+        or "output": leaf
+        for path, leaf in flat
+    }
+
+
+def function_of(run: build.Run, deal: Contract) -> Function:
+    """(weights by path, inputs) -> outputs; a new function each time, so that it is traced anew."""
+
+    def program(weights: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+        apply = functools.partial(run.task.model.apply, state.unflatten(weights), train=False)
+        return deal.call(apply, batch)
+
+    return program
+
+
+def _programs(
+    run: build.Run, deal: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, batch: int
+) -> dict[str, Any]:
+    """Writes the programs; returns the contract so far."""
+    size = batch or jax.export.symbolic_shape("b")[0]
+    arrays = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
+    ports = {
+        name: jax.ShapeDtypeStruct((size, *port.shape), port.dtype)
+        for name, port in deal.inputs.items()
+    }
+    programs = []
+    for file, (platforms, form) in PROGRAMS.items():
+        with target.traced_for(form):
+            jitted = jax.jit(function_of(run, deal))
+            found = jax.export.export(jitted, platforms=platforms)(arrays, ports)
+        (folder / file).write_bytes(found.serialize())
+        programs.append(
+            {
+                "file": file,
+                "platforms": list(platforms),
+                "calling_convention": found.calling_convention_version,
+            }
+        )
+    results = jax.tree.unflatten(found.out_tree, found.out_avals)
+    return {
+        "format": exported.FORMAT,
+        "task": run.config.task,
+        "classes": list(run.task.classes),
+        "inputs": {
+            name: {**_port(ports[name]), "meaning": port.meaning, "range": [port.low, port.high]}
+            for name, port in deal.inputs.items()
+        },
+        "outputs": {
+            name: {**_port(array), "meaning": deal.outputs.get(name, "an output of the model")}
+            for name, array in results.items()
+        },
+        "preprocessing": deal.preprocessing,
+        "programs": programs,
+        "weights": WEIGHTS,
+        "versions": journal.versions(),
+        "sha256": {
+            name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            for name in (WEIGHTS, *PROGRAMS)
+        },
+    }
+
+
+def _port(array: Any) -> dict[str, Any]:
+    shape = [n if isinstance(n, int) else str(n) for n in array.shape]
+    return {"dtype": str(np.dtype(array.dtype)), "shape": shape}
+
+
+def _write(folder: pathlib.Path, contract: dict[str, Any]) -> None:
+    journal.write_json(folder / "contract.json", contract)
+
+
+def check(
+    run: build.Run,
+    deal: Contract,
+    weights: dict[str, np.ndarray],
+    folder: pathlib.Path,
+    size: int,
+) -> dict[str, Any]:
+    """Runs the artefact and the model on one random batch, on this platform.
+
+    Raises Unequal: an output differs by more than LIMIT, or is not finite.
+    """
+    batch = random_inputs(deal, size)
+    want = jax.jit(function_of(run, deal))(weights, batch)
+    found = exported.load(folder)(**batch)
+    worst = {}
+    for name, array in want.items():
+        ours, theirs = np.asarray(array, np.float64), found[name].astype(np.float64)
+        worst[name] = float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
+    largest = max(worst.values(), key=lambda x: (np.isnan(x), x))
+    if not largest <= LIMIT:
+        shown = ", ".join(f"{name} {difference:.3g}" for name, difference in worst.items())
+        raise Unequal(
+            f"self-check failed: the exported program differs from the model by more than "
+            f"{LIMIT:g} ({shown}); nothing was kept"
+        )
+    here = jax.export.default_export_platform()
+    journal.say(f"self-check on {here}: {size} examples, largest difference {largest:.3g}")
+    return {"platform": here, "examples": size, "largest_difference": largest, "limit": LIMIT}
+
+
+def random_inputs(deal: Contract, size: int) -> dict[str, np.ndarray]:
+    """Arrays of `size` examples with values in the ranges of the contract."""
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, port in deal.inputs.items():
+        shape, dtype = (size, *port.shape), np.dtype(port.dtype)
+        if dtype.kind in "iu":
+            found[name] = rng.integers(int(port.low), int(port.high) + 1, shape).astype(dtype)
+        else:
+            found[name] = rng.uniform(port.low, port.high, shape).astype(dtype)
+    return found
+
+
+def _mention_differences(config: Any, path: pathlib.Path) -> None:
+    """Says where the config differs from the one the checkpoint's work dir was trained with."""
+    for folder in (path, path.parent, path.parent.parent):
+        made = folder / "config.json"
+        if path.is_dir() and (folder / "checkpoints").is_dir() and made.is_file():
+            before = json.loads(made.read_text())["config"]
+            for name, old, new in journal.differences(before, schema.as_dict(config)):
+                # An export needs no data, so paths may be left out; names come from the run then.
+                named = new == "" or name == "data.class_names"
+                if name.split(".")[0] in SHIPPED and not named:
+                    journal.say(f"config.{name} was {old!r} in {folder} and is exported as {new!r}")
+            return

@@ -1,0 +1,284 @@
+"""`export` and `ensemble` through the real command, from trained runs to what users read."""
+
+import json
+import subprocess
+import sys
+
+import command
+import numpy as np
+import pytest
+from command import ONE_STREAM, ROOT, TOY
+from toy import recipe
+
+from jaxact import config as schema
+from jaxact.data import generated
+from jaxact.data.pipeline import eval_batches
+from jaxact.evaluate import metrics
+from jaxact.tasks import action
+from jaxact.train import build, loop, predict
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """Processes that have imported everything: an ensemble is done before an import would be."""
+    found = command.Forks(tmp_path_factory.mktemp("forks"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def refused(forks):
+    """(*flags) -> the line of the mistake."""
+
+    def run(*flags):
+        ended = forks.run(*flags)
+        assert ended.code == 2, ended.err
+        return ended.error
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def done(forks):
+    """(*flags) -> how a command that succeeded ended."""
+
+    def run(*flags):
+        ended = forks.run(*flags)
+        assert ended.code == 0, ended.err
+        return ended
+
+    return run
+
+
+# ----------------------------------------------------------------------------------------- export
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rgb(clips, tmp_path_factory):
+    """(flags of the recipe, work dir of a training of it)."""
+    workdir = tmp_path_factory.mktemp("rgb")
+    flags = (*ONE_STREAM, *command.data(clips), "--config.data.test.clips=1")
+    command.trained(*flags, f"--workdir={workdir}", "--config.save.report=False")
+    return flags, workdir
+
+
+def test_an_export_scores_what_evaluation_scored(rgb, clips, tmp_path):
+    """From the test clips' own arrays, through the artefact's command, to the stored scores."""
+    flags, workdir = rgb
+    out = tmp_path / "new" / "model"
+    ended = command.trained(*flags, "--mode=export", f"--workdir={workdir}", f"--output={out}")
+    said = json.loads(ended.out)
+    assert said["output"] == str(out) and said["largest_difference"] <= 1e-5
+    contract = json.loads((out / "contract.json").read_text())
+    results = json.loads((workdir / "results.json").read_text())
+    assert contract["parameters"] == results["parameters"]
+    assert contract["checkpoint"] == str(workdir / "checkpoints" / "2")
+
+    config = schema.load(ROOT / "configs" / "x3d.py", "tiny")
+    config.model.streams, config.model.coarse, config.model.rgb.blocks = "rgb", (), (1,)
+    config.data.annotations = str(clips / "annotations.pkl")
+    config.data.videos = str(clips / "clips")
+    config.data.test.clips = 1
+    task = action.make(config)
+    assert contract["classes"] == list(task.classes)
+    source = task.source("test")
+    batches = eval_batches(config, task, source, config.stages[0], "test", 8)
+    batch = next(batches)
+    batches.close()
+    arrays = {"rgb": batch["rgb"][:, 0], "ids": np.array(source.ids), "label": batch["label"]}
+    np.savez(tmp_path / "in.npz", **arrays)
+    files = [f"--input={tmp_path / 'in.npz'}", f"--output={tmp_path / 'out.npz'}"]
+    subprocess.run(
+        [sys.executable, "-m", "jaxact.exported", str(out), *files], cwd=ROOT, check=True
+    )
+    found, stored = np.load(tmp_path / "out.npz"), np.load(workdir / "predictions" / "test.npz")
+    assert found["ids"].tolist() == stored["ids"].tolist()
+    np.testing.assert_allclose(found["scores"], stored["scores"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        metrics.softmax(found["rgb_logits"]), stored["rgb"], rtol=0, atol=1e-5
+    )
+
+
+def test_an_export_names_what_differs_from_the_training(rgb, tmp_path):
+    """The contract is that of the config given, so a difference from the run's is said aloud.
+
+    Data are not needed; the names of the classes are then those of the run.
+    """
+    flags = (*ONE_STREAM, "--config.data.mean=1,2,3", "--config.optim.lr=3", "--export_batch=1")
+    more = ("--mode=export", f"--checkpoint={rgb[1]}", f"--output={tmp_path / 'out'}")
+    ended = command.trained(*flags, *more)
+    said = [line.split(" was ")[0] for line in ended.err.splitlines() if " was " in line]
+    assert said == ["config.data.mean", "config.data.test.clips"]
+    contract = json.loads((tmp_path / "out" / "contract.json").read_text())
+    assert contract["classes"] == json.loads((rgb[1] / "config.json").read_text())["classes"]
+    inside = contract["preprocessing"]["inside_the_program"]
+    assert inside["normalise"]["mean"] == [1.0, 2.0, 3.0]
+    assert contract["inputs"]["rgb"]["shape"][0] == 1
+
+
+def test_exports_that_are_refused(refused, tmp_path):
+    flags = (TOY, "--mode=export", f"--workdir={tmp_path}")
+    assert "--output is missing" in refused(*flags)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("mine")
+    assert "full is not empty" in refused(*flags, f"--output={tmp_path / 'full'}")
+    out = tmp_path / "out"
+    assert "holds no checkpoint" in refused(*flags, f"--output={out}")
+    assert "--export_batch=-1" in refused(*flags, f"--output={out}", "--export_batch=-1")
+    assert not out.exists()
+
+
+# --------------------------------------------------------------------------------------- ensemble
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two toy trainings of other seeds, with validation predictions: their work dirs."""
+    folders = []
+    for seed in (0, 1):
+        workdir = tmp_path_factory.mktemp(f"seed{seed}")
+        config = recipe.get_config()
+        config.seed, config.length = seed, "1 epochs"
+        loop.train(build.open_run(config, workdir))
+        config.eval.split = "val"
+        predict.evaluate_split(build.open_run(config, workdir), "")
+        folders.append(workdir)
+    return folders
+
+
+def ensemble(*flags):
+    return ("--mode=ensemble", *flags)
+
+
+def test_an_ensemble_of_two_runs(runs, tmp_path):
+    flags = (f"--runs={runs[0]},{runs[1]}", "--weights=3,1", f"--workdir={tmp_path}")
+    ended = command.trained(*ensemble(*flags))
+    stored = [np.load(run / "predictions" / "test.npz") for run in runs]
+    found = np.load(tmp_path / "predictions" / "test.npz")
+    assert found["ids"].tolist() == stored[0]["ids"].tolist()
+    assert found["label"].tolist() == stored[0]["label"].tolist()
+    want = sum(w * metrics.softmax(s["scores"]) for w, s in zip((0.75, 0.25), stored, strict=True))
+    np.testing.assert_allclose(found["scores"], want, rtol=1e-6)
+    results = json.loads((tmp_path / "ensemble.json").read_text())
+    assert results["scores"] == pytest.approx(metrics.classification(want, found["label"]))
+    assert results["weights"] == {str(runs[0]): 0.75, str(runs[1]): 0.25}
+    for run in runs:
+        own = json.loads((run / "results.json").read_text())["scores"]
+        assert results["runs"][str(run)]["top1"] == own["top1"]
+    guesses = [s["scores"].argmax(1) for s in stored]
+    agree = (guesses[0] == guesses[1]).mean()
+    np.testing.assert_allclose(results["agreement"], [[1, agree], [agree, 1]])
+    last = next(line for line in ended.out.splitlines() if line.startswith("ensemble"))
+    assert f"{results['scores']['top1']:.4f}" in last
+
+
+def test_an_ensemble_in_an_ensemble(runs, done, refused, tmp_path):
+    """What an ensemble writes is a run's predictions again; a file may be named, too."""
+    both = tmp_path / "both"
+    done(*ensemble(f"--runs={runs[0]},{runs[1]}", f"--workdir={both}"))
+    file = runs[0] / "predictions" / "test.npz"
+    three = (f"--runs={both},{file}:scores", "--weights=2,1", "--space=logit")
+    done(*ensemble(*three, f"--workdir={tmp_path / 'three'}"))
+    found = np.load(tmp_path / "three" / "predictions" / "test.npz")["scores"]
+    stored = metrics.softmax(np.load(file)["scores"].astype(float))
+    logs = 2 / 3 * np.log(np.load(both / "predictions" / "test.npz")["scores"].astype(float))
+    np.testing.assert_allclose(found, metrics.softmax(logs + np.log(stored) / 3), rtol=1e-5)
+    same = refused(*ensemble(f"--runs={both},{runs[0]}", f"--workdir={both}"))
+    assert "is one of --runs" in same
+
+
+@pytest.mark.parametrize("method", ["grid", "least_squares"])
+def test_weights_are_fitted_on_validation(runs, done, tmp_path, method):
+    flags = (f"--runs={runs[0]},{runs[1]}", f"--search={method}", f"--workdir={tmp_path}")
+    ended = done(*ensemble(*flags))
+    results = json.loads((tmp_path / "ensemble.json").read_text())
+    fitted = results["search"]
+    assert fitted["method"] == method and fitted["split"] == "val" and fitted["examples"] == 21
+    assert sum(results["weights"].values()) == pytest.approx(1)
+    assert f"weights fitted by {method} on 21 val examples" in ended.out
+    tables = [np.load(run / "predictions" / "val.npz") for run in runs]
+    alone = [metrics.topk(metrics.softmax(t["scores"]), t["label"]) for t in tables]
+    if method == "grid":
+        assert fitted["scores"]["top1"] >= max(alone)
+
+
+def test_weights_are_not_fitted_on_what_is_scored(runs, refused, tmp_path):
+    """Runs whose val and test splits are the same examples, and runs without val predictions."""
+    folders = []
+    for index, run in enumerate(runs):
+        folder = tmp_path / f"run{index}" / "predictions"
+        folder.mkdir(parents=True)
+        (folder / "test.npz").write_bytes((run / "predictions" / "test.npz").read_bytes())
+        folders.append(folder)
+    flags = ensemble(
+        f"--runs={folders[0].parent},{folders[1].parent}",
+        *("--search=grid", f"--workdir={tmp_path / 'out'}"),
+    )
+    line = refused(*flags)
+    assert "val.npz" in line and "--mode=eval --config.eval.split=val" in line
+    assert f"--workdir={folders[0].parent}" in line
+    for folder in folders:
+        (folder / "val.npz").write_bytes((folder / "test.npz").read_bytes())
+    line = refused(*flags)
+    assert "would fit weights on 21 of the 21 examples that are scored" in line
+    assert "'test0'" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_ensembles_that_are_refused(runs, refused, tmp_path):
+    one, two = runs
+    both = f"--runs={one},{two}"
+    out = f"--workdir={tmp_path / 'out'}"
+    for flags, said in (
+        ((both,), ["--workdir is missing"]),
+        ((out,), ["--runs is missing"]),
+        ((both, f"--workdir={one}"), ["work dir of a training"]),
+        ((f"--runs={one}", out), ["2 or more"]),
+        ((f"--runs={one},{one}", out), ["twice"]),
+        ((f"--runs={one},{tmp_path / 'none'}", out), ["none does not exist"]),
+        ((f"--runs={one},{tmp_path}", out), ["test.npz does not exist", "--mode=eval"]),
+        (
+            (f"--runs={one},{two}:rgb", out),
+            ["'rgb'", "ids, label, scores", "streams to choose: none"],
+        ),
+        ((both, "--weights=1", out), ["--weights=1 are 1", "2, one for each run"]),
+        ((both, "--weights=1,x", out), ["--weights=1,x", "numbers"]),
+        ((both, "--weights=1,1", "--search=grid", out), ["exclude each other"]),
+        ((both, "--search=gird", out), ["--search=gird", "grid, least_squares"]),
+        ((both, "--space=logits", out), ["--space=logits", "prob, score, logit"]),
+        ((both, "--split=train", out), ["--split=train", "val, test"]),
+        ((both, "--search=grid", "--split=val", out), ["--split=test"]),
+        ((both, "--search=least_squares", "--space=logit", out), ["--space=prob"]),
+    ):
+        line = refused(*ensemble(*flags))
+        for part in said:
+            assert part in line, line
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_predictions(runs, refused, tmp_path):
+    def fused(name):
+        flags = (f"--runs={runs[0]},{tmp_path / name}", f"--workdir={tmp_path / 'out'}")
+        return refused(*ensemble(*flags))
+
+    (tmp_path / "torn.npz").write_bytes((runs[0] / "predictions" / "test.npz").read_bytes()[:99])
+    np.savez(tmp_path / "objects.npz", ids=np.array([{}]), scores=np.ones((1, 3)))
+    np.savez(tmp_path / "label.npz", ids=["a"], scores=np.ones((1, 3)), label=[3])
+    np.savez(tmp_path / "others.npz", ids=["a"], scores=np.ones((1, 3)), label=[2])
+    assert "torn.npz is no .npz file" in fused("torn.npz")
+    assert "objects.npz is no .npz file of plain arrays" in fused("objects.npz")
+    assert "label 3; allowed: below 3" in fused("label.npz")
+    line = fused("others.npz")
+    assert "has no scores for 21 of the 21 examples" in line and "'test0', 'test1'" in line
+
+
+def test_a_config_given_to_an_ensemble_is_named_as_unused(runs, done, tmp_path):
+    flags = (TOY, f"--runs={runs[0]},{runs[1]}", f"--workdir={tmp_path}")
+    assert "--config is not used" in done(*ensemble(*flags)).err

@@ -1,0 +1,199 @@
+"""Classification heads on an image backbone: plain, multi-task, few-shot; linear and cosine.
+
+Everything a staged schedule may switch on later is in the tree from step 0, so checkpoints of all
+stages have the same arrays. Sources: crop.md sections 3 and 4.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxact.config import UserError
+from jaxact.models import layers
+from jaxact.models.backbones import Backbone, info
+from jaxact.ops import losses
+
+KINDS = ("baseline", "multitask", "fewshot")
+PARTS = ("crop", "disease", "severity")
+
+
+@dataclasses.dataclass
+class Model:
+    """The classifier."""
+
+    kind: str = "baseline"  # baseline | multitask (four heads) | fewshot (two layers, frozen below)
+    backbone: str = "resnet50"  # see models.backbones.NAMES
+    dropout: float = 0.3  # before each head
+    hidden: int = 512  # fewshot: width of its inner layer
+    cosine: bool = False  # hold a cosine head; the stage value `cosine` switches to it
+    scale: float = 30.0  # of the cosine head's logits
+    center: bool = False  # hold a centre for each class; the stage value `center` weighs the loss
+    drop_path: float = 0.0  # of the deepest block (EfficientNet, ConvNeXt)
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
+
+
+class Heads(nn.Module):
+    """Pooled features f32[b, d] -> logits f32[b, k] and what else a loss needs.
+
+    Which of the two label heads speaks is a number (`gate`, in training) or what training last
+    wrote into the collection "switch" (in evaluation), so a checkpoint knows its own head.
+    """
+
+    classes: int
+    parts: tuple[int, ...] = ()  # multitask: classes of PARTS
+    hidden: int = 0  # fewshot
+    dropout: float = 0.3
+    cosine: bool = False
+    scale: float = 30.0
+    center: bool = False
+
+    @nn.compact
+    def __call__(
+        self, features: jax.Array, gate: jax.Array | None = None, train: bool = False
+    ) -> dict[str, Any]:
+        found: dict[str, Any] = {"features": features}
+        width = features.shape[-1]
+
+        def dropped(x: jax.Array, name: str) -> jax.Array:
+            return nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{name}")(x)
+
+        x = dropped(features, "label")
+        if self.hidden:
+            x = nn.relu(_dense(self.hidden, width, "hidden")(x))
+            x = dropped(x, "hidden")
+        found["logits"] = _dense(self.classes, x.shape[-1], "label")(x)
+        for name, count in zip(PARTS if self.parts else (), self.parts, strict=True):
+            found[name] = _dense(count, width, name)(dropped(features, name))
+        xavier = nn.initializers.xavier_uniform()
+        if self.cosine:
+            kernel = self.param("cosine_kernel", xavier, (width, self.classes), jnp.float32)
+            switch = self.variable("switch", "cosine", lambda: jnp.zeros((), jnp.int32))
+            if train and gate is not None:
+                switch.value = (gate > 0).astype(jnp.int32)
+            other = losses.cosine_logits(x, kernel, self.scale)
+            found["logits"] = jnp.where(switch.value > 0, other, found["logits"])
+        if self.center:
+            found["centers"] = self.param("centers", xavier, (self.classes, width), jnp.float32)
+        return found
+
+
+class Classifier(nn.Module):
+    """Image f32[b, h, w, 3] (normalised) -> what `Heads` gives, and the last map where asked."""
+
+    backbone_kind: str
+    classes: int
+    parts: tuple[int, ...] = ()
+    hidden: int = 0
+    dropout: float = 0.3
+    cosine: bool = False
+    scale: float = 30.0
+    center: bool = False
+    dtype: jnp.dtype = jnp.float32
+    remat: bool = False
+    drop_path: float = 0.0
+    implementation: str = "auto"  # of depthwise filters, as in ops.depthwise
+
+    def setup(self) -> None:
+        """Names the two halves of the tree."""
+        self.backbone = Backbone(
+            self.backbone_kind, self.dtype, self.remat, self.drop_path, self.implementation
+        )
+        self.head = Heads(
+            self.classes,
+            self.parts,
+            self.hidden,
+            self.dropout,
+            self.cosine,
+            self.scale,
+            self.center,
+        )
+
+    def __call__(
+        self,
+        image: jax.Array,
+        gate: jax.Array | None = None,
+        train: bool = False,
+        with_map: bool = False,
+    ) -> dict[str, Any]:
+        """`gate` f32[] > 0 selects the cosine head in training."""
+        last, pooled = self.backbone(image, train)
+        found = self.head(pooled.astype(jnp.float32), gate, train)
+        return {**found, "map": last} if with_map else found
+
+
+def build(model: Model, classes: int, parts: tuple[int, int, int], dtype: str) -> Classifier:
+    """The classifier of `config.model` for k classes and the sizes of the other heads."""
+    return Classifier(
+        backbone_kind=model.backbone,
+        classes=classes,
+        parts=parts if model.kind == "multitask" else (),
+        hidden=model.hidden if model.kind == "fewshot" else 0,
+        dropout=model.dropout,
+        cosine=model.cosine,
+        scale=model.scale,
+        center=model.center,
+        dtype=jnp.dtype(dtype),
+        remat=model.remat,
+        drop_path=model.drop_path,
+    )
+
+
+def describe_backbone(kind: str) -> Any:
+    """Facts of a backbone (`models.backbones.Info`). Raises UserError for another name."""
+    try:
+        return info(kind)
+    except UserError as error:
+        raise UserError(f"config.model.backbone={kind!r}: {error}") from None
+
+
+def activation_map(model: Any, variables: Any, image: jax.Array, label: jax.Array) -> Any:
+    """Grad-CAM of classes i[b] on images f32[b, h, w, 3] (normalised): f32[b, h', w'] in 0..1.
+
+    The last map's channels, weighted by the slope of the class's logit along their means, kept
+    where positive. Selvaraju et al., ICCV 2017.
+    """
+    last = model.apply(variables, image, train=False, with_map=True)["map"].astype(jnp.float32)
+    heads: Any = Heads(**{name: getattr(model, name) for name in _HEAD_FIELDS})
+    own = {name: tree["head"] for name, tree in variables.items() if "head" in tree}
+    norm = variables["params"]["backbone"].get("norm")
+
+    def logit(mean: jax.Array) -> jax.Array:
+        # ConvNeXt normalises after pooling.
+        x = mean if norm is None else _layer_norm(norm, mean)
+        found = heads.apply(own, x)["logits"]
+        return jnp.sum(jnp.take_along_axis(found, label[:, None], 1))
+
+    slope = jax.grad(logit)(last.mean((1, 2)))
+    found = nn.relu(jnp.einsum("bhwc,bc->bhw", last, slope))
+    return found / jnp.maximum(found.max((1, 2), keepdims=True), 1e-12)
+
+
+def label_head(key: jax.Array, head: Any) -> Any:
+    """A fresh copy of a label head {kernel, bias}, as it was drawn at the start."""
+    kernel, bias = jax.random.split(key)
+    fan_in = head["kernel"].shape[0]
+    return {
+        "kernel": layers.torch_uniform(kernel, head["kernel"].shape, jnp.float32),
+        "bias": layers.torch_bias(fan_in)(bias, head["bias"].shape),
+    }
+
+
+_HEAD_FIELDS = ("classes", "parts", "hidden", "dropout", "cosine", "scale", "center")
+
+
+def _layer_norm(params: Any, x: jax.Array) -> jax.Array:
+    norm: Any = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
+    return norm.apply({"params": params}, x)
+
+
+def _dense(features: int, fan_in: int, name: str) -> nn.Module:
+    """torch's Linear, in f32 whatever the backbone computes in."""
+    return nn.Dense(
+        features,
+        kernel_init=layers.torch_uniform,
+        bias_init=layers.torch_bias(fan_in),
+        name=name,
+    )

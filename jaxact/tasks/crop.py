@@ -1,0 +1,314 @@
+"""Long-tailed crop-disease classification on single pictures.
+
+Batch keys beside `id` and `mask` (b examples; evaluation batches have v views after b):
+
+| key      | dtype, shape      | unit |
+|----------|-------------------|------|
+| image    | u8[b, h, w, 3]    | RGB, resized; mirrored views are made on the device |
+| label    | i32[b]            | class, -1 = unknown |
+| crop     | i32[b]            | -1 = unknown |
+| disease  | i32[b]            | 0 = healthy where a class is, -1 = unknown |
+| severity | i32[b]            | grade of the class table, -1 = not graded |
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.data import diseases, image_audit
+from jaxact.data.diseases import Balance, Data, Views
+from jaxact.data.pictures import PictureSource
+from jaxact.data.retouch import Augment
+from jaxact.evaluate import longtail as parts_of
+from jaxact.evaluate import metrics
+from jaxact.models import classifier as networks
+from jaxact.models.classifier import PARTS, Model
+from jaxact.ops import longtail, losses, mixing
+from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.tasks import crop_scores, crop_stages
+from jaxact.tasks.crop_options import Config, Eval, Loss, Stage, validate
+from jaxact.weights import images as foreign
+
+__all__ = [
+    "Augment",
+    "Balance",
+    "Config",
+    "Data",
+    "Eval",
+    "Loss",
+    "Model",
+    "Stage",
+    "Views",
+    "backbone",
+    "make",
+]
+
+backbone = networks.describe_backbone
+
+
+def make(config: Config) -> Task:
+    """The task of a config. Raises UserError for fields that do not go together."""
+    validate(config)
+    data, bound = config.data, functools.partial
+    table = diseases.table(data)
+    if config.model.kind == "multitask":
+        table.require_heads("model.kind")
+    sizes = (len(table.crops), len(table.diseases), len(table.severities))
+    model: Any = networks.build(config.model, len(table.names), sizes, config.dtype)
+    counted = functools.cache(lambda: _counts(data, len(table.names)))
+    scoring = crop_scores.Scoring(config, table, counted)
+    features = jax.jit(lambda v, image: model.apply(v, image, train=False)["features"])
+    return Task(
+        model=model,
+        counted=model.clone(implementation="conv"),
+        classes=table.names,
+        source=bound(diseases.source, data),
+        prepare=bound(diseases.prepare, data),
+        shapes=bound(diseases.shapes, data),
+        inputs=bound(_inputs, config, sizes),
+        loss=bound(_loss, config, _facts(config, counted)),
+        infer=bound(_infer, config, counted),
+        measure=_measure,
+        rows=_rows,
+        score=scoring.score,
+        example=lambda path: PictureSource(diseases.examples(data, path)),
+        describe=bound(_describe, table),
+        audit=diseases.audit,
+        weights=bound(_load_foreign, config),
+        sampler=bound(diseases.sampler, data),
+        thumbnail=diseases.thumbnail,
+        contract=bound(_contract, config),
+        metrics=scoring.names(),
+        watch=_watch,
+        enter=bound(crop_stages.enter, bound(_normalised, data), features),
+        survey=bound(_survey, data, table),
+        conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
+    )
+
+
+def _survey(data: Data, table: Any, sources: Any) -> tuple[Sequence[str], str]:
+    return image_audit.survey(sources, table.names, data.near)
+
+
+def _counts(data: Data, classes: int) -> np.ndarray:
+    """i64[k]: training pictures of each class."""
+    return diseases.counts(diseases.source(data, "train"), classes)
+
+
+# ---------------------------------------------------------------------------------- under jit
+
+
+def _normalised(data: Data, image: Any) -> Any:
+    return (image.astype(jnp.float32) - jnp.asarray(data.mean)) / jnp.asarray(data.std)
+
+
+def _inputs(
+    config: Config, sizes: tuple[int, int, int], batch: Batch, hyper: Hyper, key: Any, stage: Any
+) -> tuple[dict[str, Any], Any]:
+    """Normalised pictures; in training also mixed, with a distribution for each head."""
+    image = _normalised(config.data, batch["image"])
+    if stage is None:
+        return {"image": image}, None
+    mix = mixing.draw(
+        key,
+        image.shape[0],
+        image.shape[1:3],
+        hyper["mixup"],
+        hyper["cutmix"],
+        hyper["mixup_prob"],
+        hyper["cutmix_prob"],
+    )
+    label, mask = batch["label"], batch["mask"]
+    targets = {
+        "mask": mask,
+        "own": label,
+        "partner": label[mix.order],
+        "lam": mix.lam,
+        "order": mix.order,
+    }
+    if config.model.kind == "multitask":
+        for name, size in zip(PARTS, sizes, strict=True):
+            targets[name] = mixing.targets(mix, losses.onehot(batch[name], size))
+    return {"image": mixing.apply(mix, image), "gate": hyper["cosine"]}, targets
+
+
+Facts = Callable[[], dict[str, np.ndarray]]
+
+
+def _facts(config: Config, counted: Callable[[], np.ndarray]) -> Facts:
+    """What the loss knows of the training split: read when the first step is traced."""
+
+    @functools.cache
+    def found() -> dict[str, np.ndarray]:
+        counts = counted()
+        return {
+            "prior": longtail.log_prior(counts),
+            "margins": longtail.margins(counts),
+            "weights": diseases.balance(config.data, counts),
+            "tail": parts_of.tail(counts, config.loss.tail),
+        }
+
+    return found
+
+
+def _share(targets: Any, classes: int) -> Any:
+    """Label distributions f32[b, k] of a mixed batch."""
+    lam = targets["lam"]
+    own, partner = (losses.onehot(targets[name], classes) for name in ("own", "partner"))
+    return lam * own + (1 - lam) * partner
+
+
+def _loss(config: Config, facts: Facts, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
+    """Label loss by the stage's rules, the other heads' cross entropies, the center loss."""
+    settings, known = config.loss, facts()
+    logits = longtail.adjusted(outputs["logits"], known["prior"], hyper["tau"])
+    weights = 1 + hyper["class_weight"] * (known["weights"] - 1)
+    share, mask = _share(targets, logits.shape[-1]), targets["mask"]
+    smoothing = hyper["label_smoothing"]
+    focal = longtail.focal(logits, settings.gamma, weights)
+    if settings.kind == "focal":
+        base = focal
+    elif any(max(stage.margin, default=0) > 0 for stage in config.stages):
+        base = longtail.ldam(logits, hyper["margin"] * known["margins"], smoothing, weights)
+    else:
+        base = longtail.smoothed(logits, smoothing, weights)
+    on = hyper["focal"] > 0
+    table = jnp.where(on & known["tail"], focal, base)
+    each = longtail.reduce(table, share, weights, mask)
+    if settings.tail_form == "sum_of_means":
+        apart = longtail.sum_of_means(table, share, known["tail"], weights, mask)
+        each = jnp.where(on, apart, each)
+    found = {"label": each}
+    if config.model.kind == "multitask":
+        found["label"] = settings.weights[0] * each
+        for name, weight in zip(PARTS, settings.weights[1:], strict=True):
+            if outputs[name].shape[-1]:
+                entropy = losses.cross_entropy(outputs[name], targets[name], smoothing)
+                found[name] = weight * entropy
+    if config.model.center:
+        features, centers = outputs["features"], outputs["centers"]
+        lam, norm = targets["lam"], settings.center_norm
+        own = longtail.center(features, targets["own"], centers, norm)
+        partner = longtail.center(features, targets["partner"], centers, norm)
+        found["center"] = hyper["center"] * (lam * own + (1 - lam) * partner)
+    return found
+
+
+def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
+    """acc: the share of the label, or of both labels of a mixture, that the best class has."""
+    best = outputs["logits"].argmax(-1)
+    lam = targets["lam"]
+    own, partner = (best == targets[name] for name in ("own", "partner"))
+    return {"acc": lam * own + (1 - lam) * partner}
+
+
+def _infer(
+    config: Config, counted: Callable[[], np.ndarray], apply: Any, batch: Batch, purpose: str
+) -> Any:
+    """Log probabilities f32[b, k] of the mean over views, one view in memory at a time, and the
+    probabilities of the other heads."""
+    data = config.data
+    names = ("logits", *(PARTS if config.model.kind == "multitask" else ()))
+
+    def one(image: Any) -> Any:
+        arguments, _ = _inputs(config, (0, 0, 0), {"image": image}, {}, None, None)
+        found = apply(**arguments)
+        return {name: jax.nn.softmax(found[name]) for name in names}
+
+    def both(image: Any) -> Any:
+        if not diseases.view_spec(data, purpose).flip:
+            return one(image)
+        return jax.tree.map(lambda a, b: (a + b) / 2, one(image), one(image[:, :, ::-1]))
+
+    views = jnp.moveaxis(batch["image"], 1, 0)
+    if len(views) == 1:
+        found = both(views[0])
+    else:
+        found = jax.tree.map(lambda x: x.mean(0), jax.lax.map(both, views))
+    logits = jnp.log(jnp.maximum(found["logits"], jnp.finfo(jnp.float32).tiny))
+    if config.eval.tau:
+        logits = longtail.adjusted(logits, longtail.log_prior(counted()), -config.eval.tau)
+    return {**found, "logits": jax.nn.log_softmax(logits)}
+
+
+def _measure(outputs: Any, batch: Batch) -> Any:
+    known = batch["mask"] & (batch["label"] >= 0)
+    entropy = losses.cross_entropy(outputs["logits"], batch["label"])
+    return {
+        "confusion": metrics.Confusion.of(outputs["logits"], batch["label"], known),
+        "loss": metrics.Average.of(entropy, known),
+    }
+
+
+def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
+    heads = {f"{name}_scores": outputs[name] for name in PARTS if name in outputs}
+    numbers = {name: batch[name] for name in ("label", *PARTS)}
+    scores = jnp.exp(outputs["logits"])
+    return {"scores": scores, "logits": outputs["logits"], **heads, **numbers}
+
+
+# ------------------------------------------------------------------------------------ predictions
+
+
+def _describe(table: Any, row: dict[str, np.ndarray], top: int = 5) -> dict[str, Any]:
+    """The likeliest classes, and what the best one means."""
+    share = row["scores"]
+    order = np.argsort(-share, kind="stable")[:top]
+    first = [
+        {"class": int(k), "name": table.names[k], "probability": float(share[k])} for k in order
+    ]
+    found = {"name": first[0]["name"], "probability": first[0]["probability"], "top": first}
+    for name, of, names in (
+        ("crop", table.crop_of, table.crops),
+        ("disease", table.disease_of, table.diseases),
+        ("severity", table.severity_of, table.severities),
+    ):
+        if of and of[order[0]] >= 0:
+            found[name] = names[of[order[0]]]
+    return found
+
+
+def _load_foreign(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
+    """Our variables from a PyTorch or safetensors file, as far as they fit, and the report.
+
+    Raises: UserError where the file says that it wants other pixels than the config gives.
+    """
+    found, report, pixels = foreign.load(path, variables, config.model.backbone)
+    for field in ("mean", "std"):
+        wanted = tuple(round(255 * value, 3) for value in getattr(pixels, field))
+        given = getattr(config.data, field)
+        if not np.allclose(wanted, given, atol=0.1):
+            raise schema.UserError(
+                f"config.data.{field}={given} is not what {path} was trained with; allowed: "
+                f"--config.data.{field}={','.join(map(str, wanted))} ({pixels.source})"
+            )
+    return found, report
+
+
+def _contract(config: Config) -> Contract:
+    """What `export` ships: resized pictures in, probabilities out."""
+    side = config.data.test_size or [stage.size for stage in config.stages if stage.size][-1]
+    ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
+
+    def call(apply: Any, batch: Batch) -> dict[str, Any]:
+        arguments, _ = _inputs(config, (0, 0, 0), batch, {}, None, None)
+        logits = apply(**arguments)["logits"].astype(jnp.float32)
+        return {"logits": logits, "scores": jax.nn.softmax(logits)}
+
+    return Contract(
+        inputs={"image": Port((side, side, 3), np.uint8, "[h, w, c] RGB bytes, 0..255", 0, 255)},
+        outputs={
+            "logits": "f32[b, k] before any adjustment",
+            "scores": "f32[b, k] probabilities of the classes",
+        },
+        preprocessing={
+            "resize": f"{ways}, {side} px, {config.data.interpolation}",
+            "inside": f"(x - {list(config.data.mean)}) / {list(config.data.std)}",
+        },
+        call=call,
+    )

@@ -5,13 +5,15 @@
 Same clips (RGB 64 px, heatmaps 32 px), same epochs, same seed for all: streams alone, their late
 fusion, RGBPoseConv3D started from the two single streams, X-Shift with two streams, with pose
 attention (EPAM), and an ensemble. Weights of fusions are equal: nothing is chosen on the test
-clips. A row that is there already is not trained again.
+clips. A row that is there already is not trained again; step times are taken at the end, in rounds
+over all models.
 """
 
 import argparse
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,17 @@ def run(arguments: list[str], log: Path) -> str:
     return found.stdout
 
 
+def step_times(out: Path, shared: list[str], rounds: int) -> dict[str, str]:
+    """Milliseconds of each trained model's training step: the median over rounds of `bench`."""
+    found: dict[str, list[float]] = {name: [] for name in TRAINED}
+    for _ in range(rounds):
+        for name, (recipe, flags, _) in TRAINED.items():
+            given = [f"--config={recipe}", f"--workdir={out / 'bench'}", *shared, *flags]
+            said = run(["--mode=bench", "--bench_steps=5", *given], out / f"{name}.bench.log")
+            found[name].append(json.loads(said)["device_step_ms"]["median"])
+    return {name: f"{statistics.median(times):.0f}" for name, times in found.items()}
+
+
 def trained(name: str, out: Path, shared: list[str]) -> dict[str, str]:
     """One row of a trained model: its cost by `check`, its speed and accuracy by results.json."""
     recipe, flags, needs = TRAINED[name]
@@ -66,12 +79,11 @@ def trained(name: str, out: Path, shared: list[str]) -> dict[str, str]:
     return {
         "parameters": f"{results['parameters']:,}",
         "MACs": f"{int(macs[0].replace(',', '')) / 1e6:,.0f} M",
-        "clips/s": f"{results['examples_per_s']:.1f}",
         "top-1": f"{100 * results['scores']['top1']:.1f}",
     }
 
 
-def fused(name: str, out: Path) -> dict[str, str]:
+def fused(name: str, out: Path, _: list[str]) -> dict[str, str]:
     """One row of an ensemble with equal weights."""
     runs = ",".join(str(out / part) for part in FUSED[name])
     target = out / name.replace(" ", "_")
@@ -86,6 +98,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of prepare_demo.py")
     parser.add_argument("--out", type=Path, required=True, help="folder of the work dirs")
     parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--rounds", type=int, default=3, help="of step times")
     options = parser.parse_args()
     shared = [
         f"--config.data.annotations={options.data / 'annotations.pkl'}",
@@ -97,13 +110,18 @@ def main() -> int:
         "--config.stages[0].size=64",
         "--config.data.scale=0.5",
     ]
-    columns = ("parameters", "MACs", "clips/s", "top-1")
+    rows = {}
+    for name in TITLES:
+        rows[name] = (trained if name in TRAINED else fused)(name, options.out, shared)
+        print(name, rows[name], file=sys.stderr, flush=True)
+    for name, time in step_times(options.out, shared, options.rounds).items():
+        rows[name]["step, ms"] = time
+    columns = ("parameters", "MACs", "step, ms", "top-1")
     print("| model | " + " | ".join(columns) + " |")
     print("|---|" + "---|" * len(columns))
     for name, title in TITLES.items():
-        row = trained(name, options.out, shared) if name in TRAINED else fused(name, options.out)
-        cells = " | ".join(row.get(column, "") for column in columns)
-        print(f"| {title} | {cells} |", flush=True)
+        cells = " | ".join(rows[name].get(column, "") for column in columns)
+        print(f"| {title} | {cells} |")
     return 0
 
 

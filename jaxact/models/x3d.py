@@ -26,7 +26,7 @@ class Spec:
     temporal: str = "conv"  # conv: 3x3x3 filters, 5x1x1 stem; shift: temporal shift, 1x3x3 filters
     fold_div: int = 8  # 1/fold_div of the channels shift each way; only with temporal = shift
     stem_stride: int = 2  # spatial; time keeps its length everywhere
-    swish: bool = True  # after the depthwise filter; False = ReLU
+    swish: bool = True  # after the depthwise filter; False = nothing there, as in X3D-shallow
     se: str = "half"  # half: blocks 0, 2, 4, ... of a stage; all; none
     res2_shortcut_bn: bool = True  # False: as PyTorchVideo builds it
     conv5: bool = True  # widen the last stage's map before pooling; small nets learn faster without
@@ -127,7 +127,8 @@ class Block(nn.Module):
         if self.se:
             squeezed = layers.round_width(self.inner, 1 / 16)
             y = layers.SqueezeExcite(squeezed, dtype=self.dtype, name="se")(y)
-        y = layers.swish(y) if self.swish else nn.relu(y)
+        # MMAction2 and PYSKL (golden `pyskl_x3d_shallow_48`) put no ReLU in its place.
+        y = layers.swish(y) if self.swish else y
         y = layers.Conv(self.features, dtype=self.dtype, name="c")(y)
         # A scale of 0 makes a new block the identity (plus ReLU), which deep nets train from.
         y = layers.batch_norm("c_bn", train, self.dtype, scale=self.last_scale)(y)

@@ -1,0 +1,287 @@
+"""RGBPoseConv3D, PoseC3D and SlowOnly: dense 3-D convolutions on RGB clips and pose heatmaps.
+
+Data: NTU RGB+D 60 (https://rose1.ntu.edu.sg/dataset/actionRecognition/; academic use, on request)
+as mp4 files named <id>.mp4, and the PySKL annotation `ntu60_hrnet.pkl` (COCO-17 poses by HRNet). We
+hold neither, and have not run this recipe on NTU60: no accuracy of ours is claimed for it. Numbers
+to expect, all measured by others (top-1 in %, cross-subject):
+
+| who | network | parameters | MACs | top-1, 1 / 10 clips |
+|---|---|---|---|---|
+| MMAction2 | RGBPoseConv3D: RGB, pose, both | 36.1 M | 58.0 G | 96.2/96.4, 96.0/96.2, 96.6/96.8 |
+| PYSKL | the same | 36.1 M | 58.0 G | 96.2/96.4, 95.9/96.1, 96.6/96.9 |
+| MMAction2 | rgb_only, pose_only, late | 31.8 + 2.0 M | 53.1 G | 95.4, 93.5, 96.2 (10) |
+| PYSKL | PoseC3D, joints / limbs / both | 2.0 M | 15.6 G | 93.7, 93.4, 94.1 (10) |
+| PYSKL | C3D-light, joints | 3.4 M | 16.8 G | 92.7 (10) |
+| PYSKL | X3D-shallow, joints | 0.25 M | 0.57 G | 92.1 (10) |
+
+Training takes three runs: each path alone, then both from the two.
+
+    python -m jaxact.main --config=configs/rgbpose_conv3d.py:rgb_only --workdir=runs/rgb ...
+    python -m jaxact.main --config=configs/rgbpose_conv3d.py:pose_only --workdir=runs/pose ...
+    python -m jaxact.main --config=configs/rgbpose_conv3d.py:fusion --workdir=runs/fusion \\
+        --config.init_from=runs/rgb,runs/pose \\
+        --config.data.annotations=ntu60_hrnet.pkl --config.data.videos=ntu60_videos
+
+`init_from` takes work dirs, or the .pth files of MMAction2 and PYSKL, or both; for rgb_only also a
+2-D ResNet-50 of torchvision or timm.
+
+Variants (`--config=configs/rgbpose_conv3d.py:NAME`):
+
+| name | what |
+|---|---|
+| (none), fusion | both paths, RGB 8 x 224, pose 32 x 56 px, two losses; give --config.init_from |
+| rgb_only, pose_only | one path of it, from scratch, 180 epochs |
+| late | the two paths without exchange: late fusion; give --config.init_from |
+| posec3d, posec3d_limb | PoseC3D, 48 frames, heatmaps of joints or limbs |
+| c3d_light, x3d_shallow | PYSKL's light networks in PoseC3D's place |
+| conservative | fine-tuning a trained fusion: lr 0.0005, 15 epochs, no colour jitter |
+| jhmdb, jhmdb_limb, jhmdb_both | PoseC3D on JHMDB, at laptop size |
+| demo_rgb_only, demo_pose_only, demo_fusion | on the clips of `make demo`, two CPU cores |
+| tiny | two steps on generated clips, for tests |
+"""
+
+from jaxact.config import Eval, Input, Optim, Save, UserError
+from jaxact.tasks.action import Backbone, Config, Data, Model, ResNet3D, Stage, Views
+
+
+def fusion() -> Config:
+    """The default: both paths, exchanging after two of their stages."""
+    return Config(
+        length="20 epochs",
+        batch_size=48,
+        model=Model(
+            network="rgbpose", classes=60, attention=False, loss_weights=(1.0, 1.0, 0.0, 0.0)
+        ),
+        data=Data(
+            train_split="xsub_train",
+            val_split="xsub_val",
+            rgb_frames=8,
+            pose_frames=32,
+            sigma=0.7,
+            val=Views(),
+            test=Views(clips=10),
+        ),
+        optim=Optim(
+            name="sgd",
+            lr=0.0075,
+            lr_batch=48,
+            momentum=0.9,
+            weight_decay=1e-4,
+            schedule="step",
+            per="epoch",
+            milestones=("12 epochs", "16 epochs"),
+            clip=40.0,
+        ),
+        stages=(Stage(),),
+        eval=Eval(every="1 epochs", batch_size=8),
+        save=Save(every="1 epochs"),
+        input=Input(threads=8),
+    )
+
+
+def rgb_only() -> Config:
+    """The RGB path alone, from scratch."""
+    config = fusion()
+    config.length = "180 epochs"
+    config.batch_size = 96
+    config.model.network, config.model.streams = "slowonly", "rgb"
+    config.data.test_size = 224
+    config.optim = Optim(
+        name="sgd", lr=0.15, lr_batch=96, momentum=0.9, weight_decay=1e-4, clip=40.0
+    )
+    config.eval.every, config.save.every = "10 epochs", "10 epochs"
+    return config
+
+
+def pose_only() -> Config:
+    """The pose path alone, from scratch: keypoints are resized straight to the heatmap's 56 px."""
+    config = fusion()
+    config.length = "180 epochs"
+    config.batch_size = 128
+    config.model.network, config.model.streams = "slowonly", "pose"
+    config.data.scale, config.data.sigma = 1.0, 0.6
+    config.data.resize = config.data.test_size = 64
+    config.data.test = Views(clips=10, double=True)
+    config.stages[0].size = 56
+    config.optim = Optim(
+        name="sgd", lr=0.2, lr_batch=128, momentum=0.9, weight_decay=3e-4, clip=40.0
+    )
+    config.eval.every, config.save.every = "10 epochs", "10 epochs"
+    return config
+
+
+def late() -> Config:
+    """Late fusion: both paths in one network, without exchange."""
+    config = fusion()
+    config.model.network = "slowonly"
+    return config
+
+
+def posec3d(heatmap: str = "joints") -> Config:
+    """PoseC3D: the pose network at 48 frames, its last stage at every second one."""
+    config = pose_only()
+    config.length = "240 epochs"
+    config.model.pose_resnet.temporal_strides = (1, 1, 2)
+    config.data.pose_frames = 48
+    config.data.heatmap = heatmap
+    config.data.skeleton = "coco17_ntu"  # COCO's joints, limbs in the order of published weights
+    return config
+
+
+def c3d_light() -> Config:
+    """C3D with 32 channels and no pooling in time, trained as PoseC3D is."""
+    config = posec3d()
+    config.model.network = "c3d"
+    return config
+
+
+def x3d_shallow() -> Config:
+    """X3D with ten blocks, neither squeeze-excite nor swish, trained as PoseC3D is."""
+    config = posec3d()
+    config.model.network = "x3d"
+    config.model.pose = Backbone(temporal="conv", blocks=(2, 5, 3), se="none", swish=False)
+    return config
+
+
+def conservative() -> Config:
+    """Fine-tuning of a trained fusion (give --config.init_from); its loss weights are kept."""
+    config = fusion()
+    config.length = "15 epochs"
+    config.data.area = (0.56, 1.0)
+    config.data.jitter = (0.0, 0.0, 0.0, 0.0)
+    config.optim = Optim(name="sgd", lr=0.0005, momentum=0.9, weight_decay=2e-4, clip=40.0)
+    return config
+
+
+def jhmdb(heatmap: str = "joints") -> Config:
+    """PoseC3D on JHMDB poses, small enough for two CPU cores; trained as configs/x3d.py:jhmdb."""
+    config = posec3d(heatmap)
+    config.length = "40 epochs"
+    config.batch_size = 16
+    config.model.classes = 14
+    config.model.pose_resnet = ResNet3D(
+        blocks=(1, 2, 1),
+        width=16,
+        inflate=(0, 1, 1),
+        strides=(2, 2, 2),
+        temporal_strides=(1, 1, 2),
+        stem_stride=1,
+        pool_stride=1,
+        last_scale=1.0,
+    )
+    config.model.head_deviation = 0.06
+    config.data.skeleton = "jhmdb15"
+    config.data.train_split, config.data.val_split = "split1_train", "split1_test"
+    config.data.people = 1
+    config.data.pose_frames = 16
+    config.data.resize, config.data.test_size = 27, 24
+    config.data.rotate, config.data.stretch = 15.0, 0.15
+    config.data.val, config.data.test = Views(), Views(clips=5, flip=True)
+    config.optim = Optim(
+        name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
+    )
+    config.stages = (Stage(size=24, label_smoothing=(0.1,)),)
+    # Once, at the end: looking at the test split more often would choose a checkpoint by it.
+    config.eval = Eval(every="100%", batch_size=32)
+    config.input = Input(threads=2)
+    return config
+
+
+def demo_fusion() -> Config:
+    """Both paths, narrow, on the clips of `make demo`: minutes on two CPU cores."""
+    config = fusion()
+    config.length = "14 epochs"
+    config.batch_size = 16
+    rgb = ResNet3D(
+        blocks=(1, 1, 1), width=12, inflate=(0, 1, 1), strides=(1, 2, 2), temporal_strides=(1, 1, 1)
+    )
+    pose = ResNet3D(
+        blocks=(1, 1, 1), width=12, inflate=(1, 1, 1), strides=(2, 2, 2), temporal_strides=(1, 1, 1)
+    )
+    pose.stem_stride = pose.pool_stride = 1
+    rgb.last_scale = pose.last_scale = 1.0
+    config.model = Model(
+        network="rgbpose",
+        classes=8,
+        rgb_resnet=rgb,
+        pose_resnet=pose,
+        attention=False,
+        loss_weights=(1.0, 1.0, 0.0, 0.0),
+        dropout=(0.1, 0.1),
+        head_deviation=0.06,
+    )
+    # Both maps are 12 x 12 px at the first exchange, 6 x 6 at the second.
+    config.model.exchange.rgb_after = (1, 2)
+    config.data = Data(
+        train_split="train",
+        val_split="test",
+        rgb_frames=8,
+        pose_frames=16,
+        resize=52,
+        test_size=48,
+        area=(0.9, 1.0),
+        aspect=(0.9, 1.1),
+        scale=0.5,
+    )
+    config.optim = Optim(name="adamw", lr=5e-3, weight_decay=1e-3, warmup="4 epochs")
+    config.stages = (Stage(size=48),)
+    config.eval = Eval(every="100%", batch_size=16)  # once, as in jhmdb
+    config.save = Save(every="7 epochs", log_every=20)
+    config.input = Input(threads=2)
+    return config
+
+
+def demo_alone(stream: str) -> Config:
+    """One path of `demo_fusion`."""
+    config = demo_fusion()
+    config.model.network, config.model.streams = "slowonly", stream
+    return config
+
+
+def tiny() -> Config:
+    """Two steps of two very small paths on a handful of generated clips."""
+    config = demo_fusion()
+    config.length = "2 steps"
+    config.batch_size = 4
+    config.model.rgb_resnet.width = config.model.pose_resnet.width = 4
+    config.data.rgb_frames, config.data.pose_frames = 2, 4
+    config.data.resize, config.data.test_size, config.stages[0].size = 36, 32, 32
+    config.data.test = Views(clips=2)
+    config.eval = Eval(every="2 steps", batch_size=4)
+    config.save = Save(every="1 steps", log_every=1)
+    return config
+
+
+VARIANTS = {
+    "": fusion,
+    "fusion": fusion,
+    "rgb_only": rgb_only,
+    "pose_only": pose_only,
+    "late": late,
+    "posec3d": posec3d,
+    "posec3d_limb": lambda: posec3d("limbs"),
+    "c3d_light": c3d_light,
+    "x3d_shallow": x3d_shallow,
+    "conservative": conservative,
+    "jhmdb": jhmdb,
+    "jhmdb_limb": lambda: jhmdb("limbs"),
+    "jhmdb_both": lambda: jhmdb("both"),
+    "demo_fusion": demo_fusion,
+    "demo_rgb_only": lambda: demo_alone("rgb"),
+    "demo_pose_only": lambda: demo_alone("pose"),
+    "tiny": tiny,
+}
+
+
+def get_config(variant: str = "") -> Config:
+    """The recipe of a variant.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    if variant not in VARIANTS:
+        known = ", ".join(name for name in VARIANTS if name)
+        raise UserError(
+            f"configs/rgbpose_conv3d.py has no variant {variant!r}; allowed: none, {known}"
+        )
+    return VARIANTS[variant]()

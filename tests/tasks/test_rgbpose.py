@@ -1,0 +1,193 @@
+"""The recipe of dense 3-D convolutions: its variants, and a fusion started from its two parts."""
+
+import json
+
+import command
+import jax
+import numpy as np
+import pytest
+from command import ROOT
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.data import generated, skeletons
+from jaxact.evaluate import cost
+from jaxact.tasks import action
+from jaxact.train import build, checkpoint
+
+RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
+TINY = f"--config={RECIPE}:tiny"
+PARAMETERS = {
+    "": 36_147_928,
+    "fusion": 36_147_928,
+    "conservative": 36_147_928,
+    "rgb_only": 31_757_436,
+    "pose_only": 2_024_860,
+    "late": 33_782_296,
+    "posec3d": 2_024_860,
+    "posec3d_limb": 2_024_860,
+    "c3d_light": 3_404_892,
+    "x3d_shallow": 254_508,
+}
+SMALLER = ("jhmdb", "jhmdb_limb", "jhmdb_both", "demo_fusion", "demo_rgb_only", "demo_pose_only")
+
+
+def made(variant, **model):
+    """(config, task) of a variant, with other values in its model."""
+    config = schema.load(RECIPE, variant)
+    for name, value in model.items():
+        setattr(config.model, name, value)
+    schema.validate(config)
+    return config, action.make(config)
+
+
+def parameters(tmp_path, variant):
+    """Numbers in the parameters that a run of the variant would train."""
+    config, _ = made(variant)
+    run = build.open_run(config, tmp_path)
+    view = run.plan(100).rows[0].view
+    return cost.table(build.abstract_variables(run, view)["params"])[-1].parameters
+
+
+@pytest.mark.parametrize("variant", PARAMETERS)
+def test_published_variants(tmp_path, variant):
+    assert parameters(tmp_path, variant) == PARAMETERS[variant]
+
+
+@pytest.mark.parametrize("variant", SMALLER)
+def test_laptop_variants_are_small(tmp_path, variant):
+    assert parameters(tmp_path, variant) < 300_000
+
+
+def test_every_variant_is_listed():
+    page = RECIPE.read_text().split('"""')[1]
+    with pytest.raises(UserError, match="no variant 'rgbonly'; allowed: none, fusion") as error:
+        schema.load(RECIPE, "rgbonly")
+    for name in (*PARAMETERS, *SMALLER, "tiny"):
+        assert name in page and name in str(error.value)
+
+
+def test_limbs_are_ordered_as_in_published_weights():
+    """A checkpoint's first kernel has one input channel a limb."""
+    config, _ = made("posec3d_limb")
+    assert config.data.heatmap == "limbs"
+    assert skeletons.find(config.data.skeleton).limbs[:4] == ((0, 5), (0, 6), (5, 7), (7, 9))
+
+
+def test_schedules_of_the_published_recipes():
+    """Learning rates by epoch of the originals, at their batch sizes and another one."""
+    for variant, batch, wanted in (
+        ("fusion", 48, {0: 0.0075, 11: 0.0075, 12: 0.00075, 16: 0.000075, 19: 0.000075}),
+        ("fusion", 24, {0: 0.00375}),
+        ("rgb_only", 96, {0: 0.15, 90: 0.075}),
+        ("pose_only", 128, {0: 0.2, 90: 0.1}),
+        ("posec3d", 128, {0: 0.2, 120: 0.1}),
+        ("conservative", 48, {0: 0.0005}),
+    ):
+        config, _ = made(variant)
+        config.batch_size = batch
+        run = build.open_run(config, ROOT)
+        schedule = run.plan(10)
+        for epoch, rate in wanted.items():
+            np.testing.assert_allclose(schedule.curve(np.int64(10 * epoch)), rate, rtol=1e-5)
+
+
+def test_mistakes_of_the_model_are_named():
+    for variant, model, message in (
+        ("tiny", {"network": "slowfast"}, "model.network='slowfast' .*: x3d, slowonly, c3d, rgbp"),
+        ("tiny", {"streams": "rgb"}, r"model.streams='rgb' .*: rgb\+pose"),
+        ("tiny", {"attention": True}, "model.attention=True .*: False with network=rgbpose"),
+        ("tiny", {"depthwise": "conv"}, "model.depthwise='conv' .*: auto"),
+        ("posec3d", {"c3d": action.C3D(stages=9), "network": "c3d"}, "c3d stages 9: 1 to 5"),
+        ("posec3d", {"pose_resnet": action.ResNet3D(blocks=(1,))}, r"inflate \(0, 0, 1, 1\)"),
+        ("tiny", {"exchange": action.Exchange((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
+        (
+            "tiny",
+            {"exchange": action.Exchange((1, 2), pose_drop_path=2.0)},
+            r"pose_drop_path 2.0: 0 to 1",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            made(variant, **model)
+
+
+def test_paths_that_do_not_meet_are_an_error(tmp_path):
+    config, _ = made("tiny")
+    config.data.scale = 1.0
+    run = build.open_run(config, tmp_path)
+    with pytest.raises(UserError, match=r"the RGB map is \(2, 8, 8\), the pose map \(4, 16, 16\)"):
+        build.abstract_variables(run, run.plan(10).rows[0].view)
+
+
+# -------------------------------------------------------------------------------------- end to end
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(clips, tmp_path_factory):
+    """Work dirs of the two paths (as they are before training) and of a fusion from them."""
+    root = tmp_path_factory.mktemp("runs")
+    for seed, stream in enumerate(("rgb", "pose"), 1):
+        config, _ = made("tiny", network="slowonly", streams=stream)
+        config.seed = seed
+        run = build.open_run(config, root / stream)
+        state, _ = build.start(run, run.plan(4).rows[0].view, lambda line: None)
+        files = checkpoint.Checkpoints(
+            root / stream / "checkpoints", config.save, "top1", True, lambda line: None
+        )
+        files.save(state, {"top1": 0.5})
+        files.wait()
+        files.close()
+    both = f"--config.init_from={root / 'rgb'},{root / 'pose'}"
+    ended = command.trained(TINY, *command.data(clips), both, f"--workdir={root / 'fusion'}")
+    return root, ended
+
+
+def test_a_fusion_trains_from_its_two_parts(runs):
+    root, ended = runs
+    results = json.loads((root / "fusion" / "results.json").read_text())
+    assert results["steps"] == 2 and results["split"] == "test"
+    assert {"top1", "rgb_top1", "pose_top1"} <= results["scores"].keys()
+    rows = command.rows(root / "fusion")
+    assert rows[0]["loss"] == pytest.approx(rows[0]["loss/rgb"] + rows[0]["loss/pose"], rel=1e-6)
+    report = (root / "fusion" / "init_report.txt").read_text()
+    assert report.count("arrays loaded") == 2 and ended.err.count("full report: ") == 2
+    assert report.count("input channels extended with zeros") == 2
+    assert "params/pose/res3/block0/a/kernel (16 to 20)" in report
+    stored = np.load(root / "fusion" / "predictions" / "test.npz")
+    assert stored["rgb"].shape == stored["pose"].shape == (8, 8)
+
+
+def test_a_fusion_starts_with_what_its_parts_learned(runs, clips, tmp_path):
+    """Arrays of both work dirs are found in the state at step 0, received channels weighted 0."""
+    root, _ = runs
+    config, _ = made("tiny")
+    config.data.annotations, config.data.videos = (
+        str(clips / "annotations.pkl"),
+        str(clips / "clips"),
+    )
+    config.init_from = f"{root / 'rgb'},{root / 'pose'}"
+    run = build.open_run(config, tmp_path)
+    found, _ = build.start(run, run.plan().rows[0].view, lambda line: None)
+    for stream in ("rgb", "pose"):
+        stored = checkpoint.read_weights(build.find_checkpoint(root / stream))["params"]
+        for path, value in jax.tree_util.tree_leaves_with_path(stored):
+            now = found.params
+            for part in path:
+                now = now[part.key]
+            if now.shape != value.shape:
+                np.testing.assert_array_equal(now[:, :, :, value.shape[3] :], 0)
+                now = now[:, :, :, : value.shape[3]]
+            np.testing.assert_array_equal(now, value)
+
+
+def test_check_prints_the_costs(clips):
+    ended = command.trained(TINY, *command.data(clips), "--mode=check")
+    assert "lateral0" in ended.out and "multiply-adds for one example" in ended.out
+    assert "train 16, val 8, test 8 examples, all readable" in ended.out

@@ -40,7 +40,7 @@ WINDOW = flags.DEFINE_float("window", 0.0, "predict: seconds of a window; 0 = th
 STRIDE = flags.DEFINE_float("stride", 1.0, "predict: seconds from window to window.")
 TOP = flags.DEFINE_integer("top", 5, "predict: classes named.")
 RENDER = flags.DEFINE_string(
-    "render", "", "predict: an .mp4 file, or a folder, for videos with the results drawn in."
+    "render", "", "predict: an .mp4 (pictures: .png) file, or a folder: the results drawn in."
 )
 RENDER_SIZE = flags.DEFINE_integer(
     "render_size", 0, "predict: px of the shorter side of those videos; 0 = as they are."

@@ -1,0 +1,373 @@
+"""Pairs of people: from label files to the arrays of one example.
+
+Host side of `tasks/relation.py`. An example:
+
+| key    | dtype, shape     | unit |
+|--------|------------------|------|
+| crops  | u8[2, s, s, 3]   | RGB, A and B; absent where the model takes none |
+| place  | f32[n]           | `data.pair_features`; absent where all of them are off |
+| label  | i32              | class, -1 = unknown |
+| people | i32[2]           | their numbers in the label file |
+| box    | f32[2, 4]        | px: x, y, w, h |
+
+Pictures are read by frame: an epoch visits the pairs of a few frames at a time (`arrange`), and all
+the crops of a frame come from one decoding (`data.pair_crops`).
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.data import images, jrdb, pair_crops, pair_features, pair_lists
+from jaxact.data.jrdb import Frame
+from jaxact.data.pair_crops import Cut
+
+BALANCES = ("sampler", "weights", "both", "none")
+MEBIBYTE = 2**20
+
+
+@dataclasses.dataclass
+class Data:
+    """Labels, which pairs are taken, crops, spatial features."""
+
+    root: str = ""  # JRDB-Social: the folder that holds images/ and labels/
+    annotations: str = ""  # instead of root: a CSV (`data.pair_lists`)
+    images: str = ""  # folder of the CSV's pictures; "" = that of the CSV
+    classes: tuple[str, ...] = jrdb.CLASSES  # names of the labels
+    splits: str = "fixed"  # JRDB: fixed | jrdb_social | a .json file of scenes (in root)
+    train_interval: int = 1  # JRDB: every n-th frame in training (15 frames a second)
+    eval_interval: int = 15  # JRDB: in evaluation
+    policy: str = "unique"  # JRDB: unique | first: which of a pair's labels counts
+    sides: str = "both"  # JRDB: both | lower: whose lists are read
+    visible: bool = False  # JRDB: only pairs of people at least mostly visible
+    border: int = 0  # px: JRDB: only boxes so far from the panorama's ends; 0 = off
+    strict: bool = False  # JRDB: invalid boxes, absent partners, unknown names are errors
+    size: tuple[int, ...] = (3760, 480)  # px, w and h of the pictures; 0,0 = each one's own
+    panorama: bool = True  # pictures close on themselves: distances and crops cross the seam
+    padding: float = 0.2  # of a box's width and height, added on each side of the crop
+    wrap: bool = True  # crops cross the seam of a panorama; else they end there
+    places: bool = True  # the seven spatial features of the two boxes
+    scene: str = "share"  # share | level | off: how crowded the frame is
+    log_distance: bool = False  # ln(1 + d) of the feature that has no upper bound
+    balance: str = "sampler"  # sampler | weights | both | none: what rare classes get
+    mix: int = 64  # frames whose pairs are mixed with each other; 0 = any pair after any
+    memory: int = 256  # MiB of crops kept by each process; 0 = each pair decodes its frame
+    cache_dir: str = ""  # folder of crops kept on disk; "" = none
+    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
+    std: tuple[float, ...] = (58.395, 57.12, 57.375)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pair:
+    """Two people of a frame."""
+
+    id: str
+    frame: Frame
+    a: int  # places in frame.people
+    b: int
+    label: int = -1
+
+
+class PairSource:
+    """The pairs of one split, by frames."""
+
+    def __init__(self, frames: Sequence[Frame], counts: Mapping[str, int] | None = None):
+        self.frames, self.counts = tuple(frames), dict(counts or {})
+        each = [len(frame.pairs) for frame in self.frames]
+        self.frame_of = np.repeat(np.arange(len(each)), each)
+        self.start = np.concatenate([[0], np.cumsum(each)]).astype(np.int64)
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """ "<frame>#<A>-<B>" of each pair."""
+        return [self[index].id for index in range(len(self))]
+
+    def __len__(self) -> int:
+        return len(self.frame_of)
+
+    def __getitem__(self, index: int) -> Pair:
+        place = int(self.frame_of[index])
+        frame = self.frames[place]
+        a, b, label = frame.pairs[index - int(self.start[place])]
+        return Pair(f"{frame.id}#{frame.people[a]}-{frame.people[b]}", frame, a, b, label)
+
+    def labels(self) -> np.ndarray:
+        """i64[n], without opening a picture."""
+        pairs = itertools.chain.from_iterable(frame.pairs for frame in self.frames)
+        return np.array([label for _, _, label in pairs], np.int64)
+
+
+def validate(config: Any) -> None:
+    """Checks the ranges and choices of `config.data`. Raises: UserError naming the field."""
+    data, require, one_of = config.data, schema.require, schema.one_of
+    one_of(config, "data.policy", *jrdb.POLICIES)
+    one_of(config, "data.sides", *jrdb.SIDES)
+    one_of(config, "data.scene", *pair_features.SCENES)
+    one_of(config, "data.balance", *BALANCES)
+    for field in ("border", "mix", "memory"):
+        require(getattr(data, field) >= 0, f"data.{field}", getattr(data, field), "0 (off) or more")
+    for field in ("train_interval", "eval_interval"):
+        require(getattr(data, field) >= 1, f"data.{field}", getattr(data, field), "1 or more")
+    require(0 <= data.padding <= 2, "data.padding", data.padding, "a share of the box, 0 to 2")
+    unique = len(set(data.classes)) == len(data.classes)
+    require(len(data.classes) > 1 and unique, "data.classes", data.classes, "2 or more, different")
+    size = data.size
+    require(
+        len(size) == 2 and (size == (0, 0) or min(size) > 0),
+        "data.size",
+        size,
+        "w,h in px, or 0,0 for each picture's own",
+    )
+    require(
+        not (data.root and data.annotations),
+        "data.annotations",
+        data.annotations,
+        "one of data.root (JRDB-Social) and data.annotations (a CSV)",
+    )
+    require(
+        not data.border or size != (0, 0), "data.border", data.border, "0 where data.size is 0,0"
+    )
+    for field in ("mean", "std"):
+        require(len(getattr(data, field)) == 3, f"data.{field}", getattr(data, field), "3 numbers")
+    require(min(data.std) > 0, "data.std", data.std, "3 numbers above 0")
+
+
+# ---------------------------------------------------------------------------------------- examples
+
+
+def source(data: Data, purpose: str) -> PairSource:
+    """The labelled pairs of one split. Raises: UserError for missing or invalid labels."""
+    if data.annotations:
+        frames = _listed(data, data.annotations)[purpose]
+        return PairSource(frames, {"pairs kept": sum(len(frame.pairs) for frame in frames)})
+    if not data.root:
+        raise UserError(
+            "config.data.root is empty; allowed: the folder of JRDB-Social, or a CSV in "
+            "config.data.annotations"
+        )
+    scenes = jrdb.splits(data.splits, data.root)
+    if not scenes[purpose]:
+        raise UserError(
+            f"config.data.splits={data.splits}: has no {purpose} scenes with labels; allowed: "
+            f"{', '.join(name for name in scenes if scenes[name])} (config.eval.split)"
+        )
+    # 0,0: the pictures are not opened for this; boxes are tested against them when they are cut.
+    width, height = data.size if data.size != (0, 0) else (jrdb.LONGEST, jrdb.LONGEST)
+    rules = jrdb.Rules(
+        classes=tuple(data.classes),
+        interval=data.train_interval if purpose == "train" else data.eval_interval,
+        policy=data.policy,
+        sides=data.sides,
+        visible=data.visible,
+        border=data.border,
+        width=width,
+        height=height,
+        strict=data.strict,
+    )
+    frames, found = jrdb.read(data.root, scenes[purpose], rules)
+    if not frames:
+        told = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) or "nothing"
+        raise UserError(
+            f"config.data.root={data.root}: no {purpose} pair is left of what is listed ({told}); "
+            "see config.data.size, classes, visible, border"
+        )
+    return PairSource(frames, found)
+
+
+def _listed(data: Data, path: str, labelled: bool = True) -> dict[str, tuple[Frame, ...]]:
+    given = Path(path)
+    stamp = given.stat().st_mtime_ns if given.is_file() else 0
+    width, height = data.size
+    classes, wrap = tuple(data.classes), data.panorama
+    return pair_lists.read(path, data.images, classes, (width, height), wrap, labelled, stamp)
+
+
+def counts(source: PairSource, classes: int) -> np.ndarray:
+    """i64[k]: pairs of each class."""
+    labels = source.labels()
+    return np.bincount(labels[labels >= 0], minlength=classes)
+
+
+def class_weights(data: Data) -> np.ndarray:
+    """f32[k]: N / (K n_c) of the training pairs where the loss is to make up for rare classes, else
+    ones."""
+    classes = len(data.classes)
+    if data.balance not in ("weights", "both"):
+        return np.ones(classes, np.float32)
+    counted = counts(source(data, "train"), classes)
+    return (counted.sum() / (len(counted) * np.maximum(counted, 1))).astype(np.float32)
+
+
+def sampler(data: Data, source: PairSource, stage: Any) -> np.ndarray | None:
+    """f64[n] sampling weights 1 / n_c, or None for each pair once an epoch."""
+    del stage  # the same in every row of the schedule
+    if data.balance not in ("sampler", "both"):
+        return None
+    labels = source.labels()
+    return 1.0 / np.bincount(labels)[labels]
+
+
+def arrange(
+    data: Data, source: PairSource, drawn: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The records i64[n] drawn for an epoch in the order they are read, the same ones.
+
+    Frames come in random order, `data.mix` of them at a time, the pairs of those in random order: a
+    frame is decoded once for all its pairs, if their crops stay in memory that long.
+    """
+    if not data.mix:
+        return drawn
+    rank = rng.permutation(len(source.frames))[source.frame_of[drawn]]
+    _, dense = np.unique(rank, return_inverse=True)  # frames without a pair drawn take no room
+    return drawn[np.lexsort((rng.permutation(len(drawn)), dense // data.mix))]
+
+
+def size_of(data: Data, frame: Frame) -> tuple[int, int]:
+    """(w, h) px of a frame's picture. Raises: UserError where it has to be opened and cannot."""
+    width, height = data.size
+    return (width, height) if width else pair_lists.header(frame.path)
+
+
+def cut_of(data: Data, side: int) -> Cut:
+    """How crops of `side` px are cut."""
+    return Cut(side, data.padding, data.panorama and data.wrap)
+
+
+def crops(data: Data, pair: Pair, side: int) -> np.ndarray:
+    """u8[2, s, s, 3] of A and B. Raises: UserError for an unreadable picture."""
+    frame, size, cut = pair.frame, size_of(data, pair.frame), cut_of(data, side)
+    if not data.memory and not data.cache_dir:
+        both = [frame.boxes[pair.a], frame.boxes[pair.b]]
+        return pair_crops.cut_all(frame.path, size, both, cut)
+    # Only people in pairs: crowds hold many who are in none.
+    wanted = sorted({place for a, b, _ in frame.pairs for place in (a, b)})
+    chosen = [frame.boxes[place] for place in wanted]
+    limit = data.memory * MEBIBYTE
+    found = pair_crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
+    return found[[wanted.index(pair.a), wanted.index(pair.b)]]
+
+
+def prepare(
+    data: Data,
+    with_crops: bool,
+    pair: Pair,
+    rng: np.random.Generator,
+    stage: Any,
+    purpose: str,
+) -> dict[str, np.ndarray]:
+    """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
+    del rng, purpose  # what is random happens on the device; every purpose sees the same
+    frame = pair.frame
+    a, b = (np.asarray(frame.boxes[place]) for place in (pair.a, pair.b))
+    found: dict[str, Any] = {
+        "label": np.int32(pair.label),
+        "people": np.array([frame.people[pair.a], frame.people[pair.b]], np.int32),
+        "box": np.stack([a, b]).astype(np.float32),
+    }
+    if pair_features.count(data.places, data.scene):
+        found["place"] = pair_features.features(
+            a,
+            b,
+            size_of(data, frame),
+            len(frame.boxes),
+            wrap=data.panorama,
+            places=data.places,
+            form=data.scene,
+            log=data.log_distance,
+        )
+    if with_crops:
+        found["crops"] = crops(data, pair, stage.size)
+    return found
+
+
+def shapes(
+    data: Data, with_crops: bool, stage: Any, purpose: str
+) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """name -> (shape of one example, dtype), as `prepare` makes them."""
+    del purpose
+    count = pair_features.count(data.places, data.scene)
+    found: dict[str, tuple[tuple[int, ...], Any]] = {
+        "label": ((), np.int32),
+        "people": ((2,), np.int32),
+        "box": ((2, 4), np.float32),
+    }
+    if count:
+        found["place"] = ((count,), np.float32)
+    if with_crops:
+        found["crops"] = ((2, stage.size, stage.size, 3), np.uint8)
+    return found
+
+
+def audit(data: Data, with_crops: bool, pair: Pair) -> str:
+    """Opens and decodes a picture with its first pair: "" or what is wrong with it."""
+    frame = pair.frame
+    opened = with_crops or min(data.size) == 0
+    if not opened or (pair.a, pair.b) != frame.pairs[0][:2]:
+        return ""
+    try:
+        pair_crops.decode(frame.path, size_of(data, frame))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def survey(classes: Sequence[str], sources: Mapping[str, PairSource]) -> tuple[Sequence[str], str]:
+    """(what was left out of each split, a line each; a table of pairs and of what was listed)."""
+    findings = []
+    rows: dict[str, dict[str, int]] = {}
+    for split, source in sources.items():
+        rows[split] = dict(zip(classes, counts(source, len(classes)).tolist(), strict=True))
+        rows[split] |= {f"({name})": number for name, number in sorted(source.counts.items())}
+        findings += [f"{split}: no pair of {name}" for name in classes if not rows[split][name]]
+        left = Counter(source.counts)
+        for reason in ("box invalid", "box outside the picture", "partner absent"):
+            if left[reason]:
+                findings.append(
+                    f"{split}: {left[reason]} left out: {reason} (data.strict names it)"
+                )
+    names = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
+    lines = [
+        ["", *rows],
+        *([name, *(str(row.get(name, 0)) for row in rows.values())] for name in names),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return findings, "\n".join(table)
+
+
+def examples(data: Data, path: str) -> PairSource:
+    """Pairs to predict on: a boxes file, a picture with one beside it, a folder of these, a CSV.
+
+    Raises: UserError for a path that is missing or holds none.
+    """
+    given = Path(path)
+    if not given.exists():
+        raise UserError(f"--input={path} does not exist")
+    if given.is_file() and given.suffix.lower() == ".csv":
+        return PairSource(_listed(data, path, labelled=False)["test"])
+    if given.is_dir():
+        files = sorted(given.rglob("*.json"))
+    elif given.suffix.lower() in images.SUFFIXES:
+        files = [given.with_suffix(".json")]
+    else:
+        files = [given]
+    if not files or any(file.suffix.lower() != ".json" for file in files):
+        raise UserError(
+            f"--input={path}: needed: a .json of boxes, or a picture with one beside it"
+        )
+    frames = [frame for file in files for frame in pair_lists.boxes(file, data.panorama)]
+    return PairSource([frame for frame in frames if frame.pairs])

@@ -1,0 +1,297 @@
+"""Which behaviour two people share: their crops and where they stand to each other.
+
+Batch keys beside `id` and `mask` (b pairs):
+
+| key    | dtype, shape        | unit |
+|--------|---------------------|------|
+| crops  | u8[b, 2, s, s, 3]   | RGB, A and B; absent without a backbone |
+| place  | f32[b, n]           | spatial features (`data.pair_features`); absent where all are off |
+| label  | i32[b]              | class, -1 = unknown |
+| people | i32[b, 2]           | their numbers |
+| box    | f32[b, 2, 4]        | px: x, y, w, h |
+"""
+
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.data import pair_features, pairs
+from jaxact.data.pairs import Data, Pair
+from jaxact.evaluate import metrics
+from jaxact.models import backbones, relation
+from jaxact.models.relation import Relation
+from jaxact.ops import losses, relation_losses
+from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.tasks import relation_augment, relation_scores
+from jaxact.tasks.relation_augment import Augment
+from jaxact.weights import relation as foreign
+
+__all__ = ["Augment", "Config", "Data", "Eval", "Loss", "Model", "Stage", "make"]
+
+
+@dataclasses.dataclass
+class Stage(schema.Stage):
+    """A row of the schedule for pairs of people."""
+
+    size: int = schema.shape(112)  # px, side of the crops
+
+
+@dataclasses.dataclass
+class Model:
+    """The network; freezing is in optim.groups."""
+
+    backbone: str = "resnet18"  # of both people (`models.backbones`); "" = spatial features alone
+    visual: int = 256  # channels of a person after the mapper
+    hidden: tuple[int, ...] = (128, 64, 32)  # widths of the relation MLP; half the first is a code
+    fusion: str = "concat"  # concat | bilinear | add | interaction
+    full_bilinear: int = relation.FULL_BILINEAR  # weights from which a bilinear form is of low rank
+    symmetric: bool = False  # the same answer for (A, B) and (B, A)
+    dropout: float = 0.3  # of the codes and the MLP
+    mapper_dropout: float = 0.2
+    remat: bool = False  # compute the backbone's blocks again in the backward pass
+
+
+@dataclasses.dataclass
+class Loss:
+    """Weights and forms of the three terms (`ops.relation_losses`)."""
+
+    kind: str = "ce"  # ce | focal
+    gamma: float = 2.0  # focal
+    mpca: float = 0.1  # weight of the balance between the classes
+    mpca_mode: str = "variance"  # variance (the original's) | mean (raises the metric itself)
+    acc: float = 0.05  # weight of the soft accuracy
+
+
+@dataclasses.dataclass
+class Eval(schema.Eval):
+    """Evaluation: the mean accuracy of the classes decides."""
+
+    metric: str = "mpca"
+
+
+@dataclasses.dataclass
+class Config(schema.Config):
+    """A run of pairwise behaviour classification."""
+
+    task: str = "relation"
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    loss: Loss = dataclasses.field(default_factory=Loss)
+    stages: tuple[Stage, ...] = (Stage(),)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+
+
+def make(config: Config) -> Task:
+    """The task of a config. Raises UserError for fields that do not go together."""
+    _validate(config)
+    _explain(config.model)
+    data, classes, bound = config.data, tuple(config.data.classes), functools.partial
+    seen = bool(config.model.backbone)
+    return Task(
+        model=_network(config.model, len(classes), config.dtype),
+        classes=classes,
+        source=bound(pairs.source, data),
+        prepare=bound(pairs.prepare, data, seen),
+        shapes=bound(pairs.shapes, data, seen),
+        inputs=bound(_inputs, config),
+        loss=bound(_loss, config),
+        infer=bound(_infer, config),
+        measure=_measure,
+        rows=_rows,
+        score=bound(relation_scores.score, classes),
+        example=bound(pairs.examples, data),
+        describe=bound(relation_scores.describe, classes),
+        audit=bound(pairs.audit, data, seen),
+        weights=_load_foreign if seen else None,
+        sampler=bound(pairs.sampler, data),
+        arrange=bound(pairs.arrange, data),
+        thumbnail=bound(_thumbnail, config) if seen else None,
+        recording=_frame,
+        render=bound(relation_scores.render, classes),
+        drawn=".png",
+        contract=bound(_contract, config),
+        metrics=relation_scores.names(classes),
+        watch=_watch,
+        survey=bound(pairs.survey, classes),
+        conclude=bound(relation_scores.conclude, config),
+    )
+
+
+def _explain(model: Model) -> None:
+    """Says so where a bilinear form is not the full one."""
+    if model.fusion == "bilinear" and model.backbone and model.hidden:
+        low, reason = relation.bilinear_form(model.hidden[0], model.full_bilinear)
+        if low:
+            print(reason, file=sys.stderr, flush=True)
+
+
+def _network(model: Model, classes: int, dtype: str) -> Relation:
+    return Relation(
+        classes,
+        model.backbone,
+        model.visual,
+        tuple(model.hidden),
+        model.fusion,
+        model.full_bilinear,
+        model.symmetric,
+        model.dropout,
+        model.mapper_dropout,
+        jnp.dtype(dtype),
+        model.remat,
+    )
+
+
+def _validate(config: Config) -> None:
+    one_of, require = schema.one_of, schema.require
+    model, loss = config.model, config.loss
+    pairs.validate(config)
+    if model.backbone:
+        one_of(config, "model.backbone", *backbones.NAMES)
+    one_of(config, "model.fusion", *relation.FUSIONS)
+    one_of(config, "loss.kind", "ce", "focal")
+    one_of(config, "loss.mpca_mode", *relation_losses.MODES)
+    hidden = model.hidden
+    require(
+        len(hidden) > 0 and min(hidden) >= 4, "model.hidden", hidden, "widths from 4, one or up"
+    )
+    for field in ("visual", "full_bilinear"):
+        require(getattr(model, field) >= 1, f"model.{field}", getattr(model, field), "1 or more")
+    for field in ("dropout", "mapper_dropout"):
+        found = getattr(model, field)
+        require(0 <= found < 1, f"model.{field}", found, "0 to below 1")
+    for field in ("gamma", "mpca", "acc"):
+        require(getattr(loss, field) >= 0, f"loss.{field}", getattr(loss, field), "0 or more")
+    for field in relation_augment.names():
+        found = getattr(config.augment, field)
+        require(0 <= found <= 1, f"augment.{field}", found, "0 to 1")
+    features = pair_features.count(config.data.places, config.data.scene)
+    require(
+        bool(model.backbone) or features > 0,
+        "model.backbone",
+        model.backbone,
+        "a backbone, or spatial features (data.places, data.scene)",
+    )
+
+
+# ---------------------------------------------------------------------------------- under jit
+
+
+def _inputs(
+    config: Config, batch: Batch, hyper: Hyper, key: Any, stage: Any
+) -> tuple[dict[str, Any], Any]:
+    """Normalised crops, in training augmented, and the spatial features; None for what is off."""
+    crops = batch.get("crops")
+    if crops is not None:
+        crops = crops.astype(jnp.float32)
+        if stage is not None:
+            crops = relation_augment.apply(config.augment, key, crops)
+        crops = (crops - jnp.asarray(config.data.mean)) / jnp.asarray(config.data.std)
+    arguments = {"crops": crops, "spatial": batch.get("place")}
+    if stage is None:
+        return arguments, None
+    return arguments, {"label": batch["label"], "mask": batch["mask"]}
+
+
+def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
+    """The three terms f32[b] each; the balance of the classes is one of the batch as a whole.
+
+    Class weights are counted when a step is traced.
+    """
+    loss = config.loss
+    return relation_losses.terms(
+        outputs["logits"],
+        targets["label"],
+        targets["mask"],
+        jnp.asarray(pairs.class_weights(config.data)),
+        mpca=loss.mpca,
+        acc=loss.acc,
+        mode=loss.mpca_mode,
+        gamma=loss.gamma if loss.kind == "focal" else None,
+    )
+
+
+def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
+    """acc: is the best class the right one?"""
+    return {"acc": (outputs["logits"].argmax(-1) == targets["label"]).astype(jnp.float32)}
+
+
+def _infer(config: Config, apply: Any, batch: Batch, purpose: str) -> Any:
+    del purpose
+    arguments, _ = _inputs(config, batch, {}, None, None)
+    return apply(**arguments)["logits"].astype(jnp.float32)
+
+
+def _measure(outputs: Any, batch: Batch) -> Any:
+    known = batch["mask"] & (batch["label"] >= 0)
+    return {
+        "confusion": metrics.Confusion.of(outputs, batch["label"], known),
+        "loss": metrics.Average.of(losses.cross_entropy(outputs, batch["label"]), known),
+    }
+
+
+def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
+    kept = {name: batch[name] for name in ("label", "people", "box")}
+    return {"scores": jax.nn.softmax(outputs), "logits": outputs, **kept}
+
+
+# ------------------------------------------------------------------------------- files, exports
+
+
+def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
+    """Our variables from a checkpoint of the original or of a ResNet, and the report."""
+    found, report = foreign.load(path, variables)
+    return found, report.text(full=True)
+
+
+def _frame(pair: Pair) -> str:
+    """The picture that a pair is part of."""
+    return pair.frame.id
+
+
+def _thumbnail(config: Config, pair: Pair) -> np.ndarray:
+    """u8[1, s, 2 s, 3]: both crops, for the report."""
+    return np.concatenate(list(pairs.crops(config.data, pair, _side(config))), axis=1)[None]
+
+
+def _side(config: Config) -> int:
+    """px of the crops in the last row of the schedule."""
+    first = next(f.metadata["initial"] for f in dataclasses.fields(Stage) if f.name == "size")
+    return [first, *(stage.size for stage in config.stages if stage.size)][-1]
+
+
+def _contract(config: Config) -> Contract:
+    """What `export` ships: two crops and the spatial features in, probabilities out."""
+    data, side = config.data, _side(config)
+    count = pair_features.count(data.places, data.scene)
+    inputs: dict[str, Port] = {}
+    before: dict[str, Any] = {}
+    if config.model.backbone:
+        inputs["crops"] = Port(
+            (2, side, side, 3), np.uint8, "[person, h, w, c] RGB bytes of A and B, 0..255", 0, 255
+        )
+        seam = "over the seam" if data.panorama and data.wrap else "up to the picture's ends"
+        before["crops"] = f"boxes padded by {data.padding} of their sides, {seam}, to {side} px"
+        before["inside"] = f"(x - {list(data.mean)}) / {list(data.std)}"
+    if count:
+        inputs["place"] = Port((count,), np.float32, "spatial features of the pair", -0.1, 1)
+        named = list(pair_features.GEOMETRIC) if data.places else []
+        before["place"] = named + ([f"scene ({data.scene})"] if data.scene != "off" else [])
+        before["log_distance"] = data.log_distance
+
+    def call(apply: Any, batch: Batch) -> dict[str, Any]:
+        logits = _infer(config, apply, batch, "export")
+        return {"logits": logits, "scores": jax.nn.softmax(logits)}
+
+    return Contract(
+        inputs=inputs,
+        outputs={"logits": "f32[b, k]", "scores": "f32[b, k] probabilities of the classes"},
+        preprocessing=before,
+        call=call,
+    )

@@ -1,0 +1,228 @@
+"""How pairwise behaviour is scored, what a run adds at its end, and how it is shown on pictures."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxact.config import UserError
+from jaxact.data import images, pair_features
+from jaxact.data.pairs import Pair
+from jaxact.data.render import CLASSES as COLOURS
+from jaxact.data.render import SHADE
+from jaxact.evaluate import calibration
+from jaxact.evaluate.metrics import Confusion
+from jaxact.task import Ending, Extra
+
+CORE = ("loss", "acc", "mpca", "macro_f1", "weighted_f1", "nll", "ece")
+
+
+def _short(name: str) -> str:
+    return name.replace(" ", "_")
+
+
+def names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Every number that `score` gives."""
+    return (*CORE, *(f"recall_{_short(name)}" for name in classes))
+
+
+def score(classes: Sequence[str], merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """Shares of 1; mpca is the mean recall of the classes that occur. {} where no label is known.
+
+    The loss is the plain cross entropy, each pair counted once.
+    """
+    known = rows["label"] >= 0
+    if not known.any():
+        return {}
+    labels, logits = rows["label"][known], rows["logits"][known]
+    confusion = Confusion.count(logits.argmax(1), labels, len(classes))
+    assert int(merged["confusion"].table.sum()) == len(labels), "a pair lost or counted twice"
+    share = confusion.support / len(labels)
+    reliable = calibration.numbers(logits, labels)
+    found = {
+        "loss": float(merged["loss"].total) / float(merged["loss"].count),
+        "acc": confusion.top1(),
+        "mpca": confusion.mean_class(),
+        "macro_f1": confusion.macro_f1(),
+        "weighted_f1": float((share * confusion.f1()).sum()),
+        "nll": reliable["nll"],
+        "ece": reliable["ece"],
+    }
+    recalls = zip(classes, confusion.recall(), confusion.support, strict=True)
+    # A class that does not occur has no recall.
+    return found | {f"recall_{_short(name)}": float(r) for name, r, n in recalls if n}
+
+
+# --------------------------------------------------------------------------------- end of a run
+
+
+def conclude(config: Any, end: Ending) -> Extra:
+    """The numbers of the original's final_results.json, the best epochs, tables by class."""
+    numbers: dict[str, Any] = {"config": _model_facts(config)}
+    if end.scores:
+        for name, ours in (("accuracy", "acc"), ("mpca", "mpca")):
+            numbers[f"{end.split}_{name}"] = end.scores[ours]
+    seen = [row for row in end.history if row["split"] == "val" and "mpca" in row]
+    if seen:
+        best = max(seen, key=lambda row: row["mpca"])  # the first of equals
+        numbers |= {
+            "best_val_accuracy": max(row["acc"] for row in seen),
+            "best_val_mpca": best["mpca"],
+            "best_epoch": best["epoch"],
+            "val_accuracy_at_best": best["acc"],
+        }
+    files = {}
+    known = end.rows["label"] >= 0
+    if known.any():
+        classes = tuple(config.data.classes)
+        labels, logits = end.rows["label"][known], end.rows["logits"][known]
+        confusion = Confusion.count(logits.argmax(1), labels, len(classes))
+        files[f"predictions/{end.split}_classes.csv"] = class_table(confusion, classes)
+        files[f"predictions/{end.split}_confusion.csv"] = confusion_table(confusion, classes)
+    return Extra(numbers, files)
+
+
+def _model_facts(config: Any) -> dict[str, Any]:
+    model, data = config.model, config.data
+    return {
+        "backbone_name": model.backbone,
+        "visual_feature_dim": model.visual,
+        "relation_hidden_dims": list(model.hidden),
+        "fusion_strategy": model.fusion,
+        "symmetric": model.symmetric,
+        "use_geometric": data.places,
+        "use_scene_context": data.scene != "off",
+        "spatial_feature_dim": pair_features.count(data.places, data.scene),
+        "frozen": [group.pattern for group in config.optim.groups if group.frozen],
+        "learning_rate": config.optim.lr,
+        "batch_size": config.batch_size,
+    }
+
+
+def class_table(confusion: Confusion, classes: Sequence[str]) -> str:
+    """CSV text: support, precision, recall and F1 of each class."""
+    columns = (confusion.support, confusion.precision(), confusion.recall(), confusion.f1())
+    rows = [
+        (name, int(n), *(f"{x:.6f}" for x in shares))
+        for name, n, *shares in zip(classes, *columns, strict=True)
+    ]
+    return _text([("class", "support", "precision", "recall", "f1"), *rows])
+
+
+def confusion_table(confusion: Confusion, classes: Sequence[str]) -> str:
+    """CSV text: rows are true classes, columns predictions."""
+    table = np.asarray(confusion.table).tolist()
+    rows = [(name, *row) for name, row in zip(classes, table, strict=True)]
+    return _text([("true \\ predicted", *classes), *rows])
+
+
+def _text(rows: Sequence[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(rows)
+    return file.getvalue()
+
+
+# ------------------------------------------------------------------------------------ predictions
+
+
+def describe(classes: Sequence[str], rows: dict[str, np.ndarray], top: int = 5) -> dict[str, Any]:
+    """The pairs of one picture: who, the likeliest behaviour, all of them by probability."""
+    found = []
+    for people, boxes, share in zip(rows["people"], rows["box"], rows["scores"], strict=True):
+        order = np.argsort(-share, kind="stable")[:top]
+        ranked = [{"name": classes[k], "probability": float(share[k])} for k in order]
+        found.append(
+            {
+                "a": int(people[0]),
+                "b": int(people[1]),
+                "behaviour": ranked[0]["name"],
+                "probability": ranked[0]["probability"],
+                "top": ranked,
+                "boxes": [[round(float(x), 2) for x in box] for box in boxes],
+            }
+        )
+    return {"pairs": found}
+
+
+def render(
+    classes: Sequence[str],
+    pair: Pair,
+    path: str | Path,
+    pieces: list[dict[str, Any]],
+    side: int = 0,
+) -> None:
+    """Writes the picture of a pair's frame with all its pairs drawn in.
+
+    Args:
+      pieces: one, what `describe` gives for the picture.
+      side: px of the shorter side of what is written; 0 = as it is.
+
+    Raises: UserError for a picture that cannot be read or written, or the input itself.
+    """
+    if Path(path).exists() and Path(path).samefile(pair.frame.path):
+        raise UserError(f"--render={path} is the input itself; give another name")
+    image = images.decode(pair.frame.path)
+    factor = side / min(image.size) if side else 1.0
+    if factor != 1:
+        width, height = (max(1, round(n * factor)) for n in image.size)
+        image = Image.fromarray(images.resize(image, (height, width)))
+    drawn = image.copy()  # what is decoded may be read-only
+    pen = ImageDraw.Draw(drawn)
+    font = ImageFont.load_default(max(10, min(drawn.size) // 16))
+    for number, found in enumerate(pieces[0]["pairs"]):
+        colour = COLOURS[list(classes).index(found["behaviour"]) % len(COLOURS)]
+        boxes = np.asarray(found["boxes"]) * factor
+        for person, box in zip((found["a"], found["b"]), boxes, strict=True):
+            _box(pen, box, colour, drawn.size[0], str(person), font)
+        _link(pen, boxes, colour, drawn.size[0])
+        text = f"{found['a']}-{found['b']} {found['behaviour']} {found['probability']:.0%}"
+        _label(pen, boxes, text, colour, drawn.size, font, number)
+    try:
+        drawn.save(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--render={path} cannot be written: {error}") from None
+
+
+def _turns(x: float, w: float, width: int) -> tuple[int, ...]:
+    """Shifts (px) at which something is drawn: twice where it lies over the seam."""
+    return (0, -width) if x + w > width else (0,)
+
+
+def _box(pen: Any, box: np.ndarray, colour: Any, width: int, text: str, font: Any) -> None:
+    x, y, w, h = box
+    for turn in _turns(x, w, width):
+        pen.rectangle((x + turn, y, x + w + turn, y + h), outline=colour, width=2)
+        pen.text((x + turn + 3, y + 1), text, fill=colour, font=font)
+
+
+def _link(pen: Any, boxes: np.ndarray, colour: Any, width: int) -> None:
+    """A line between the feet, over the seam where that is the shorter way."""
+    (xa, ya), (xb, yb) = ((x + w / 2, y + h) for x, y, w, h in boxes)
+    if abs(xa - xb) <= width / 2:
+        pen.line((xa, ya, xb, yb), fill=colour, width=2)
+        return
+    if xa < xb:
+        (xa, ya), (xb, yb) = (xb, yb), (xa, ya)
+    pen.line((xa, ya, xb + width, yb), fill=colour, width=2)
+    pen.line((xa - width, ya, xb, yb), fill=colour, width=2)
+
+
+def _label(
+    pen: Any,
+    boxes: np.ndarray,
+    text: str,
+    colour: Any,
+    size: tuple[int, int],
+    font: Any,
+    number: int,
+) -> None:
+    """The answer above the two, neighbours at different heights."""
+    _, _, wide, tall = pen.textbbox((0, 0), text, font=font)
+    x = min(max(0.0, float(boxes[:, 0].min())), size[0] - wide - 4)
+    y = max(0.0, float(boxes[:, 1].min()) - (tall + 6) * (1 + number % 2))
+    pen.rectangle((x, y, x + wide + 4, y + tall + 4), fill=SHADE)
+    pen.text((x + 2, y + 1), text, fill=colour, font=font)

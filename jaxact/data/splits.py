@@ -182,7 +182,8 @@ def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
         if not fps:
             raise UserError(f"{path}: has no times; list {video.id!r} in a .json or .csv with fps")
         duration = duration or steps * data.stride / fps
-    elif not frames or not fps:
+    elif not duration or (data.mode == "sliding" and not (frames and fps)):
+        # A whole video needs no more than its duration: thousands of files stay closed.
         with Video(path) as opened:
             frames, fps = opened.frames, frames / duration if frames and duration else opened.fps
         duration = duration or frames / fps

@@ -1,0 +1,290 @@
+"""Temporal action detection, end to end: VideoMAE with temporal adapters, ActionFormer's head.
+
+Data: THUMOS-14 (https://www.crcv.ucf.edu/THUMOS14/; the videos for research, on request) as mp4
+files named <id>.mp4, and an annotation in OpenTAD's, ActionFormer's or ActivityNet's JSON; training
+is its official validation set, testing its test set. Weights: VideoMAE ViT-S of Kinetics-400, as
+MCG-NJU, MMAction2, OpenTAD or Hugging Face name them (CC-BY-NC 4.0). We hold neither the videos nor
+the weights and have not run this recipe: no number of ours is claimed for it. Numbers to expect,
+measured by OpenTAD (two GPUs, one video each; mean of mAP at tIoU 0.3 to 0.7 on the test set, which
+also chooses the epoch there, as it does here):
+
+| backbone | 0.3 | 0.4 | 0.5 | 0.6 | 0.7 | mean |
+|---|---|---|---|---|---|---|
+| S | 83.90 | 79.01 | 72.38 | 61.57 | 48.27 | 69.03 |
+| B | 85.95 | 81.86 | 75.02 | 63.29 | 49.56 | 71.14 |
+| L | 87.17 | 83.58 | 76.88 | 66.81 | 53.13 | 73.51 |
+
+    python -m jaxact.main --config=configs/adatad.py --workdir=runs/thumos \\
+        --config.data.annotations=thumos14.json --config.data.videos=thumos14_videos \\
+        --config.init_from=vit-small-p16_videomae-k400.pth
+
+Variants (`--config=configs/adatad.py:NAME`):
+
+| name | what learns, or what else differs |
+|---|---|
+| (none) | adapters in a ViT-S and the detector; windows of 768 frames of 160 px, 60 epochs |
+| frozen | the detector alone |
+| full | everything, the backbone at a tenth of the rate |
+| side | adapters beside the last six blocks: no gradient passes the ViT |
+| b, l | ViT-B, ViT-L (H and g: --config.model.backbone.size) |
+| activitynet | ActivityNet-1.3: whole videos at 768 frames, class-agnostic (see below) |
+| features | THUMOS-14 from I3D features (2048 numbers every 4 frames), no backbone |
+| salads | 50Salads from framewise scores, at laptop size; annotations are a fold each |
+| composed | end to end at laptop size on composed videos: adapters in a small random ViT |
+| composed_frozen, composed_full | the same, the detector alone or everything learning |
+| tiny | two steps on generated videos, for tests |
+
+    python scripts/prepare_detection.py framewise --source salads50_mid_svm.npz --out salads
+    python -m jaxact.main --config=configs/adatad.py:salads --workdir=runs/salads1 \\
+        --config.data.annotations=salads/split1.json --config.data.features=salads/features
+    python scripts/prepare_detection.py composed --source fight_surv --out composed
+    python -m jaxact.main --config=configs/adatad.py:composed --workdir=runs/composed \\
+        --config.data.annotations=composed/annotations.json --config.data.videos=composed/videos
+
+`scripts/bench/detection.py` runs salads and composed and prints their tables. A class-agnostic
+model is scored with the classes of a video-level classifier, a file of whose scores goes into
+--config.post.merging.classifier (and the videos to leave out into --config.data.blocked).
+"""
+
+from jaxact.config import Eval, Input, Optim, Save, UserError
+from jaxact.tasks.detection import (
+    Backbone,
+    Config,
+    Data,
+    Merging,
+    Model,
+    Nms,
+    Post,
+    Stage,
+    groups,
+)
+
+
+def thumos() -> Config:
+    """The default: adapters in a ViT-S, THUMOS-14."""
+    return Config(
+        seed=42,
+        length="60 epochs",
+        batch_size=2,
+        dtype="bfloat16",
+        model=Model(),
+        data=Data(ground_truth="opentad"),
+        post=Post(),
+        optim=Optim(
+            name="adamw",
+            lr=1e-4,
+            weight_decay=0.05,
+            groups=groups("adapter", 2.0),
+            schedule="cosine",
+            warmup="5 epochs",
+            decay_over="95 epochs",  # laid out over 100 epochs, of which 60 are run
+            min_lr=5e-9,  # 1e-8 for the adapters, whose rate is twice this
+            clip=1.0,
+            ema=0.999,
+        ),
+        stages=(Stage(),),
+        eval=Eval(every="2 epochs", first="42 epochs", metric="mAP"),
+        save=Save(every="2 epochs"),
+        input=Input(threads=8),
+    )
+
+
+def frozen() -> Config:
+    """No gradient in the backbone."""
+    config = thumos()
+    config.model.backbone.mode, config.model.backbone.drop_path = "frozen", 0.0
+    config.model.input_dropout = 0.2
+    config.optim.groups = groups("frozen")
+    config.post.nms = Nms(sigma=0.5, least=0.001)
+    config.eval.every, config.eval.first = "5 epochs", "40 epochs"
+    return config
+
+
+def full() -> Config:
+    """Everything learns."""
+    config = thumos()
+    config.model.backbone.mode = "full"
+    config.optim.groups = groups("full", 0.1)
+    config.eval.every, config.eval.first = "5 epochs", "40 epochs"
+    return config
+
+
+def side() -> Config:
+    """Adapters beside the network, fed by its later half."""
+    config = thumos()
+    config.model.backbone = Backbone(mode="side", first=6, drop_path=0.0)
+    config.model.input_dropout = 0.1
+    config.optim.groups = groups("side", 2.0)
+    return config
+
+
+def larger(size: str) -> Config:
+    """A larger ViT, its adapters at the detector's rate."""
+    config = thumos()
+    config.model.backbone.size = size
+    config.optim.groups, config.optim.min_lr = groups("adapter", 1.0), 1e-8
+    return config
+
+
+def activitynet() -> Config:
+    """ActivityNet-1.3: the whole video is one window; classes come from a video classifier."""
+    config = thumos()
+    config.length, config.batch_size = "15 epochs", 16
+    config.model = Model(
+        classes=1, width=256, positions=192, loss_weight=2.0, normaliser=200.0, backbone=Backbone()
+    )
+    config.data = Data(
+        ground_truth="keep", mode="resize", window=192, scale=4, stride=4, smallest=0.01
+    )
+    config.post = Post(
+        nms=Nms(sigma=0.7, least=0.001, most=100, multiclass=False, voting=0.9),
+        merging=Merging(single=True),
+        protocol="activitynet",
+    )
+    config.optim.lr, config.optim.decay_over = 1e-3, ""
+    config.optim.groups = groups("adapter", 0.1)
+    config.stages = (Stage(label_smoothing=(0.1,)),)
+    config.eval = Eval(every="1 epochs", first="9 epochs", metric="mAP")
+    return config
+
+
+def features() -> Config:
+    """THUMOS-14 from I3D features, as ActionFormer is trained; evaluated in windows."""
+    config = thumos()
+    config.length, config.dtype = "35 epochs", "float32"
+    config.model.backbone.size = "none"
+    config.model.window = 19
+    # A feature covers 16 frames and stands for the middle of them.
+    config.data = Data(
+        ground_truth="actionformer",
+        features="features",
+        channels=2048,
+        window=2304,
+        offset=8.0,
+        least=0.5,
+    )
+    config.post = Post(nms=Nms(sigma=0.5, least=0.001), protocol="actionformer")
+    config.optim.groups, config.optim.decay_over = groups(""), ""
+    config.eval = Eval(every="5 epochs", metric="mAP")
+    config.input.threads = 2
+    return config
+
+
+def salads() -> Config:
+    """50Salads (mid-level actions) from scores of 18 classes at 1 Hz; one fold a run.
+
+    Length and the score of a detection that labels frames were chosen on a quarter of the training
+    videos of fold 1; each fold is evaluated once, at the end.
+    """
+    config = features()
+    config.seed, config.length, config.batch_size = 0, "150 steps", 8
+    config.model.classes, config.model.width, config.model.window = 17, 64, 0
+    config.model.normaliser = 50.0
+    config.data = Data(
+        features="features", channels=18, window=512, stride=1, least=0.5, shortest=0.9, most=64
+    )
+    config.post = Post(top=500, nms=Nms(sigma=0.5, most=200), framewise=0.2)
+    config.optim.lr, config.optim.warmup, config.optim.ema = 1e-3, "20 steps", 0.98
+    config.eval = Eval(every="100%", batch_size=8, metric="mAP")
+    config.save = Save(every="100%", log_every=50)
+    return config
+
+
+def composed() -> Config:
+    """Videos composed of fight_surv clips, end to end: adapters in a small ViT from scratch.
+
+    There are no weights of a small ViT to start from, so what the adapters see is random
+    projections of tubes of two frames.
+    """
+    config = thumos()
+    config.seed, config.length, config.batch_size, config.dtype = 0, "30 epochs", 4, "float32"
+    config.model = Model(
+        classes=1,
+        backbone=Backbone(size="tiny", remat=False),
+        width=64,
+        stem=1,
+        branch=4,
+        ranges=(0.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0),
+        normaliser=50.0,
+    )
+    config.data = Data(
+        window=256,
+        stride=2,
+        resize=72,
+        test_size=64,
+        area=(0.5, 1.0),
+        operations=0,
+        jitter=(0.2, 0.2, 0.2, 0.0),
+        most=16,
+    )
+    config.post = Post(nms=Nms(sigma=0.5, most=200))
+    config.optim.lr, config.optim.warmup, config.optim.decay_over = 1e-3, "2 epochs", ""
+    config.optim.groups, config.optim.ema = groups("adapter", 1.0), 0.99
+    config.stages = (Stage(size=64),)
+    # Test videos are looked at while training, to see mAP move. results.json is of the best look,
+    # so scripts/bench/detection.py prints all of them, the last included.
+    config.eval = Eval(every="5 epochs", batch_size=4, metric="mAP")
+    config.save = Save(every="5 epochs", log_every=15)
+    config.input = Input(threads=2)
+    return config
+
+
+def composed_frozen() -> Config:
+    """The detector alone on the same random ViT."""
+    config = composed()
+    config.model.backbone.mode, config.model.backbone.drop_path = "frozen", 0.0
+    config.optim.groups = groups("frozen")
+    return config
+
+
+def composed_full() -> Config:
+    """The whole small ViT learns."""
+    config = composed()
+    config.model.backbone.mode = "full"
+    config.optim.groups = groups("full", 1.0)
+    return config
+
+
+def tiny() -> Config:
+    """Two steps of a small network on what `jaxact.data.composed.draw` writes."""
+    config = composed()
+    config.length, config.batch_size = "2 steps", 2
+    config.model.classes, config.model.width, config.model.heads = 2, 16, 2
+    config.model.branch, config.model.ranges = 2, (0.0, 4.0, 4.0, 8.0, 8.0, 10000.0)
+    config.data.window, config.data.resize, config.data.test_size = 32, 36, 32
+    config.data.operations = 1
+    config.post = Post(top=50, nms=Nms(most=50), framewise=0.0)
+    config.optim.warmup = "0"
+    config.stages = (Stage(size=32),)
+    config.eval = Eval(every="2 steps", batch_size=2, metric="mAP")
+    config.save = Save(every="1 steps", log_every=1)
+    return config
+
+
+VARIANTS = {
+    "": thumos,
+    "frozen": frozen,
+    "full": full,
+    "side": side,
+    "b": lambda: larger("b"),
+    "l": lambda: larger("l"),
+    "activitynet": activitynet,
+    "features": features,
+    "salads": salads,
+    "composed": composed,
+    "composed_frozen": composed_frozen,
+    "composed_full": composed_full,
+    "tiny": tiny,
+}
+
+
+def get_config(variant: str = "") -> Config:
+    """The recipe of a variant.
+
+    Raises:
+      UserError: there is no such variant.
+    """
+    if variant not in VARIANTS:
+        known = ", ".join(name for name in VARIANTS if name)
+        raise UserError(f"configs/adatad.py has no variant {variant!r}; allowed: none, {known}")
+    return VARIANTS[variant]()

@@ -1,0 +1,302 @@
+"""Temporal action detection: VideoMAE with adapters, or features, and an ActionFormer head.
+
+Batch keys beside `id` and `mask` (b windows):
+
+| key      | dtype, shape          | unit |
+|----------|-----------------------|------|
+| frames   | u8[b, f, h, w, 3]     | RGB, f = window * scale; or |
+| features | f32[b, t, c]          | pre-extracted, t = window |
+| valid    | bool[b, t]            | False = past the end of the video |
+| segments | f32[b, n, 2]          | steps from the start of the window; training only |
+| labels   | i32[b, n]             | class, -1 = no segment; training only |
+| video    | i32[b]                | place of the video in the annotation |
+| clock    | f32[b, 3]             | s at step 0, s per step, duration in s |
+
+A training example is a random crop of a video, an evaluation example one window. Rows kept of a
+window: its best `top` detections in steps; windows become videos on the host (`evaluate.merging`).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxact import config as schema
+from jaxact.config import UserError
+from jaxact.data import splits, untrimmed
+from jaxact.data.untrimmed import Data
+from jaxact.evaluate import detection as scoring
+from jaxact.evaluate import merging, nms
+from jaxact.evaluate.merging import Merging
+from jaxact.evaluate.nms import Nms
+from jaxact.models import detector
+from jaxact.models.adapters import groups
+from jaxact.models.detector import Backbone, Model
+from jaxact.ops import detection_losses, segments
+from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.tasks import detection_scores
+from jaxact.weights import adatad
+
+__all__ = [
+    "Backbone",
+    "Config",
+    "Data",
+    "Merging",
+    "Model",
+    "Nms",
+    "Post",
+    "Stage",
+    "groups",
+    "make",
+]
+
+
+@dataclasses.dataclass
+class Stage(schema.Stage):
+    """A row of the schedule for detection."""
+
+    label_smoothing: tuple[float, ...] = schema.value(0.0)
+    augment: str = schema.choice("full", ("full", "light", "none"))  # light: mirror only
+    size: int = schema.shape(160)  # px of the training crop
+
+
+@dataclasses.dataclass
+class Post:
+    """From scores of points to detections, and how those are scored."""
+
+    least: float = 0.001  # score from which on a point counts; class-agnostic: 0
+    top: int = 2000  # detections kept of a window
+    nms: Nms = dataclasses.field(default_factory=Nms)
+    merging: Merging = dataclasses.field(default_factory=Merging)
+    protocol: str = "thumos"  # thumos | actionformer | activitynet | epic | dense
+    errors_at: float = 0.5  # tIoU of the error split in the report
+    pictures: int = 12  # videos drawn in the report
+    framewise: float = -1.0  # least score of detections that label frames (F1, edit); -1 = off
+
+
+@dataclasses.dataclass
+class Config(schema.Config):
+    """A run of temporal action detection."""
+
+    task: str = "detection"
+    model: Model = dataclasses.field(default_factory=Model)
+    data: Data = dataclasses.field(default_factory=Data)
+    post: Post = dataclasses.field(default_factory=Post)
+    stages: tuple[Stage, ...] = (Stage(),)
+
+
+def make(config: Config) -> Task:
+    """The task of a config. Raises UserError for fields that do not go together."""
+    _validate(config)
+    data, classes = config.data, config.model.classes
+    names = splits.class_names(data, classes)
+    bound = functools.partial
+    return Task(
+        model=detector.build(config.model, config.dtype),
+        classes=names,
+        source=bound(_source, config, names),
+        prepare=bound(untrimmed.prepare, data, classes),
+        shapes=bound(untrimmed.shapes, data),
+        inputs=bound(_inputs, config),
+        loss=bound(_loss, config),
+        infer=bound(_infer, config),
+        measure=_measure,
+        rows=_rows,
+        score=bound(detection_scores.score, config),
+        example=bound(splits.examples, data),
+        describe=bound(detection_scores.describe, config, names),
+        recording=lambda sample: sample.video.id,
+        audit=bound(untrimmed.audit, data),
+        weights=_load_foreign,
+        metrics=detection_scores.metric_names(config),
+        conclude=bound(detection_scores.conclude, config, names),
+        render=detection_scores.render,
+        drawn=".html",
+        contract=bound(_contract, config),
+    )
+
+
+def _validate(config: Config) -> None:
+    data, model, post = config.data, config.model, config.post
+    untrimmed.validate(data)
+    nms.validate(post.nms, "post.nms")
+    merging.validate(post.merging, "post.merging")
+    schema.one_of(config, "post.protocol", *scoring.PROTOCOLS)
+    require = schema.require
+    require(0 <= post.least < 1, "post.least", post.least, "0 to below 1")
+    require(post.top >= 1, "post.top", post.top, "1 or more")
+    require(0.1 < post.errors_at <= 1, "post.errors_at", post.errors_at, "above 0.1, up to 1")
+    require(post.pictures >= 0, "post.pictures", post.pictures, "0 or more")
+    require(-1 <= post.framewise < 1, "post.framewise", post.framewise, "-1 (off) to below 1")
+    require(
+        (model.backbone.size == "none") == bool(data.features),
+        "model.backbone.size",
+        model.backbone.size,
+        "none with data.features, a backbone without",
+    )
+    require(
+        post.merging.single == (data.mode == "resize"),
+        "post.merging.single",
+        post.merging.single,
+        f"{data.mode == 'resize'} with data.mode={data.mode}",
+    )
+    require(
+        model.classes == 1 or not post.merging.classifier,
+        "post.merging.classifier",
+        post.merging.classifier,
+        '"" with a model of more than one class',
+    )
+
+
+# ---------------------------------------------------------------------------------- under jit
+
+
+def _inputs(
+    config: Config, batch: Batch, hyper: Hyper, key: Any, stage: Any
+) -> tuple[dict[str, Any], Any]:
+    """Normalised frames, or features; in training also what each point should find."""
+    data, model = config.data, config.model
+    mask = batch["valid"] & batch["mask"][:, None]
+    if "frames" in batch:
+        mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
+        video = (batch["frames"].astype(jnp.float32) - mean) / std
+    else:
+        video = batch["features"]
+    arguments = {"video": video, "mask": mask}
+    if stage is None:
+        return arguments, None
+    points = jnp.asarray(segments.points(data.window, model.ranges))
+    real = (batch["labels"] >= 0) & batch["mask"][:, None]
+    targets = segments.assign(
+        points,
+        batch["segments"],
+        batch["labels"],
+        real,
+        model.classes,
+        model.radius,
+        model.similar,
+    )
+    chosen = detection_losses.positives(
+        targets[0], segments.point_mask(mask, len(model.ranges) // 2)
+    )
+    arguments["positives"] = chosen.sum().astype(jnp.float32)
+    return arguments, {"points": targets, "count": batch["mask"].sum().astype(jnp.float32)}
+
+
+def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
+    """Focal loss of the classes and DIoU of the segments, each over the running positives.
+
+    The loss is a sum over the batch; the trainer takes the mean of examples, hence the factor.
+    """
+    found = detection_losses.detection(
+        outputs["logits"],
+        outputs["offsets"],
+        outputs["points"],
+        targets["points"],
+        outputs["mask"],
+        outputs["normaliser"],
+        hyper["label_smoothing"],
+        config.model.loss_weight,
+    )
+    return {name: each * targets["count"] for name, each in found.items()}
+
+
+def _points(outputs: Any) -> tuple[jax.Array, jax.Array]:
+    """(segments f32[b, n, 2] in steps, scores f32[b, n, k]) of all points; masked ones score 0."""
+    score = jax.nn.sigmoid(outputs["logits"].astype(jnp.float32))
+    score = jnp.where(outputs["mask"][..., None], score, 0)
+    return segments.decode(outputs["points"], outputs["offsets"].astype(jnp.float32)), score
+
+
+def _infer(config: Config, apply: Any, batch: Batch, purpose: str) -> Any:
+    """The best detections of each window: segment f32[b, m, 2] steps, score f32[b, m], label."""
+    arguments, _ = _inputs(config, batch, {}, None, None)
+    outputs = apply(**arguments)
+    spans, score = _points(outputs)
+    if config.model.classes > 1:
+        score = jnp.where(score > config.post.least, score, 0)
+    size = score.shape[1] * score.shape[2]
+    most = size if config.model.classes == 1 else min(config.post.top, size)
+    best, place = jax.lax.top_k(score.reshape(score.shape[0], -1), most)
+    point = (place // score.shape[2])[..., None]
+    return {
+        "segment": jnp.take_along_axis(spans, point, axis=1),
+        "score": best,
+        "label": (place % score.shape[2]).astype(jnp.int32),
+    }
+
+
+def _measure(outputs: Any, batch: Batch) -> Any:
+    return {"windows": batch["mask"].sum(dtype=jnp.int32)}
+
+
+def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
+    return {**outputs, "video": batch["video"], "clock": batch["clock"]}
+
+
+# ----------------------------------------------------------------------------- files and exports
+
+
+def _source(config: Config, names: tuple[str, ...], purpose: str) -> splits.Windows:
+    """The windows of a split; refused where its detections could not be scored."""
+    post, model = config.post, config.model
+    if purpose != "train" and model.classes == 1 < len(names) and not post.merging.classifier:
+        raise UserError(
+            f"config.post.merging.classifier='' with model.classes=1 and the {len(names)} classes "
+            f"of {config.data.annotations}: detections would have no class to be scored by; "
+            "allowed: a file of video-level scores, or a model of all classes"
+        )
+    return splits.source(config.data, model.classes, purpose)
+
+
+def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
+    """Our variables from an OpenTAD or VideoMAE file, as far as they fit, and the report."""
+    found, report = adatad.load(path, variables)
+    return found, report.text(full=True)
+
+
+def _contract(config: Config, stage: Any = None) -> Contract:
+    """What `export` ships: one window in, the segment and the scores of each point out.
+
+    The same in every stage.
+    """
+    data, post = config.data, config.post
+    before: dict[str, Any] = {
+        "window": {"mode": data.mode, "steps": data.window, "overlap": data.overlap},
+        "step": {"frames": data.stride, "offset_frames": data.offset},
+    }
+    if data.features:
+        name, port = (
+            "features",
+            Port((data.window, data.channels), np.float32, "[t, c] pre-extracted, a row a step"),
+        )
+    else:
+        side = data.test_size
+        count = data.window * data.scale
+        before["frames"] = f"{data.scale} a step; past the end the last one again"
+        before["resize"] = f"short side to {side} px, centre crop"
+        before["inside"] = f"(x - {list(data.mean)}) / {list(data.std)}"
+        name, port = (
+            "frames",
+            Port((count, side, side, 3), np.uint8, "[t, h, w, c] RGB bytes, 0..255", 0, 255),
+        )
+    after = {"least_score": post.least, "most": post.top, "nms": dataclasses.asdict(post.nms)}
+
+    def call(apply: Any, batch: Batch) -> dict[str, Any]:
+        real = {"mask": jnp.ones(batch["valid"].shape[0], bool)}
+        outputs = apply(**_inputs(config, {**batch, **real}, {}, None, None)[0])
+        return dict(zip(("segment", "score"), _points(outputs), strict=True))
+
+    valid = Port((data.window,), np.bool_, "[t] False = past the end of the video")
+    return Contract(
+        inputs={name: port, "valid": valid},
+        outputs={
+            "segment": "f32[b, n, 2] start and end in steps of the window, a row a point",
+            "score": "f32[b, n, k] probabilities; 0 at points past the end",
+        },
+        preprocessing={**before, "afterwards": after},
+        call=call,
+    )

@@ -1,0 +1,150 @@
+"""How detections are scored and told: windows become videos, numbers, files, pictures.
+
+Rows are those of `jaxact.tasks.detection`, config is its Config.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxact.config import UserError
+from jaxact.data import detections, splits, video_scores
+from jaxact.evaluate import detection as scoring
+from jaxact.evaluate import detection_errors, figures, merging, segmentation, timeline
+from jaxact.evaluate.detection import Instances
+from jaxact.task import Ending, Extra
+
+
+def _merged(config: Any, rows: dict[str, np.ndarray]) -> Instances:
+    """Detections of the videos that the windows belong to."""
+    post, classes = config.post, None
+    if post.merging.classifier:
+        annotation = splits.annotation(config.data)
+        numbers = np.unique(rows["video"]).tolist()
+        ids = [annotation.videos[number].id for number in numbers]
+        table = video_scores.read(post.merging.classifier, ids, annotation.names)
+        classes = dict(zip(numbers, table, strict=True))
+    return merging.merge(rows, post.nms, post.merging, classes)
+
+
+def _truth(config: Any, rows: dict[str, np.ndarray]) -> Instances:
+    video, segment, label = splits.truth(config.data, rows["video"])
+    return scoring.instances(video, segment, label)
+
+
+def metric_names(config: Any) -> tuple[str, ...]:
+    """What `score` gives."""
+    protocol = scoring.PROTOCOLS[config.post.protocol]
+    names = ["mAP"]
+    for tiou in protocol.tious:
+        names.append(f"mAP@{tiou:g}")
+        names += [f"recall@{tiou:g}@{multiple}x" for multiple in protocol.multiples]
+    if config.post.framewise >= 0:
+        names += ["accuracy", "edit"]
+        names += [f"f1@{round(100 * overlap)}" for overlap in segmentation.OVERLAPS]
+    return tuple(names)
+
+
+def score(config: Any, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """mAP over the protocol's tIoUs, recall, and framewise scores if asked for."""
+    assert int(merged["windows"]) == len(rows["video"]), "a window was lost or repeated"
+    found, truth = _merged(config, rows), _truth(config, rows)
+    classes = len(splits.annotation(config.data).names)
+    protocol = scoring.PROTOCOLS[config.post.protocol]
+    numbers = scoring.evaluate(truth, found, protocol, classes).numbers()
+    if config.post.framewise >= 0:
+        numbers |= _framewise(config, truth, found, classes)
+    return numbers
+
+
+def _framewise(
+    config: Any, truth: Instances, found: Instances, background: int
+) -> dict[str, float]:
+    """Accuracy, edit score and F1 of the labels that detections give to steps."""
+    videos, sequences = splits.annotation(config.data).videos, []
+    found = found.at(found.score >= config.post.framewise)
+    for number in np.unique(truth.video).tolist():
+        video = videos[number]
+        if not video.fps or not video.duration:
+            raise UserError(
+                f"{config.data.annotations}: video {video.id!r} has no fps or no duration; both "
+                "are needed for framewise scores (config.post.framewise=-1: none)"
+            )
+        rate = video.fps / config.data.stride  # steps per second
+        length = max(1, round(video.duration * rate))
+        sequences.append(
+            [
+                segmentation.frames(own.segment * rate, own.label, own.score, length, background)
+                for own in (found.at(found.video == number), truth.at(truth.video == number))
+            ]
+        )
+    predicted, wanted = zip(*sequences, strict=True)
+    return segmentation.evaluate(predicted, wanted, background)
+
+
+def describe(
+    config: Any, names: tuple[str, ...], row: dict[str, np.ndarray], top: int = 0
+) -> dict[str, Any]:
+    """Segments of all windows [m, ...] of one video, in seconds, best first, and their picture.
+
+    A class-agnostic model says "action" where there are several classes.
+    """
+    rule = dataclasses.replace(config.post.merging, classifier="")
+    found = merging.merge(row, config.post.nms, rule)
+    duration = float(row["clock"][0, 2])
+    shown = ("action",) if config.model.classes == 1 and len(names) > 1 else names
+    picture = timeline.svg("found", duration, timeline.NOTHING, timeline.Track(*found[1:]), shown)
+    parts = zip(found.segment.tolist(), found.label.tolist(), found.score.tolist(), strict=True)
+    return {
+        "duration": duration,
+        "segments": [{"segment": a, "label": shown[k], "score": p} for a, k, p in parts],
+        "timeline": picture,
+    }
+
+
+def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
+    """Per-class AP, the error split, the detections as JSON, a timeline of some videos."""
+    found, truth = _merged(config, ending.rows), _truth(config, ending.rows)
+    videos = splits.annotation(config.data).videos
+    protocol = scoring.PROTOCOLS[config.post.protocol]
+    scores = scoring.evaluate(truth, found, protocol, len(names))
+    split = detection_errors.errors(truth, found, config.post.errors_at, len(names))
+    numbers = {
+        "ap": {
+            names[k]: [round(float(x), 6) for x in scores.ap[:, k]]
+            for k in np.flatnonzero(scores.positives).tolist()
+        },
+        "tious": list(protocol.tious),
+        "errors": split.numbers(),
+    }
+    listed: dict[str, detections.Detections] = {}
+    pictures: list[str] = []
+    for number in np.unique(found.video).tolist():
+        own, video = found.at(found.video == number), videos[number]
+        listed[video.id] = detections.Detections(own.segment, own.score, own.label)
+        if len(pictures) < config.post.pictures:
+            known = truth.at(truth.video == number)
+            known_track, own_track = (
+                timeline.Track(x.segment, x.label, x.score) for x in (known, own)
+            )
+            length = video.duration or float(max(own.segment.max(), 1))
+            pictures.append(timeline.svg(video.id, length, known_track, own_track, names))
+    files = {
+        "detections.json": json.dumps(detections.results(listed, names)),
+        "errors.txt": split.text(names) + "\n",
+        "timeline.html": timeline.page(f"{ending.split}: ground truth and detections", pictures),
+    }
+    drawn = "".join(f"<figure>{picture}</figure>" for picture in pictures)
+    shown = [figures.Figure("Timelines", drawn)] if ending.pictures and pictures else []
+    return Extra(numbers, files, shown)
+
+
+def render(sample: Any, path: Any, pieces: Sequence[dict[str, Any]], side: int) -> None:
+    """Writes the timeline of one video, an HTML page. `side` is of no use to it."""
+    del side
+    title = sample.video.id
+    Path(path).write_text(timeline.page(title, [piece["timeline"] for piece in pieces]))

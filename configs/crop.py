@@ -59,7 +59,8 @@ val_annotations; data.balance.file |
 | model-type, backbone, dropout | model.kind, model.backbone, model.dropout |
 | pretrained | init_from |
 | epochs, batch-size, seed, resume | length, batch_size, seed, --resume_from (or nothing) |
-| lr, weight-decay, optimizer, scheduler | optim.lr, weight_decay, name, schedule |
+| lr, weight-decay, optimizer, scheduler | optim.lr, weight_decay, name, schedule (step: \
+milestones, and warmup=0) |
 | warmup-epochs, warmup-start-factor, min-lr | optim.warmup, warmup_from, min_lr |
 | use-amp | dtype=bfloat16 |
 | loss-type, focal-gamma | loss.kind, loss.gamma |
@@ -68,7 +69,8 @@ val_annotations; data.balance.file |
 | early-stop-patience | eval.patience |
 | fewshot-freeze-backbone, -hidden, -dropout, -head-lr-scale | optim.groups[1].frozen, \
 model.hidden, model.dropout, optim.groups[0].lr |
-| num-workers, save-dir, save-freq, log-interval | input.threads, --workdir, save.every, log_every |
+| num-workers, save-dir, save-freq, log-interval | input.threads, --workdir, save.every \
+and keep_every, log_every |
 """
 
 from typing import Any
@@ -140,7 +142,7 @@ def schedule(
       rebalance: "guide" samples by weight until disable_sampler_epoch and weighs classes in the
         loss after it (from the start without the sampler); "both" does both at once from the
         start; "deferred" leaves the data as it is for 80 % of the epochs and samples by weight
-        then.
+        then, whatever balance_sampler says.
 
     Raises: UserError for another choice of these two.
     """
@@ -158,7 +160,7 @@ def schedule(
 
     def sampler(epoch: int) -> str:
         if rebalance == "deferred":
-            return "weighted" if balance_sampler and epoch >= late else "natural"
+            return "weighted" if epoch >= late else "natural"
         return "weighted" if balance_sampler and epoch < disable_sampler_epoch else "natural"
 
     def class_weight(epoch: int) -> float:
@@ -245,8 +247,11 @@ def layerwise(name: str, decay: float, weight_decay: float = 1e-4) -> tuple[Grou
     ]
     for depth, pattern in enumerate(reversed(stages), 1):
         rate, part = decay**depth, pattern.strip("/")
-        found.append(Group(f"{part}_plain", f"^backbone/{pattern}.*{plain}", rate, 0.0))
-        found.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
+        whole = part == "norm"  # a scale and a bias, nothing else
+        name = part if whole else f"{part}_plain"
+        found.append(Group(name, f"^backbone/{pattern}.*{plain}", rate, 0.0))
+        if not whole:
+            found.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
     return tuple(found)
 
 
@@ -268,12 +273,14 @@ def default() -> Config:
             warmup_from=0.02,
             warmup_full=False,
             min_lr=1e-6,
+            milestones=("20 epochs", "40 epochs"),  # for schedule=step, without warm-up there
+            gamma=0.1,
             clip=1.0,
             ema=0.999,
         ),
         stages=schedule(),
         eval=Eval(every="1 epochs", batch_size=64),
-        save=Save(every="5 epochs", log_every=10),
+        save=Save(every="5 epochs", keep_every="5 epochs", log_every=10),
         input=Input(threads=4),
     )
 
@@ -316,6 +323,12 @@ def plain() -> Config:
     return config
 
 
+def last_fifth(config: Config) -> None:
+    """Chooses the best among epochs of the re-balanced stage: it gives up accuracy for the tail, so
+    the best of all epochs by accuracy would lie before it."""
+    config.eval.first, config.eval.metric = "81%", "macro_f1"
+
+
 def deferred() -> Config:
     """LDAM-DRW on a cosine head: margins from the start, class weights in the last fifth."""
     config = plain()
@@ -323,9 +336,10 @@ def deferred() -> Config:
     config.data.balance = Balance(weights="effective", beta=0.9999, clip=(0.01, 100.0))
     margin = 0.5 * config.model.scale
     config.stages = (
-        Stage(cosine=(1.0,), margin=(margin,)),
+        Stage(cosine=(1.0,), margin=(margin,), label_smoothing=(0.05,), mixup=(0.2,)),
         Stage(start="80%", class_weight=(1.0,)),
     )
+    last_fifth(config)
     return config
 
 
@@ -342,8 +356,16 @@ def crt() -> Config:
     config.optim.groups = (Group("head", "^head/"), Group("rest", ".*"))
     config.stages = (
         *config.stages,
-        Stage(start="80%", restart="head", train="head", sampler="balanced", mixup=(0.0,)),
+        Stage(
+            start="80%",
+            restart="head",
+            train="head",
+            sampler="balanced",
+            mixup=(0.0,),
+            lr=(10.0,),  # the curve has fallen to a tenth, but the head is new
+        ),
     )
+    last_fifth(config)
     return config
 
 

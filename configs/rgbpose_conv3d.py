@@ -34,20 +34,33 @@ Variants (`--config=configs/rgbpose_conv3d.py:NAME`):
 | late | the two paths without exchange: late fusion; give --config.init_from |
 | posec3d, posec3d_limb | PoseC3D, 48 frames, heatmaps of joints or limbs |
 | c3d_light, x3d_shallow | PYSKL's light networks in PoseC3D's place |
-| conservative | fine-tuning a trained fusion: lr 0.0005, 15 epochs, no colour jitter |
+| conservative | fine-tuning a trained fusion: lr 0.0005, 15 epochs, no colour jitter, four losses |
 | jhmdb, jhmdb_limb, jhmdb_both | PoseC3D on JHMDB, at laptop size |
 | demo_rgb_only, demo_pose_only, demo_fusion | on the clips of `make demo`, two CPU cores |
 | tiny | two steps on generated clips, for tests |
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
-from jaxact.tasks.action import Backbone, Config, Data, Model, ResNet3D, Stage, Views
+from jaxact.tasks.action import (
+    Backbone,
+    Config,
+    Data,
+    Exchange,
+    Model,
+    ResNet3D,
+    Stage,
+    Views,
+)
+
+# Daily (A1-A40), medical (A41-A49), two persons (A50-A60), as in configs/x3d.py.
+NTU60_COARSE = (0,) * 40 + (1,) * 9 + (2,) * 11
 
 
 def fusion() -> Config:
     """The default: both paths, exchanging after two of their stages."""
     return Config(
         length="20 epochs",
+        pretrained=True,
         batch_size=48,
         model=Model(
             network="rgbpose", classes=60, attention=False, loss_weights=(1.0, 1.0, 0.0, 0.0)
@@ -83,6 +96,7 @@ def rgb_only() -> Config:
     """The RGB path alone, from scratch."""
     config = fusion()
     config.length = "180 epochs"
+    config.pretrained = False
     config.batch_size = 96
     config.model.network, config.model.streams = "slowonly", "rgb"
     config.data.test_size = 224
@@ -97,6 +111,7 @@ def pose_only() -> Config:
     """The pose path alone, from scratch: keypoints are resized straight to the heatmap's 56 px."""
     config = fusion()
     config.length = "180 epochs"
+    config.pretrained = False
     config.batch_size = 128
     config.model.network, config.model.streams = "slowonly", "pose"
     config.data.scale, config.data.sigma = 1.0, 0.6
@@ -132,6 +147,7 @@ def c3d_light() -> Config:
     """C3D with 32 channels and no pooling in time, trained as PoseC3D is."""
     config = posec3d()
     config.model.network = "c3d"
+    config.model.pose_resnet = Model().pose_resnet
     return config
 
 
@@ -139,14 +155,16 @@ def x3d_shallow() -> Config:
     """X3D with ten blocks, neither squeeze-excite nor swish, trained as PoseC3D is."""
     config = posec3d()
     config.model.network = "x3d"
+    config.model.pose_resnet = Model().pose_resnet
     config.model.pose = Backbone(temporal="conv", blocks=(2, 5, 3), se="none", swish=False)
     return config
 
 
 def conservative() -> Config:
-    """Fine-tuning of a trained fusion (give --config.init_from); its loss weights are kept."""
+    """Fine-tuning of a trained fusion (give --config.init_from), the four losses as in x3d.py."""
     config = fusion()
     config.length = "15 epochs"
+    config.model.coarse, config.model.loss_weights = NTU60_COARSE, (1.0, 1.5, 0.6, 1.2)
     config.data.area = (0.56, 1.0)
     config.data.jitter = (0.0, 0.0, 0.0, 0.0)
     config.optim = Optim(name="sgd", lr=0.0005, momentum=0.9, weight_decay=2e-4, clip=40.0)
@@ -191,6 +209,7 @@ def demo_fusion() -> Config:
     """Both paths, narrow, on the clips of `make demo`: minutes on two CPU cores."""
     config = fusion()
     config.length = "14 epochs"
+    config.pretrained = False
     config.batch_size = 16
     rgb = ResNet3D(
         blocks=(1, 1, 1), width=12, inflate=(0, 1, 1), strides=(1, 2, 2), temporal_strides=(1, 1, 1)
@@ -235,6 +254,7 @@ def demo_alone(stream: str) -> Config:
     """One path of `demo_fusion`."""
     config = demo_fusion()
     config.model.network, config.model.streams = "slowonly", stream
+    config.model.exchange = Exchange()
     return config
 
 

@@ -98,6 +98,7 @@ def epam() -> Config:
     """EPAM-Net's joint stage: both streams pretrained, two equal losses, fused as raw scores."""
     config = ntu60()
     config.length = "10 epochs"
+    config.pretrained = True
     config.batch_size = 24
     config.model.coarse = ()
     config.model.loss_weights = (1.0, 1.0, 0.0, 0.0)
@@ -119,6 +120,7 @@ def conservative() -> Config:
     """Fine-tuning of a trained two-stream model (give --config.init_from)."""
     config = ntu60()
     config.length = "15 epochs"
+    config.pretrained = True
     config.optim.lr = 0.0005
     config.optim.warmup = "0"
     config.eval.first = "0"

@@ -126,6 +126,7 @@ class Save:
     every: str = "1 epochs"  # duration between checkpoints
     best: int = 1  # best checkpoints kept
     latest: int = 2  # newest checkpoints kept (2 = one to fall back on)
+    keep_every: str = "0"  # duration between checkpoints that are written and kept; 0 = none
     log_every: int = 20  # steps between log lines
     tensorboard: bool = True  # event files beside metrics.jsonl (needs the extra [tensorboard])
     report: bool = True  # report.html at the end
@@ -151,6 +152,7 @@ class Config:
     batch_size: int = 32  # examples per step, over all devices and hosts
     dtype: str = "float32"  # float32 | bfloat16: compute; parameters and statistics stay float32
     init_from: str = ""  # checkpoints (PyTorch files, work dirs of ours) for a partial start: A,B
+    pretrained: bool = False  # made for trained weights: a start without init_from is a warning
     optim: Optim = dataclasses.field(default_factory=Optim)
     eval: Eval = dataclasses.field(default_factory=Eval)
     save: Save = dataclasses.field(default_factory=Save)
@@ -180,6 +182,29 @@ def steps(duration: str, *, per_epoch: int, total: int | None = None, field: str
         f"config.{field or '<duration>'}={duration!r} is not a duration here; "
         'allowed: "80 epochs", "500 steps"' + (', "10%"' if total is not None else "") + ' or "0"'
     )
+
+
+def reached(config: Any) -> tuple[Any, ...]:
+    """The stages that training can reach, as far as that is known without counting its examples.
+
+    Left out is what starts at or after the end however many steps an epoch has.
+    """
+
+    def late(start: str, per_epoch: int) -> bool:
+        total = steps(config.length, per_epoch=per_epoch, field="length")
+        return steps(start, per_epoch=per_epoch, total=total, field="stages.start") >= total
+
+    first, *rest = config.stages
+    return first, *(s for s in rest if not (late(s.start, 1) and late(s.start, 10**6)))
+
+
+def carried(stages: Any, name: str) -> list[Any]:
+    """A data or shape field row by row: what a row leaves out is as in the row before it."""
+    fields = {field.name: field for field in dataclasses.fields(stages[0])}
+    found = [fields[name].metadata["initial"]]
+    for row in stages:
+        found.append(getattr(row, name) or found[-1])
+    return found[1:]
 
 
 # ------------------------------------------------------------------------------------- validation
@@ -245,6 +270,9 @@ def validate(config: Config) -> None:
             bool(optim.restart_every), "optim.restart_every", "", "a duration for cosine_restarts"
         )
         require(optim.restart_growth >= 1, "optim.restart_growth", optim.restart_growth, "1 or up")
+    if optim.schedule == "step":
+        allowed = 'durations for step, as "20 epochs","40 epochs"'
+        require(bool(optim.milestones), "optim.milestones", optim.milestones, allowed)
 
 
 def _regex(pattern: str, field: str) -> None:

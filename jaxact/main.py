@@ -114,7 +114,7 @@ def run() -> int:
     schema.validate(config)
     mode = MODE.value
     if not WORKDIR.value and (
-        mode == "train" or (mode != "check" and mode != "bench" and not CHECKPOINT.value)
+        mode in ("train", "eval") or (mode in ("predict", "export") and not CHECKPOINT.value)
     ):
         raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
     if mode in ("predict", "export"):

@@ -130,6 +130,8 @@ class Task:
     """(one example's rows, top=number of classes) -> what `predict` prints, JSON-able."""
     audit: Callable[[Any], str]
     """Opens everything one example names; "" or one line that says what is wrong."""
+    meanings: Sequence[dict[str, str]] = ()
+    """What each class stands for beside its name, as config.json keeps it; () = nothing."""
     counted: Any = None
     """The same module written so that every multiplication is a convolution or a matrix product,
     for exact MAC counts; None = `model`."""
@@ -161,8 +163,9 @@ class Task:
     parts of recordings gets the first part and one piece."""
     drawn: str = ".mp4"
     """Suffix of the files that `render` writes."""
-    contract: Callable[[], Contract] | None = None
-    """What `export` ships; None = the model's outputs on the arrays of `shapes` that reach it."""
+    contract: Callable[..., Contract] | None = None
+    """([stage]) -> what `export` ships, at the shapes of the last stage if none is given; None =
+    the model's outputs on the arrays of `shapes` that reach it."""
     metrics: tuple[str, ...] = ()
     """Names that `score` gives: another eval.metric is refused at the start; () = not told."""
     watch: Callable[[Outputs, Any], dict[str, Any]] | None = None

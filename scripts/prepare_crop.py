@@ -1,6 +1,8 @@
 """Makes the CSV of `configs/crop.py` from AI Challenger 2018, its class table, or cleans a CSV.
 
     python scripts/prepare_crop.py ai_challenger --source DIR --out labels.csv [--drop 44 45]
+    python scripts/prepare_crop.py metadata --train-dir DIR --val-dir DIR --train-meta train.csv \\
+        --val-meta val.csv --out labels.csv
     python scripts/prepare_crop.py table --out classes.csv
     python scripts/prepare_crop.py clean --annotations labels.csv --out clean.csv [--images DIR]
 
@@ -8,12 +10,19 @@
 and a folder `images`. Writes file,label,class,crop,disease,severity,split with paths relative to
 DIR (then --config.data.images=DIR), and beside it the class table, `<out>_classes.csv`. `--drop`
 leaves classes out and renumbers the rest, as many did with the two of a single picture.
+`metadata`: the layout DIR/class_<label, two digits>/<image_name> with a CSV for each split that has
+the columns image_name and label_61. Paths are written relative to the folder of `--out`. Crop,
+disease and severity come from the class table, not from the CSV: a published one calls the twelve
+classes named like "(Fungus, Serious)" general.
 `clean`: the same CSV without the rows whose pictures cannot be read, which are named one a line.
 """
 
 import argparse
 import csv
+import os
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from jaxact.config import UserError
@@ -54,6 +63,48 @@ def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[
     return rows, [everything[k] for k in kept]
 
 
+def metadata(
+    folders: dict[str, Path], tables: dict[str, Path], out: Path
+) -> tuple[list[list[str]], str]:
+    """Rows of both splits, and how many grades of the CSVs they correct, in a line.
+
+    Raises: UserError for a missing file or column, or a label out of range.
+    """
+    everything = class_table.ai_challenger()
+    grades = class_table.build(everything)
+    rows, wrong, classes = [], 0, set()
+    for split, path in tables.items():
+        for where, name, label, severity in _metadata_rows(path):
+            if not re.fullmatch(r"\d+", label) or int(label) >= len(everything):
+                raise UserError(f"{where}: label_61 {label!r}; allowed: 0 to {len(everything) - 1}")
+            number = int(label)
+            file = folders[split] / f"class_{number:02d}" / name
+            relative = Path(os.path.relpath(file, out.parent)).as_posix()
+            rows.append([relative, str(number), *values(everything[number]), split])
+            if severity and grades.severity(severity) != grades.severity_of[number]:
+                wrong += 1
+                classes.add(number)
+    named = f" (classes {' '.join(map(str, sorted(classes)))})" if classes else ""
+    return rows, f"severity: {wrong} of {len(rows)} rows corrected by the class table{named}"
+
+
+def _metadata_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
+    """(file and line, image_name, label_61, severity) of each row; healthy grades as 0."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        for column in ("image_name", "label_61"):
+            if column not in (reader.fieldnames or ()):
+                known = ", ".join(reader.fieldnames or ())
+                raise UserError(f"{path}: has no column {column!r}; it has {known}")
+        for row in reader:
+            grade = (row.get("severity") or "").strip()
+            grade = "0" if grade.lower() in class_table.UNGRADED else grade
+            name, label = row["image_name"].strip(), row["label_61"].strip()
+            yield f"{path}:{reader.line_num}", name, label, grade if "severity" in row else ""
+
+
 def values(meaning: Meaning) -> list[str]:
     """A class in the order of the columns."""
     return [meaning.name, meaning.crop, meaning.disease, meaning.severity]
@@ -91,15 +142,18 @@ def clean(annotations: Path, images: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the three; 2 for the user's mistakes."""
+    """Does one of the four; 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for name in ("ai_challenger", "table", "clean"):
+    for name in ("ai_challenger", "metadata", "table", "clean"):
         kind = kinds.add_parser(name)
         kind.add_argument("--out", type=Path, required=True, help="CSV to write")
         if name == "ai_challenger":
             kind.add_argument("--source", type=Path, required=True, help="folder of both sets")
             kind.add_argument("--drop", type=int, nargs="*", default=[], help="classes left out")
+        for split in ("train", "val") if name == "metadata" else ():
+            kind.add_argument(f"--{split}-dir", type=Path, required=True, help="folder of classes")
+            kind.add_argument(f"--{split}-meta", type=Path, required=True, help="its CSV")
         if name == "clean":
             kind.add_argument("--annotations", type=Path, required=True, help="CSV to clean")
             kind.add_argument("--images", default="", help="folder of the pictures")
@@ -107,6 +161,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.kind == "table":
             write_table(options.out, list(class_table.ai_challenger()))
+        elif options.kind == "metadata":
+            folders = {"train": options.train_dir, "val": options.val_dir}
+            tables = {"train": options.train_meta, "val": options.val_meta}
+            rows, corrected = metadata(folders, tables, options.out)
+            write(options.out, [list(COLUMNS), *rows])
+            print(corrected)
         elif options.kind == "clean":
             if options.annotations.suffix.lower() != ".csv":
                 raise UserError(f"--annotations {options.annotations}: suffix must be .csv")

@@ -123,8 +123,18 @@ def test_evaluation(tiny, clips, tmp_path):
     assert found["scores"] == pytest.approx(results["scores"], rel=1e-6)
     assert json.loads((tmp_path / "eval_test.json").read_text()) == found
     one, other = (np.load(d / "predictions" / "test.npz") for d in (workdir, tmp_path))
-    for name in one:
+    assert one["origin_checkpoint"] == "checkpoints/2"
+    assert other["origin_checkpoint"] == str(workdir / "checkpoints" / "2")
+    assert one["origin_views"] == "2 clips x 1 crop, no flip, 32 px"
+    assert one.files == other.files and "origin_weights" in one.files
+    for name in set(one.files) - {"origin_checkpoint"}:
         np.testing.assert_array_equal(one[name], other[name])
+    assert "is replaced" not in ended.err
+    again = (f"--workdir={tmp_path}", f"--checkpoint={workdir / 'checkpoints' / '1'}")
+    ended = command.trained(TINY, *command.data(clips), *again, "--mode=eval")
+    line = next(line for line in ended.err.splitlines() if "is replaced" in line)
+    assert line.startswith(str(tmp_path / "predictions" / "test.npz"))
+    assert line.index("checkpoints/2 (") < line.index("checkpoints/1 (")
 
 
 def test_evaluation_of_one_checkpoint(tiny, clips, tmp_path):

@@ -100,6 +100,8 @@ def test_command_line(refused, flags, said, tmp_path):
 
 def test_a_folder_is_needed(refused):
     assert "--workdir is missing" in refused(TOY)
+    # What evaluation writes must not land wherever the command is given.
+    assert "--workdir is missing" in refused(TOY, "--mode=eval", "--checkpoint=runs/a")
 
 
 def test_a_file_is_no_work_dir(refused, tmp_path):
@@ -317,7 +319,9 @@ def test_check_names_every_unreadable_video(clips, tmp_path):
 
 
 def test_no_checkpoint(refused, tmp_path):
-    assert "nowhere does not exist" in refused(TOY, "--mode=eval", "--checkpoint=nowhere")
+    assert "nowhere does not exist" in refused(
+        TOY, "--mode=eval", "--checkpoint=nowhere", f"--workdir={tmp_path}"
+    )
     error = refused(TOY, "--mode=eval", f"--workdir={tmp_path}")
     assert str(tmp_path) in error and "checkpoint" in error
     assert not list(tmp_path.iterdir())
@@ -376,7 +380,8 @@ def test_nothing_is_moved_where_every_checkpoint_is_corrupt(refused, copied):
 
 def test_evaluating_a_corrupt_checkpoint(refused, copied):
     spoil(copied / "checkpoints" / "6")
-    error = refused(TOY, "--mode=eval", f"--checkpoint={copied / 'checkpoints' / '6'}")
+    one = f"--checkpoint={copied / 'checkpoints' / '6'}"
+    error = refused(TOY, "--mode=eval", one, f"--workdir={copied}")
     assert str(copied / "checkpoints" / "6") in error and "corrupt" in error
 
 

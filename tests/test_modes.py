@@ -1,6 +1,7 @@
 """`export` and `ensemble` through the real command, from trained runs to what users read."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from jaxact.data import generated
 from jaxact.data.pipeline import eval_batches
 from jaxact.evaluate import metrics
 from jaxact.tasks import action
-from jaxact.train import build, loop, predict
+from jaxact.train import build, loop, predict, provenance
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +231,28 @@ def test_weights_are_not_fitted_on_what_is_scored(runs, refused, tmp_path):
     assert "would fit weights on 21 of the 21 examples that are scored" in line
     assert "'test0'" in line
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_are_not_fitted_on_another_checkpoint(runs, done, refused, tmp_path):
+    """val.npz of one training and test.npz of another would be fitted and scored together."""
+    folders = []
+    for index, run in enumerate(runs):
+        folders.append(shutil.copytree(run / "predictions", tmp_path / f"{index}" / "predictions"))
+    flags = ensemble(
+        f"--runs={folders[0].parent},{folders[1].parent}",
+        *("--search=grid", f"--workdir={tmp_path / 'out'}"),
+    )
+    done(*flags)
+    shutil.copy(runs[1] / "predictions" / "val.npz", folders[0])
+    line = refused(*flags)
+    assert f"--runs={folders[0].parent}: --search needs both splits from the same weights" in line
+    assert line.count("checkpoints/6") == 2
+    bare = np.load(runs[0] / "predictions" / "val.npz")
+    kept = {name: bare[name] for name in bare.files if not name.startswith("origin_")}
+    np.savez(folders[0] / "val.npz", **kept)
+    assert "val.npz is of an unknown checkpoint" in refused(*flags)
+    both = provenance.stored(tmp_path / "out" / "predictions" / "test.npz")
+    assert both.checkpoint.startswith("ensemble of ") and both.checkpoint.count("points/6") == 2
 
 
 def test_ensembles_that_are_refused(runs, refused, tmp_path):

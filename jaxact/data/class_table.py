@@ -6,6 +6,7 @@ by annotations with such columns. The sizes of all heads follow from it.
 
 import csv
 import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from jaxact.config import UserError
 
 HEALTHY = "healthy"
 _NO_DISEASE = ("healthy", "none", "no disease")
-_UNGRADED = ("", "healthy", "none", "0")  # what a healthy class may have for a severity
+UNGRADED = ("", "healthy", "none", "0")  # what a healthy class may have for a severity
 
 # AI Challenger 2018: in label order, each crop with its diseases and their number of grades
 # (0 = healthy, 1 = one class without grades, 2 = a general and a serious class).
@@ -158,8 +159,18 @@ def ai_challenger() -> tuple[Meaning, ...]:
     return tuple(found)
 
 
+def as_rows(meanings: Sequence[Meaning]) -> list[dict[str, str]]:
+    """The rows of a table, as the config.json of a run keeps them; [] if there are names only."""
+    if not all(meaning.crop and meaning.disease for meaning in meanings):
+        return []
+    return [
+        {"class_id": str(k), **dataclasses.asdict(meaning)} for k, meaning in enumerate(meanings)
+    ]
+
+
 def read(path: str | Path) -> tuple[Meaning, ...]:
-    """The classes of a CSV with the columns class_id, name (or class), and crop, disease, severity.
+    """The classes of a CSV with the columns class_id, name (or class), and crop, disease, severity;
+    or those that a run's config.json holds.
 
     Raises: UserError for a missing file or column, ids that are not 0..n-1 once each, a severity
     that contradicts the class.
@@ -185,7 +196,7 @@ def checked(meaning: Meaning, where: str) -> Meaning:
     """The class itself, its healthy grades as "". Raises: UserError for one that contradicts it."""
     grade = meaning.severity.strip()
     if meaning.disease.lower() in _NO_DISEASE:
-        if grade.lower() not in _UNGRADED:
+        if grade.lower() not in UNGRADED:
             raise UserError(
                 f"{where}: severity {grade!r} contradicts the healthy class {meaning.name!r}; "
                 "allowed: 0, healthy or nothing"
@@ -209,6 +220,8 @@ def _rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, Mapping[st
     """(line, row) of a CSV with at least these columns."""
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file")
+    if Path(path).suffix.lower() == ".json":
+        return _stored(path)
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         absent = [name for name in needed if name not in (reader.fieldnames or ())]
@@ -217,6 +230,25 @@ def _rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, Mapping[st
                 f"{path}: has no column {absent[0]!r}; it has {', '.join(reader.fieldnames or ())}"
             )
         return [(reader.line_num, row) for row in reader]
+
+
+def _stored(path: str | Path) -> list[tuple[int, Mapping[str, str]]]:
+    """(number, row) of the classes in a run's config.json."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON: {error}") from None
+    rows = content.get("class_table") if isinstance(content, dict) else None
+    fields = {"class_id", "name", "crop", "disease", "severity"}
+    sound = isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and row.keys() == fields
+        and all(isinstance(text, str) for text in row.values())
+        for row in rows
+    )
+    if not sound or not rows:
+        raise UserError(f"{path}: holds no class_table; allowed: a CSV, or a run's config.json")
+    return list(enumerate(rows))
 
 
 # ----------------------------------------------------------------------------------- class weights

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.data import clips, views
+from jaxact.data import clips, geometry, views
 from jaxact.data.clips import Data, Streams
 from jaxact.data.skeletons import Skeleton
 from jaxact.task import Port
@@ -69,7 +69,6 @@ def _frames(data: Data, streams: Streams) -> dict[str, Any]:
         }
     else:
         found |= {
-            "interval": list(data.interval),
             "meaning": "one frame of each of n equal parts, drawn with numpy RandomState(255) for "
             "each video; a shorter video starts again",
         }
@@ -95,6 +94,9 @@ def _crop(data: Data) -> dict[str, Any]:
         "larger_on_each_side_by": data.padding,
         "may_leave_the_image": data.imgpad,
         "outside": "black",
+        "whole_frame_if": "no joint is detected, or the joints span less than "
+        f"{geometry.THRESHOLD} px in width or in height; a coordinate of 0 is no joint",
+        "leaves_the_image_at_most_by": f"{geometry.REACH} of its widths and heights",
     }
 
 

@@ -6,9 +6,10 @@ example share one draw of the geometry.
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -295,6 +296,26 @@ def audit(streams: Streams, clip: Clip) -> str:
     except UserError as error:
         return str(error)
     return ""
+
+
+def survey(sources: Mapping[str, Any]) -> tuple[Sequence[str], str]:
+    """Clips of the training split that are in another one too, by id or by file; a table."""
+    names = {purpose: {clip.id for clip in source.clips} for purpose, source in sources.items()}
+    files = {
+        purpose: {str(pathlib.Path(clip.video).resolve()) for clip in source.clips if clip.video}
+        for purpose, source in sources.items()
+    }
+    findings, lines = [], ["# clips in common"]
+    for one, other in itertools.combinations(sources, 2):
+        ids, videos = names[one] & names[other], files[one] & files[other]
+        lines.append(f"{one}, {other:<8} {len(ids):>8,} ids {len(videos):>8,} videos")
+        if "train" in (one, other) and (ids or videos):
+            what = f"{len(ids)} ids and {len(videos)} videos"
+            findings.append(
+                f"{one} and {other} share {what}, as {min(ids or videos)!r}: what is trained on is "
+                "tested"
+            )
+    return findings, "\n".join(lines)
 
 
 def thumbnail(streams: Streams, clip: Clip) -> np.ndarray | None:

@@ -95,7 +95,7 @@ def validate(config: Any) -> None:
         balance.clip,
         "2 numbers above 0, the smaller first",
     )
-    sizes = [data.test_size, *(stage.size for stage in config.stages)]
+    sizes = [data.test_size, *schema.carried(config.stages, "size")]
     require(
         data.cache == 0 or data.cache >= max(sizes),
         "data.cache",

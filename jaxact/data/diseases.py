@@ -29,7 +29,7 @@ from jaxact.data import (
     retouch,
 )
 from jaxact.data import prepared_sets as prepared
-from jaxact.data.class_table import ClassTable
+from jaxact.data.class_table import ClassTable, Meaning
 from jaxact.data.disease_options import AUGMENTS, SAMPLERS, Balance, Data, Views, validate
 from jaxact.data.picture_lists import Listing
 from jaxact.data.pictures import Picture, PictureSource
@@ -49,6 +49,11 @@ __all__ = [
 
 
 def table(data: Data) -> ClassTable:
+    """The classes by their heads. Raises: as `meanings`."""
+    return class_table.build(meanings(data), data.diseases)
+
+
+def meanings(data: Data) -> tuple[Meaning, ...]:
     """The classes: the table named, else what the annotations say, else plain numbers.
 
     Raises: UserError for a table or annotations that are missing, invalid, or of another count.
@@ -61,12 +66,12 @@ def table(data: Data) -> ClassTable:
                 f"config.data.classes={data.classes}: {data.class_table} has {len(found)} classes; "
                 "allowed: 0 (as many as it has) or that number"
             )
-        return class_table.build(found, data.diseases)
+        return tuple(found)
     if prepared.named(data.annotations):
-        return class_table.build(prepared.meanings(data.annotations), data.diseases)
+        return tuple(prepared.meanings(data.annotations))
     if data.classes and not Path(data.annotations).is_file():
-        return ClassTable(tuple(str(k) for k in range(data.classes)))
-    return class_table.build(pictures.meanings(_listings(data), data.classes), data.diseases)
+        return tuple(Meaning(str(k)) for k in range(data.classes))
+    return pictures.meanings(_listings(data), data.classes)
 
 
 def _listings(data: Data) -> tuple[Listing, ...]:
@@ -171,6 +176,18 @@ def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:
 def view_spec(data: Data, purpose: str) -> Views:
     """The views of a purpose other than training."""
     return data.val if purpose == "val" else data.test
+
+
+def view_text(data: Data, sizes: Sequence[int], purpose: str) -> str:
+    """How a purpose other than training sees a picture, in words; `sizes` are those of stages."""
+    spec = view_spec(data, purpose)
+    of_stages = f"{' or '.join(str(size) for size in dict.fromkeys(sizes))} px (the stage's)"
+    size = f"{data.test_size} px" if data.test_size else of_stages
+    what = "middle square" if data.keep_ratio else "squeezed to a square"
+    parts = [size, what, f"scales {', '.join(f'{scale:g}' for scale in spec.scales)}"]
+    parts += ["middle and 4 corners" if spec.crops == 5 else "1 crop"]
+    parts += ["with mirror images" if spec.flip else "not mirrored"]
+    return ", ".join(parts)
 
 
 def side_of(data: Data, stage: Any, purpose: str) -> int:

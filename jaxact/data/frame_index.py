@@ -1,12 +1,14 @@
 """Where every frame of a video file lies: what `jaxact.data.video` seeks and counts by.
 
 The index is made once per file and process. In containers that store a presentation stamp with
-every packet it is read off the packets (about 10 us each, nothing is decoded). Where packets do
-not stand for frames one to one (MPEG-4 part 2, leading pictures of an open GOP cut at its start)
-the file is decoded once; and where the pictures carry no usable stamps either (AVI, MPEG streams)
-frames are counted from the key frame before.
+every packet it is read off the packets (about 10 us each; only the first picture is decoded, which
+tells how the file wants to be turned). Where packets do not stand for frames one to one (MPEG-4
+part 2, leading pictures of an open GOP cut at its start) the file is decoded once; and where the
+pictures carry no usable stamps either (AVI, MPEG streams) frames are counted from the key frame
+before.
 """
 
+import dataclasses
 import os
 import threading
 from array import array
@@ -36,6 +38,7 @@ class Index:
     seeks: list[int]  # stamp to seek to for each key
     landings: dict[int, int]  # stamp (or byte offset, where counted) of a key packet -> which key
     counted: bool  # frames are known by counting from a key frame, not by their stamp
+    turns: int = 0  # quarter turns counterclockwise from the stored picture to the shown one
 
 
 class _Packet(NamedTuple):
@@ -66,11 +69,22 @@ def cached(path: str, build: Callable[[], Index]) -> Index:
     return index
 
 
-def build(path: str, open_again: Callable[[], tuple[Any, Any]]) -> Index:
+def build(path: str, open_again: Callable[[], tuple[Any, Any]], failure: type[Exception]) -> Index:
     """The index of a file; `open_again` opens it at its start, as (container, stream) of PyAV.
 
-    Raises UserError where there are no frames.
+    `failure` is what PyAV raises for a picture that cannot be decoded. Raises UserError where there
+    are no frames.
     """
+    index = _frames(path, open_again)
+    container, stream = open_again()
+    try:
+        angle = next((frame.rotation for frame in container.decode(stream)), 0)
+    except failure:
+        angle = 0  # to read this picture is an error of its own
+    return dataclasses.replace(index, turns=round(angle / 90) % 4)
+
+
+def _frames(path: str, open_again: Callable[[], tuple[Any, Any]]) -> Index:
     container, stream = open_again()
     packets = [
         _Packet(p.pts, p.dts, p.pos, p.is_keyframe, not p.is_discard)

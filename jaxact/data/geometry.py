@@ -15,6 +15,9 @@ from jaxact.data import resample
 from jaxact.data.resample import Box
 from jaxact.data.sampling import Random, integers
 
+THRESHOLD = 10  # px; a compact box is not made around joints that span less
+REACH = 2  # frame sizes that a compact box may reach beyond the frame: the memory of its crop
+
 Size = tuple[int, int]
 Frames = np.ndarray | None
 Keypoint = np.ndarray | None
@@ -29,14 +32,15 @@ def compact_box(
     keypoint: np.ndarray,
     size: Size,
     padding: float = 0.25,
-    threshold: float = 10,
+    threshold: float = THRESHOLD,
     ratio: tuple[float, float] | None = (1.0, 1.0),
     pad: bool = True,
 ) -> Box:
     """The box around all joints of all persons and frames, `padding` larger on every side.
 
     `ratio` bounds height / width from below and above (the box only grows; None = as it is).
-    With `pad` the box may leave the frame, else it is cut to it. The whole frame where no joint
+    With `pad` the box may leave the frame, by two frame sizes at most, else it is cut to it: a
+    joint far away must not make a picture without bounds. The whole frame where no joint
     is detected or the joints' width or height is below `threshold` px. Corners are cut to
     integers toward zero.
     """
@@ -53,11 +57,12 @@ def compact_box(
         halves[1] = max(ratio[0] * halves[0], halves[1])
         halves[0] = max(halves[1] / ratio[1], halves[0])
     (x, y), (w, h) = middles, halves
-    x0, y0, x1, y1 = x - w, y - h, x + w, y + h
-    if not pad:
-        x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, size[1]), min(y1, size[0])
-        if x1 - x0 < 1 or y1 - y0 < 1:  # every joint lies outside the frame
-            return whole(size)
+    beyond = REACH if pad else 0
+    more = beyond * size[1], beyond * size[0]
+    x0, y0 = max(x - w, -more[0]), max(y - h, -more[1])
+    x1, y1 = min(x + w, size[1] + more[0]), min(y + h, size[0] + more[1])
+    if x1 - x0 < 1 or y1 - y0 < 1:  # every joint lies outside
+        return whole(size)
     return int(x0), int(y0), int(x1), int(y1)
 
 

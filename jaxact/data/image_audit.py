@@ -96,18 +96,19 @@ def survey(
     """Findings of all splits together, and a table of the classes.
 
     Args:
-      sources: split -> its pictures; splits that are the same pictures count once.
+      sources: split -> its pictures; val and test count once where they are the same pictures.
       near: bits of 64 in which hashes of pictures that look alike may differ.
 
-    Findings are one line each: unreadable pictures; exact copies across splits or under different
-    labels; pictures of different splits that look alike; names that tell the label, or say that
-    they are copies; classes without pictures.
+    Findings are one line each: unreadable pictures; a split that is the training split; exact
+    copies across splits or under different labels; pictures of different splits that look alike;
+    names that tell the label, or say that they are copies; classes without pictures.
     """
     splits = _distinct(sources)
     everything = [(split, p) for split, source in splits.items() for p in source.pictures]
     looked = [(split, picture, inspect(picture)) for split, picture in everything]
     findings = [look.error for _, _, look in looked if look.error]
     sound = [entry for entry in looked if not entry[2].error]
+    findings += _trained_on(splits)
     findings += _copies(sound)
     findings += _alike(sound, near)
     findings += _telling_names([p for _, p in everything])
@@ -124,13 +125,26 @@ def survey(
 
 
 def _distinct(sources: Mapping[str, PictureSource]) -> dict[str, PictureSource]:
-    """Splits by name, those with the same pictures under one name ("val=test")."""
-    found: dict[tuple[str, ...], tuple[str, PictureSource]] = {}
-    for split, source in sources.items():
-        key = tuple(p.path or p.id for p in source.pictures)
-        name = f"{found[key][0]}={split}" if key in found else split
-        found[key] = (name, source)
-    return dict(found.values())
+    """Splits by name, val and test as "val=test" where they are the same pictures."""
+    found = dict(sources)
+    if "val" in found and "test" in found and _paths(found["val"]) == _paths(found["test"]):
+        del found["test"]
+        return {"val=test" if name == "val" else name: found[name] for name in found}
+    return found
+
+
+def _paths(source: PictureSource) -> frozenset[str]:
+    return frozenset(p.path or p.id for p in source.pictures)
+
+
+def _trained_on(splits: Mapping[str, PictureSource]) -> list[str]:
+    """Splits that are the training split itself."""
+    if "train" not in splits:
+        return []
+    trained = _paths(splits["train"])
+    others = ((name, source) for name, source in splits.items() if name != "train")
+    same = [name for name, source in others if _paths(source) == trained]
+    return [f"{name} is the training split: its scores tell nothing of new ones" for name in same]
 
 
 def _list(texts: Iterable[str]) -> str:

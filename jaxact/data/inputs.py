@@ -1,12 +1,15 @@
 """What `predict` is given: a video, a folder of videos or a list, with or without a pose file."""
 
 import dataclasses
+import functools
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxact.config import UserError
 from jaxact.data import clips, records, skeletons
 from jaxact.data.clips import ClipSource, Data, Streams
+from jaxact.data.listings import Entry, Listing, parse
 from jaxact.data.records import Clip
 from jaxact.data.video import Video
 
@@ -28,8 +31,7 @@ class PosedSource:
         clip = self.clips[index]
         if clip.keypoint is not None:
             raise UserError(f"{clip.id}: has keypoints already; leave --poses={self.poses} out")
-        where, listed = self._listed(clip)
-        pose = self._match(clip, where, listed)
+        pose = self._match(clip, where := self._file(clip))
         if pose.keypoint is None:
             raise UserError(f"{where}: {pose.id!r} has no keypoints")
         if clip.video:
@@ -44,43 +46,71 @@ class PosedSource:
             clip, frames=pose.frames, size=pose.size, keypoint=pose.keypoint, score=pose.score
         )
 
-    def _listed(self, clip: Clip) -> tuple[Path, list[Clip]]:
-        """The pose file of a clip and its records."""
+    def _file(self, clip: Clip) -> Path:
+        """The pose file of a clip."""
         where = self.poses
-        if where.is_dir():
-            name = Path(clip.video or clip.id)
-            tried = [where / (n + suffix) for n in (name.name, name.stem) for suffix in POSES]
-            where = next((path for path in tried if path.is_file()), where)
-            if where.is_dir():
-                raise UserError(
-                    f"{clip.id}: --poses={where} holds no file for it; expected "
-                    f"{name.stem}{{{','.join(POSES)}}}"
-                )
-        skeleton = skeletons.find(self.data.skeleton)
-        return where, records.read(where, skeleton=skeleton, nan=self.data.nan, labelled=False)
-
-    def _match(self, clip: Clip, where: Path, listed: list[Clip]) -> Clip:
-        """The record of a clip: of its file name, of its name without suffix, or the only one."""
+        if not where.is_dir():
+            return where
         name = Path(clip.video or clip.id)
-        for wanted in (name.name, name.stem):
-            found = [
-                pose for pose in listed if wanted in (pose.id, Path(pose.id).name, *_names(pose))
-            ]
-            if len(found) > 1:
-                raise UserError(f"{where}: several records fit {clip.id}: {_some(found)}")
-            if found:
-                return found[0]
-        if len(listed) == 1 and (len(self.clips) == 1 or self.poses.is_dir()):
-            return listed[0]
-        raise UserError(f"{where}: no record fits {clip.id}; its records: {_some(listed)}")
+        for path in (where / (n + suffix) for n in (name.name, name.stem) for suffix in POSES):
+            if path.is_file():
+                return path
+        raise UserError(
+            f"{clip.id}: --poses={where} holds no file for it; expected "
+            f"{name.stem}{{{','.join(POSES)}}}"
+        )
+
+    def _match(self, clip: Clip, where: Path) -> Clip:
+        """The record of a clip: of its file name, of its name without suffix, or the only one."""
+        name, (listing, named) = Path(clip.video or clip.id), _indexed(where)
+        found: Sequence[Entry] = named.get(name.name) or named.get(name.stem) or ()
+        if (
+            not found
+            and len(listing.entries) == 1
+            and (len(self.clips) == 1 or where != self.poses)
+        ):
+            found = listing.entries
+        if not found:
+            known = _some(listing.entries)
+            raise UserError(f"{where}: no record fits {clip.id}; its records: {known}")
+        if len(found) > 1:
+            raise UserError(f"{where}: several records fit {clip.id}: {_some(found)}")
+        skeleton, nan = skeletons.find(self.data.skeleton), self.data.nan
+        return records.convert(
+            where, found, listing.classes, skeleton=skeleton, nan=nan, labelled=False
+        )[0]
 
 
-def _names(pose: Clip) -> tuple[str, ...]:
-    return (Path(pose.video).name, Path(pose.video).stem) if pose.video else ()
+_LOCK = threading.Lock()
 
 
-def _some(found: list[Clip]) -> str:
-    names = ", ".join(clip.id for clip in found[:3])
+def _indexed(path: Path) -> tuple[Listing, dict[str, list[Entry]]]:
+    """A pose file and its entries by every name that they go by."""
+    with _LOCK:  # one of several threads reads it, the others wait
+        state = path.stat()
+        return _index(path, state.st_mtime_ns, state.st_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _index(path: Path, changed: int, size: int) -> tuple[Listing, dict[str, list[Entry]]]:
+    listing = parse(path)
+    named: dict[str, list[Entry]] = {}
+    for entry in listing.entries:
+        for name in dict.fromkeys(_names(entry, path)):
+            named.setdefault(name, []).append(entry)
+    return listing, named
+
+
+def _names(entry: Entry, path: Path) -> tuple[str, ...]:
+    names = entry.id, Path(entry.id).name
+    if path.suffix != ".jsonl" or not entry.video:
+        return names  # a pickle names no video
+    video = Path(entry.video if entry.suffixed else f"{entry.video}.mp4")
+    return *names, video.name, video.stem
+
+
+def _some(found: Sequence[Entry]) -> str:
+    names = ", ".join(entry.id for entry in found[:3])
     return names if len(found) <= 3 else f"{names} and {len(found) - 3} more"
 
 

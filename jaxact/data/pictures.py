@@ -153,6 +153,9 @@ def _severity(row: Row, table: ClassTable, label: int) -> int:
     if label < 0 or not table.severities:
         return -1
     wanted, stated = table.severity_of[label], table.severity(row.severity)
+    well = table.diseases[table.disease_of[label]] == class_table.HEALTHY
+    if well and row.severity.lower() in class_table.UNGRADED:
+        return wanted
     if row.severity and stated != wanted and not (stated == -1 or (wanted == -1 and stated >= 0)):
         means = table.severities[wanted] if wanted >= 0 else "not graded"
         raise UserError(

@@ -76,7 +76,8 @@ class _Load:
     """Position -> one example's arrays with `id` and `mask`."""
 
     def __init__(self, task: Task, source: Any, stage: Any, purpose: str, config: Config):
-        self.task, self.source, self.stage, self.purpose = task, source, stage, purpose
+        # Not the task: worker processes get this object, and a task may hold what only runs here.
+        self.prepare, self.source, self.stage, self.purpose = task.prepare, source, stage, purpose
         self.shapes = task.shapes(stage, purpose)
         self.seed, self.skip = config.seed, config.input.broken == "skip"
         self.order: Callable[[int], int] | None = None
@@ -96,7 +97,7 @@ class _Load:
         draw = position if self.order is not None else record
         rng = np.random.default_rng((self.seed, draw, 1))
         try:
-            found = self.task.prepare(self.source[record], rng, self.stage, self.purpose, **which)
+            found = self.prepare(self.source[record], rng, self.stage, self.purpose, **which)
         except UserError as error:
             self.refuse(record, error)
             return self.padding(record)

@@ -9,10 +9,18 @@ from jaxact.config import UserError
 MOST_PEOPLE = 10
 # Detectors overshoot [0, 1] by a little; what lies far outside is a coordinate, not a confidence.
 SCORES = (-0.1, 1.5)
+# A joint may lie outside the frame, but so many longer sides away it is a mistake.
+FARTHEST = 10
 
 
 def checked(
-    keypoint: Any, score: Any, frames: int, where: str, third: str = "score", nan: str = "zero"
+    keypoint: Any,
+    score: Any,
+    frames: int,
+    where: str,
+    third: str = "score",
+    nan: str = "zero",
+    size: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Keypoints f32[p, t, j, 2] px and scores f32[p, t, j], or the reason why not.
 
@@ -20,7 +28,8 @@ def checked(
     left out (`third="drop"`, for depth). `frames` is the number there must be, 0 = any. Absent
     scores are ones. Joints with a NaN in any value become coordinates and score 0 (`nan="zero"`;
     "error" refuses them), which is how detectors mark a joint they did not find and what draws
-    nothing; a record of nothing else is refused.
+    nothing; a record of nothing else is refused. `size` is the frame's (h, w) px, 0 = unknown;
+    coordinates farther than ten times its longer side are refused.
 
     Returns: keypoint, score, number of NaN joints. Raises: UserError that starts with `where`.
     """
@@ -63,6 +72,12 @@ def checked(
         confidence = np.where(lost, np.float32(0), confidence)
     if not np.isfinite(values).all():
         raise UserError(f"{where}: keypoint holds infinite values; coordinates are pixels")
+    farthest, limit = float(np.abs(values).max()), FARTHEST * max(size)
+    if limit and farthest > limit:
+        raise UserError(
+            f"{where}: a coordinate of {farthest:g} px in a frame of {size[0]}x{size[1]} (h x w); "
+            f"allowed: up to {limit} px either way, 0 or NaN for a joint that was not found"
+        )
     low, high = confidence.min(), confidence.max()
     if not (low >= SCORES[0] and high <= SCORES[1]):
         raise UserError(

@@ -67,8 +67,33 @@ def read(
     Raises: UserError naming file and record.
     """
     listing = parse(path)
-    names = _names(listing, classes)
-    entries = _chosen(listing, split)
+    given = _names(listing, classes)
+    return convert(
+        *(path, _chosen(listing, split), given),
+        classes=classes,
+        videos=videos,
+        suffix=suffix,
+        skeleton=skeleton,
+        third=third,
+        nan=nan,
+        labelled=labelled,
+    )
+
+
+def convert(
+    path: str | Path,
+    entries: Sequence[Entry],
+    names: tuple[str, ...],
+    *,
+    classes: int | Sequence[str] = 0,
+    videos: str | Path = "",
+    suffix: str = ".mp4",
+    skeleton: Skeleton | None = None,
+    third: str = "score",
+    nan: str = "zero",
+    labelled: bool = True,
+) -> list[Clip]:
+    """`read` for entries of a file that is parsed already; `names` are of its text labels."""
     folder = Path(videos) if str(videos) else None
     if folder is None and Path(path).suffix in (".csv", ".jsonl"):
         folder = Path(path).parent
@@ -81,7 +106,7 @@ def read(
             clips.append(Clip(entry.id, label, frames, video))
             continue
         size = _size(entry)
-        keypoint, score, count = _pose(entry, frames, skeleton, third, nan)
+        keypoint, score, count = _pose(entry, frames, size, skeleton, third, nan)
         if count:
             lost.append((entry, count))
         clips.append(Clip(entry.id, label, keypoint.shape[1], video, size, keypoint, score))
@@ -186,14 +211,20 @@ def _video(entry: Entry, folder: Path | None, suffix: str) -> str:
 
 
 def _pose(
-    entry: Entry, frames: int, skeleton: Skeleton | None, third: str, nan: str
+    entry: Entry,
+    frames: int,
+    size: tuple[int, int],
+    skeleton: Skeleton | None,
+    third: str,
+    nan: str,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     keypoint, score = entry.keypoint, entry.score
     if entry.frame_inds is not None:
         keypoint, score = poses.grouped(
             keypoint, entry.frame_inds, entry.box_score, frames, entry.where
         )
-    keypoint, score, lost = poses.checked(keypoint, score, frames, entry.where, third, nan)
+    where = entry.where
+    keypoint, score, lost = poses.checked(keypoint, score, frames, where, third, nan, size)
     if entry.joints is not None:
         names = _joint_names(entry)
         if len(names) != keypoint.shape[2]:
@@ -224,7 +255,7 @@ def _joint_names(entry: Entry) -> tuple[str, ...]:
     return tuple(str(joint) for joint in entry.joints)
 
 
-def _same_joints(clips: list[Clip], entries: list[Entry]) -> None:
+def _same_joints(clips: list[Clip], entries: Sequence[Entry]) -> None:
     first = None
     for clip, entry in zip(clips, entries, strict=True):
         if clip.keypoint is None:

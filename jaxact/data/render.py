@@ -3,15 +3,16 @@
 Written frame by frame at the original times, so its length does not matter.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import geometry
+from jaxact.data import geometry, lettering
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import Skeleton
 from jaxact.data.sliding import length
@@ -107,6 +108,7 @@ class Banner:
 
     def __init__(self, pieces: Sequence[dict[str, Any]], size: geometry.Size):
         self.pieces, (self.height, self.width) = pieces, size
+        self.starts = [piece["start"] for piece in pieces]  # s, rising
         self.end = max((piece["end"] for piece in pieces), default=0.0) or 1.0
         names = list(dict.fromkeys(piece["name"] for piece in pieces))
         self.colours = {name: CLASSES[i % len(CLASSES)] for i, name in enumerate(names)}
@@ -114,7 +116,7 @@ class Banner:
         self.bar = max(2, round(0.015 * self.height))
         self.strip = max(4, round(0.03 * self.height))
         self.gap = max(2, self.bar // 2)  # px between the two, which may have the same colour
-        self.font = ImageFont.load_default(self.line)
+        self.font = lettering.font(names, self.line)
         self.top = max(0, self.height - round(1.5 * self.line) - self.bar - self.gap - self.strip)
         self.labels = {name: self._fitted(name) for name in names}
         self.timeline = self._timeline()
@@ -144,10 +146,11 @@ class Banner:
 
     def at(self, time: float) -> dict[str, Any] | None:
         """The piece that is on at `time` s; the last one also after its end."""
-        on = [piece for piece in self.pieces if piece["start"] <= time + 1e-6]
-        if not on or (time >= on[-1]["end"] and on[-1] is not self.pieces[-1]):
+        place = bisect_right(self.starts, time + 1e-6) - 1
+        last = place == len(self.pieces) - 1
+        if place < 0 or (time >= self.pieces[place]["end"] and not last):
             return None
-        return on[-1]
+        return self.pieces[place]
 
     def _fitted(self, name: str) -> str:
         """The name, shortened to what fits beside the number."""

@@ -5,7 +5,8 @@ the key frame before it (see `jaxact.data.frame_index`), checks where it landed,
 recognises frames by their presentation stamp; a key frame that turns out to lie too late (open
 GOPs, containers that seek by decoding time) is given up for the one before.
 
-Frames come as stored: a rotation noted in the container and non-square pixels are not applied.
+Frames come turned as the container says, by quarter turns, as players and OpenCV show them; its
+mirroring and non-square pixels are not applied.
 """
 
 import os
@@ -42,7 +43,7 @@ def _library() -> Any:
 class Video:
     """One open video file; use one object per thread (the index is shared between them).
 
-    `frames` int; `size` (h, w) px as stored; `fps` mean frames/s; `times` f64[frames] s from the
+    `frames` int; `size` (h, w) px as shown; `fps` mean frames/s; `times` f64[frames] s from the
     first frame. `threads` decode it (0: one per core); one is best where many files are read at
     once. Raises UserError, naming the file: missing, empty, cut off, not a video, no frames.
 
@@ -68,7 +69,8 @@ class Video:
             raise
         self._converter = self._av.video.reformatter.VideoReformatter()
         self.frames = len(index.stamps)
-        self.size = (self._stream.height, self._stream.width)
+        self._turns = index.turns
+        self.size = self._turned((self._stream.height, self._stream.width))
         self.fps = index.fps
         self.times = (np.asarray(index.stamps, np.int64) - index.stamps[0]) * index.unit
 
@@ -98,11 +100,11 @@ class Video:
             )
         wanted, places = np.unique(order, return_inverse=True)
         rows = {number: row for row, number in enumerate(wanted.tolist())}
-        height, width = size or self.size
-        clip = np.empty((len(rows), height, width, 3), np.uint8)
+        clip = np.empty((len(rows), *(size or self.size), 3), np.uint8)
+        height, width = self._turned(size or self.size)  # as stored
 
         def keep(number: int, frame: Any) -> None:
-            if size is None and (frame.height, frame.width) != self.size:
+            if size is None and (frame.height, frame.width) != (height, width):
                 raise UserError(
                     f"{self.path}: frame {number} is {frame.height}x{frame.width} px where the "
                     f"file says {height}x{width}; read it with a size"
@@ -110,7 +112,8 @@ class Video:
             # One thread: the pool that the library starts by default costs more than the work.
             rgb = self._converter.reformat(frame, width, height, format="rgb24", threads=1)
             lines = np.frombuffer(rgb.planes[0], np.uint8).reshape(height, -1)
-            clip[rows[number]] = lines[:, : 3 * width].reshape(height, width, 3)
+            picture = lines[:, : 3 * width].reshape(height, width, 3)
+            clip[rows[number]] = np.rot90(picture, self._turns)
 
         try:
             self._gather(list(rows), keep)
@@ -122,6 +125,10 @@ class Video:
                 ) from error
             raise
         return clip if np.array_equal(wanted, order) else clip[places]
+
+    def _turned(self, size: tuple[int, int]) -> tuple[int, int]:
+        """A stored (h, w) as it is shown, or the other way round."""
+        return (size[1], size[0]) if self._turns % 2 else size
 
     def _open(self) -> tuple[Any, Any]:
         """Opens the file at its first packet."""
@@ -143,7 +150,7 @@ class Video:
         return self._container, self._stream
 
     def _build(self) -> frame_index.Index:
-        index = frame_index.build(self.path, self._open)
+        index = frame_index.build(self.path, self._open, self._av.FFmpegError)
         self._open()
         return index
 

@@ -10,6 +10,15 @@ from jaxact.models import c3d, heads, resnet3d, rgbpose, x3d
 from jaxact.models.recognizer import Recognizer
 
 NETWORKS = ("x3d", "slowonly", "c3d", "rgbpose")
+# Part of the config -> the networks that are made from it.
+USED_BY = {
+    "rgb": ("x3d",),
+    "pose": ("x3d",),
+    "rgb_resnet": ("slowonly", "rgbpose"),
+    "pose_resnet": ("slowonly", "rgbpose"),
+    "c3d": ("c3d",),
+    "exchange": ("rgbpose",),
+}
 
 
 @dataclasses.dataclass
@@ -173,6 +182,13 @@ def check(model: Model) -> None:
     """Raises UserError for fields of the network that do not go together."""
     found = model.network
     require(found in NETWORKS, "model.network", found, ", ".join(NETWORKS))
+    fresh = Model()
+    for part in (name for name, networks in USED_BY.items() if found not in networks):
+        given, default = getattr(model, part), getattr(fresh, part)
+        for field in dataclasses.fields(given):
+            now, usual = getattr(given, field.name), getattr(default, field.name)
+            what = f"{usual}, its default: network={found} does not use it"
+            require(now == usual, f"model.{part}.{field.name}", now, what)
     if found == "x3d":
         return
     require(not model.attention, "model.attention", True, f"False with network={found}")

@@ -66,6 +66,8 @@ class Heads(nn.Module):
             x = dropped(x, "hidden")
         found["logits"] = _dense(self.classes, x.shape[-1], "label")(x)
         for name, count in zip(PARTS if self.parts else (), self.parts, strict=True):
+            if not count:  # no class is graded
+                continue
             found[name] = _dense(count, width, name)(dropped(features, name))
         xavier = nn.initializers.xavier_uniform()
         if self.cosine:

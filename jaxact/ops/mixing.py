@@ -8,7 +8,8 @@ One lambda, one permutation and one box serve a whole batch and every stream of 
 with one partner and pose with another would leave no label that is true of both. Alphas and
 probabilities may be traced, so a staged schedule changes them without recompiling; alpha 0 is off.
 
-Padding examples need no care here: training batches are full, and evaluation does not mix.
+An example that could not be read (masked out) may be the partner of one that could: give `targets`
+a row of zeros for it (label -1), or the other example is taught the label that stands in its place.
 
 Sources: Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (CutMix); crop.md section 4.
 """

@@ -92,6 +92,7 @@ def make(config: Config) -> Task:
         windows=bound(sliding.windows, data, streams),
         render=bound(render.render, skeleton),
         contract=bound(_contract, config, streams, skeleton),
+        survey=clips.survey,
     )
 
 
@@ -146,6 +147,12 @@ def _validate(config: Config) -> None:
             f"data.{field}.crops",
             seen.crops,
             "1 without data.keep_ratio: a frame squeezed into the square has no ends",
+        )
+        require(
+            seen.crops == 1 or not data.compact,
+            f"data.{field}.crops",
+            seen.crops,
+            "1 with data.compact: the square around the joints has no ends, the crops would be one",
         )
         require(
             not seen.double or ("pose" in model.streams and not seen.flip),
@@ -214,9 +221,11 @@ def _inputs(
         streams["pose"] = maps
     if stage is None:
         return streams, None
-    share = {"fine": losses.onehot(batch["label"], model.classes)}
+    # A skipped example is another's partner in a mixture, but its label is not known.
+    label = jnp.where(batch["mask"], batch["label"], -1)
+    share = {"fine": losses.onehot(label, model.classes)}
     if model.coarse:
-        coarse = jnp.asarray(model.coarse)[batch["label"]]
+        coarse = jnp.where(label >= 0, jnp.asarray(model.coarse)[label], -1)
         share["coarse"] = losses.onehot(coarse, max(model.coarse) + 1)
     # One draw for both streams and all targets: they show the same mixture.
     sizes = [x.shape[2:4] for x in streams.values() if x is not None]
@@ -301,8 +310,11 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
     return {**outputs, "scores": _fused(outputs), "label": batch["label"]}
 
 
-def _contract(config: Config, streams: clips.Streams, skeleton: skeletons.Skeleton) -> Contract:
-    """What `export` ships: one view in, the logits of each head and the fused scores out."""
+def _contract(
+    config: Config, streams: clips.Streams, skeleton: skeletons.Skeleton, stage: Any = None
+) -> Contract:
+    """What `export` ships: one view in (the same in every stage), the logits of each head and the
+    fused scores out."""
     data = config.data
     rule = jax.nn.softmax if data.average == "prob" else lambda x: x
     heads = [f"{stream}{kind}" for kind in ("", "_coarse") for stream in streams]

@@ -11,6 +11,7 @@ Batch keys beside `id` and `mask` (b examples; evaluation batches have v views a
 | severity | i32[b]            | grade of the class table, -1 = not graded |
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.data import diseases, image_audit
+from jaxact.data import class_table, diseases, image_audit
 from jaxact.data.diseases import Balance, Data, Views
 from jaxact.data.pictures import PictureSource
 from jaxact.data.retouch import Augment
@@ -55,33 +56,37 @@ def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     validate(config)
     data, bound = config.data, functools.partial
-    table = diseases.table(data)
+    classes = diseases.meanings(data)
+    table = class_table.build(classes, data.diseases)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
     sizes = (len(table.crops), len(table.diseases), len(table.severities))
     model: Any = networks.build(config.model, len(table.names), sizes, config.dtype)
-    counted = functools.cache(lambda: _counts(data, len(table.names)))
-    scoring = crop_scores.Scoring(config, table, counted)
+    counted = functools.cache(bound(_counts, data, len(table.names)))
+    before = functools.cache(bound(_counts, data, len(table.names), True))
+    scoring = crop_scores.Scoring(config, table, counted, before)
     features = jax.jit(lambda v, image: model.apply(v, image, train=False)["features"])
     return Task(
         model=model,
         counted=model.clone(implementation="conv"),
         classes=table.names,
+        meanings=class_table.as_rows(classes),
         source=bound(diseases.source, data),
         prepare=bound(diseases.prepare, data),
         shapes=bound(diseases.shapes, data),
         inputs=bound(_inputs, config, sizes),
-        loss=bound(_loss, config, _facts(config, counted)),
+        loss=bound(_loss, config, _facts(config, counted, before)),
         infer=bound(_infer, config, counted),
         measure=_measure,
         rows=_rows,
         score=scoring.score,
-        example=lambda path: PictureSource(diseases.examples(data, path)),
+        example=bound(_example, data),
         describe=bound(_describe, table),
         audit=diseases.audit,
         weights=bound(_load_foreign, config),
         sampler=bound(diseases.sampler, data),
         thumbnail=diseases.thumbnail,
+        views=bound(diseases.view_text, data, schema.carried(schema.reached(config), "size")),
         contract=bound(_contract, config),
         metrics=scoring.names(),
         watch=_watch,
@@ -95,8 +100,18 @@ def _survey(data: Data, table: Any, sources: Any) -> tuple[Sequence[str], str]:
     return image_audit.survey(sources, table.names, data.near)
 
 
-def _counts(data: Data, classes: int) -> np.ndarray:
-    """i64[k]: training pictures of each class."""
+def _example(data: Data, path: str) -> PictureSource:
+    return PictureSource(diseases.examples(data, path))
+
+
+def _counts(data: Data, classes: int, whole: bool = False) -> np.ndarray:
+    """i64[k]: training pictures of each class; `whole`: before `data.shots` leaves most out.
+
+    Ones where no annotations are named: how fast a step is (`bench`) does not depend on them.
+    """
+    if not data.annotations:
+        return np.ones(classes, np.int64)
+    data = dataclasses.replace(data, shots=0) if whole else data
     return diseases.counts(diseases.source(data, "train"), classes)
 
 
@@ -123,7 +138,10 @@ def _inputs(
         hyper["mixup_prob"],
         hyper["cutmix_prob"],
     )
-    label, mask = batch["label"], batch["mask"]
+    mask = batch["mask"]
+    # A skipped example is another's partner in a mixture, but its labels are not known.
+    known = {name: jnp.where(mask, batch[name], -1) for name in ("label", *PARTS)}
+    label = known["label"]
     targets = {
         "mask": mask,
         "own": label,
@@ -133,15 +151,21 @@ def _inputs(
     }
     if config.model.kind == "multitask":
         for name, size in zip(PARTS, sizes, strict=True):
-            targets[name] = mixing.targets(mix, losses.onehot(batch[name], size))
+            targets[name] = mixing.targets(mix, losses.onehot(known[name], size))
     return {"image": mixing.apply(mix, image), "gate": hyper["cosine"]}, targets
 
 
 Facts = Callable[[], dict[str, np.ndarray]]
 
 
-def _facts(config: Config, counted: Callable[[], np.ndarray]) -> Facts:
-    """What the loss knows of the training split: read when the first step is traced."""
+def _facts(
+    config: Config, counted: Callable[[], np.ndarray], before: Callable[[], np.ndarray]
+) -> Facts:
+    """What the loss knows of the training split: read when the first step is traced.
+
+    Prior, margins and weights are of what is trained on; which classes are the tail is decided
+    `before` data.shots makes all of them equal.
+    """
 
     @functools.cache
     def found() -> dict[str, np.ndarray]:
@@ -150,7 +174,7 @@ def _facts(config: Config, counted: Callable[[], np.ndarray]) -> Facts:
             "prior": longtail.log_prior(counts),
             "margins": longtail.margins(counts),
             "weights": diseases.balance(config.data, counts),
-            "tail": parts_of.tail(counts, config.loss.tail),
+            "tail": parts_of.tail(before(), config.loss.tail),
         }
 
     return found
@@ -187,7 +211,7 @@ def _loss(config: Config, facts: Facts, outputs: Any, targets: Any, hyper: Hyper
     if config.model.kind == "multitask":
         found["label"] = settings.weights[0] * each
         for name, weight in zip(PARTS, settings.weights[1:], strict=True):
-            if outputs[name].shape[-1]:
+            if name in outputs:
                 entropy = losses.cross_entropy(outputs[name], targets[name], smoothing)
                 found[name] = weight * entropy
     if config.model.center:
@@ -218,7 +242,7 @@ def _infer(
     def one(image: Any) -> Any:
         arguments, _ = _inputs(config, (0, 0, 0), {"image": image}, {}, None, None)
         found = apply(**arguments)
-        return {name: jax.nn.softmax(found[name]) for name in names}
+        return {name: jax.nn.softmax(found[name]) for name in names if name in found}
 
     def both(image: Any) -> Any:
         if not diseases.view_spec(data, purpose).flip:
@@ -232,6 +256,11 @@ def _infer(
         found = jax.tree.map(lambda x: x.mean(0), jax.lax.map(both, views))
     logits = jnp.log(jnp.maximum(found["logits"], jnp.finfo(jnp.float32).tiny))
     if config.eval.tau:
+        if not data.annotations:
+            raise schema.UserError(
+                f"config.eval.tau={config.eval.tau} needs the training counts; allowed: "
+                "config.data.annotations, or 0"
+            )
         logits = longtail.adjusted(logits, longtail.log_prior(counted()), -config.eval.tau)
     return {**found, "logits": jax.nn.log_softmax(logits)}
 
@@ -290,9 +319,10 @@ def _load_foreign(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
     return found, report
 
 
-def _contract(config: Config) -> Contract:
-    """What `export` ships: resized pictures in, probabilities out."""
-    side = config.data.test_size or [stage.size for stage in config.stages if stage.size][-1]
+def _contract(config: Config, stage: Any = None) -> Contract:
+    """What `export` ships: resized pictures in (of this row's size), probabilities out."""
+    last = schema.carried(schema.reached(config), "size")[-1]
+    side = config.data.test_size or (last if stage is None else stage.size)
     ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:

@@ -99,6 +99,13 @@ def validate(config: Config) -> None:
                 value,
                 f"0 without config.model.{field}",
             )
+    if loss.kind == "focal":
+        for index, stage in enumerate(config.stages):
+            for field in ("label_smoothing", "margin"):
+                value = getattr(stage, field)
+                where = f"stages[{index}].{field}"
+                allowed = f"0 with config.loss.kind=focal, which has none (--config.{where}=0.0)"
+                require(max(value, default=0) == 0, where, value, allowed)
     for index, stage in enumerate(config.stages):
         for field in ("label_smoothing", "mixup_prob", "cutmix_prob", "class_weight"):
             value = getattr(stage, field)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import io
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,10 +28,20 @@ HISTORY = ("train_loss", "train_acc", "val_loss", "val_acc", "tail_acc", "macro_
 
 
 class Scoring:
-    """Scores of one config: classes, their hierarchy, and the training counts (read once)."""
+    """Scores of one config: classes, their hierarchy, and the training counts (read once).
 
-    def __init__(self, config: Any, table: Any, counts: Callable[[], np.ndarray]):
-        self.config, self.table, self.counts = config, table, counts
+    `counts` are of what was trained on: the prior. `whole` are those before data.shots: they decide
+    which classes are tail, few, many and the like.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        table: Any,
+        counts: Callable[[], np.ndarray],
+        whole: Callable[[], np.ndarray],
+    ):
+        self.config, self.table, self.counts, self.whole = config, table, counts, whole
 
     def names(self) -> tuple[str, ...]:
         """Every number that `score` can give."""
@@ -77,7 +88,7 @@ class Scoring:
 
     def pieces(self) -> dict[str, np.ndarray]:
         """bool[k] of each part of the tail."""
-        return longtail.parts(self.counts(), self.config.loss.tail)
+        return longtail.parts(self.whole(), self.config.loss.tail)
 
     def _hierarchy(
         self, share: np.ndarray, guess: np.ndarray, labels: np.ndarray
@@ -112,7 +123,8 @@ class Scoring:
 
     def _adjusted(self, logits: np.ndarray, labels: np.ndarray, tau: float) -> dict[str, float]:
         counts = np.maximum(self.counts(), 1)
-        shifted = logits - tau * np.log(counts / counts.sum())
+        # eval.tau has been taken off the logits already.
+        shifted = logits - (tau - self.config.eval.tau) * np.log(counts / counts.sum())
         confusion = Confusion.count(shifted.argmax(1), labels, logits.shape[1])
         tail = longtail.part_scores(confusion, {"tail": self.pieces()["tail"]})
         numbers = {"acc": confusion.top1(), "macro_f1": confusion.macro_f1(), **tail}
@@ -128,7 +140,7 @@ def conclude(
         return Extra()
     labels, logits = end.rows["label"][known], end.rows["logits"][known]
     confusion = Confusion.count(logits.argmax(1), labels, logits.shape[1])
-    names, counts = scoring.table.names, scoring.counts()
+    names, counts = scoring.table.names, scoring.whole()
     files = {
         f"predictions/{end.split}_classes.csv": longtail.class_table(
             confusion, names, counts, config.loss.tail
@@ -143,7 +155,11 @@ def conclude(
         figures.reliability("Reliability", f"As trained; {end.split} split.", before),
     ]
     warmth = end.best_val.get("temperature")
-    if warmth is not None:
+    if warmth is not None and _shared(end.source, diseases.source(config.data, "val")):
+        note = "not shown: the temperature would be fitted and scored on the same pictures"
+        print(f"calibration: {note} ({end.split} holds pictures of val)", file=sys.stderr)
+        numbers["calibration"]["scaled_note"] = note
+    elif warmth is not None:
         after = calibration.numbers(logits / warmth, labels)
         numbers["calibration"] |= {"temperature": warmth, "scaled": after}
         text = f"Logits divided by {warmth:.3f}, fitted on the validation split."
@@ -152,6 +168,12 @@ def conclude(
     if end.pictures:
         drawn.append(_activation_maps(config, model, names, normalised, end))
     return Extra(numbers, files, drawn)
+
+
+def _shared(one: Any, other: Any) -> bool:
+    """Do two sources have a picture in common?"""
+    first, second = ({p.path or p.id for p in source.pictures} for source in (one, other))
+    return bool(first & second)
 
 
 def confusion_table(confusion: Confusion, names: Sequence[str]) -> str:

@@ -266,9 +266,9 @@ def _side(config: Config) -> int:
     return [first, *(stage.size for stage in config.stages if stage.size)][-1]
 
 
-def _contract(config: Config) -> Contract:
+def _contract(config: Config, stage: Any = None) -> Contract:
     """What `export` ships: two crops and the spatial features in, probabilities out."""
-    data, side = config.data, _side(config)
+    data, side = config.data, _side(config) if stage is None else stage.size
     count = pair_features.count(data.places, data.scene)
     inputs: dict[str, Port] = {}
     before: dict[str, Any] = {}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import task as tasks
-from jaxact.config import Config, UserError
+from jaxact.config import Config, UserError, as_dict
 from jaxact.models.initialise import initialise
 from jaxact.task import Task
 from jaxact.train import checkpoint, mesh, plan, state
@@ -121,6 +121,52 @@ def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
     # One program for all the zeros, instead of one for each shape.
     fresh = jax.jit(lambda v: state.create(run.config, groups, v))(variables)
     return mesh.replicate(fresh, run.mesh), groups
+
+
+def drawn_and_frozen(config: Config, groups: Groups, train: str, params: Any) -> str:
+    """A warning where the first stage trains (`train`) a small part of a network that is random.
+
+    "" where `config.init_from` fills it, or at least half of the parameters are trained.
+    """
+    flat = state.flatten(params)
+    trained = groups.select(flat, groups.active(train))
+    still = {path: leaf for path, leaf in flat.items() if path not in trained}
+    sizes = [sum(int(leaf.size) for leaf in part.values()) for part in (still, trained)]
+    if config.init_from or sizes[0] <= sizes[1]:
+        return ""
+    return (
+        f"warning: config.init_from is empty, so {sizes[0]:,} parameters are random and stage 0 "
+        f"(train={train!r}) keeps them so: it fits {sizes[1]:,} parameters to random features; "
+        "give --config.init_from=FILE, or train all groups from the start"
+    )
+
+
+def view_of(run: Run, where: str) -> Any:
+    """The data and shape fields that the checkpoint of `--checkpoint` was validated with.
+
+    Those of its step, if its run had this schedule; else those of the last row.
+    """
+    path = pathlib.Path(where) if where else run.workdir
+    if path.is_dir():
+        folder = find_checkpoint(path)
+        made = folder.parent.parent / "config.json"
+        if folder.name.isdigit() and made.is_file():
+            stored, now = json.loads(made.read_text()), as_dict(run.config)
+            per_epoch = stored.get("steps_per_epoch")
+            same = all(stored["config"].get(k) == now[k] for k in ("stages", "length"))
+            if per_epoch and same:
+                return plan.resolve(run.config, per_epoch).stage(max(int(folder.name) - 1, 0)).view
+    return plan.last_view(run.config)
+
+
+def cold_start(config: Config) -> tuple[str, ...]:
+    """The warning for a recipe of fine-tuning that is given no weights; () where there is none."""
+    if not config.pretrained or config.init_from:
+        return ()
+    return (
+        "warning: config.init_from is empty: this recipe has the rates and the length of "
+        "fine-tuning, and it starts from random weights",
+    )
 
 
 def _paths(listed: str) -> list[pathlib.Path]:

@@ -25,6 +25,8 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     """
     missing: UserError | None = None
     known_metric(run)
+    for line in build.cold_start(run.config):
+        out(line)
     try:
         schedule = run.plan()
     except UserError as error:
@@ -39,6 +41,11 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     for row in cost.table(variables["params"]):
         out(f"{row[0]:<40} {row[1]:>14,}")
     out(groups.text(variables["params"]))
+    warning = build.drawn_and_frozen(
+        run.config, groups, schedule.rows[0].train, variables["params"]
+    )
+    if warning:
+        out(warning)
     programs = {row.program for row in schedule.rows}
     out(f"# {len(programs)} training program(s) to compile, and one for each evaluation shape")
     for purpose, text in view_texts(run.task).items():

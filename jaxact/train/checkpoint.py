@@ -29,20 +29,27 @@ class Checkpoints:
     """The `checkpoints/` folder of a work dir."""
 
     def __init__(
-        self, folder: pathlib.Path, save: Save, metric: str, maximise: bool, say: Callable = print
+        self,
+        folder: pathlib.Path,
+        save: Save,
+        metric: str,
+        maximise: bool,
+        say: Callable = print,
+        keep_every: int = 0,
     ):
+        """`keep_every`: steps; checkpoints of its multiples are never deleted (0 = no such)."""
         self.folder, self.say, self.metric, self.maximise = folder.absolute(), say, metric, maximise
 
         def score(metrics: Any) -> float:
             return float((metrics or {}).get(metric, -float("inf") if maximise else float("inf")))
 
         policies = checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(save.latest),
-                policies.BestN(n=save.best, get_metric_fn=score, reverse=not maximise),
-            ]
-        )
+        wanted: list[Any] = [
+            policies.LatestN(save.latest),
+            policies.BestN(n=save.best, get_metric_fn=score, reverse=not maximise),
+        ]
+        wanted += [policies.EveryNSteps(keep_every)] if keep_every else []
+        keep = policies.AnyPreservationPolicy(wanted)
         self._set_broken_metrics_aside()
         self.manager = ocp.CheckpointManager(
             self.folder,

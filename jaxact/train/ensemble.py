@@ -10,7 +10,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.evaluate import ensemble as fusion
 from jaxact.evaluate.ensemble import Predictions
-from jaxact.train import journal
+from jaxact.train import journal, provenance
 
 SHOWN = ("top1", "top5", "mean_class", "nll", "ece")
 
@@ -146,7 +146,9 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
         "versions": journal.versions(),
     }
     rows = {"scores": fused.astype(np.float32), "label": label.astype(np.int32)}
-    journal.write_predictions(destination, list(ids), rows)
+    members = [provenance.stored(path) for path, _ in files]
+    origin = provenance.fused(members, weights.tolist(), request.space)
+    journal.write_predictions(destination, list(ids), rows, origin)
     journal.write_json(workdir / "ensemble.json", found)
     return text(found)
 
@@ -181,6 +183,13 @@ def search(
             folder = str(path.parent.parent)
             raise UserError(f"--runs={run}: --search needs {beside}; {_maker(folder, '', 'val')}")
         runs.append(read(run, beside, stream))
+        fitted, scored = provenance.stored(beside), provenance.stored(path)
+        if fitted.weights != scored.weights:
+            raise UserError(
+                f"--runs={run}: --search needs both splits from the same weights; {beside.name} is "
+                f"of {fitted.text()}, {path.name} of {scored.text()}; make them again with "
+                "--mode=eval"
+            )
     theirs, tables, label = fusion.align(runs)
     shared = sorted(set(theirs) & set(ids))
     if shared:

@@ -17,14 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core
 
 from jaxact import config as schema
 from jaxact import exported
 from jaxact.config import UserError
 from jaxact.ops import target
 from jaxact.task import Contract, Port
-from jaxact.train import build, journal, predict, state
+from jaxact.train import build, journal, plan, predict, state
+from jaxact.train.reach import reaching
 
 # Programs: file -> (platforms, the one whose form it has). Some operations have another form on
 # CPU; what exists for one maker's GPUs alone is left out, so that one program serves all.
@@ -57,10 +57,17 @@ def export(run: build.Run, where: str, output: pathlib.Path, batch: int = 0) -> 
       Unequal: the self-check failed; nothing is left.
     """
     _possible(output, batch)
-    stage = run.plan(1).rows[-1].view
-    variables, origin = predict.load(run, where, stage)
+    stage = build.view_of(run, where)
+    deal = contract_of(run, stage)
+    inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in deal.inputs.items()}
+
+    def outputs(variables: Any, batch: dict[str, Any]) -> Any:
+        apply = functools.partial(run.task.model.apply, variables, train=False)
+        return deal.call(apply, batch)
+
+    variables, origin = predict.load(run, where, stage, (outputs, inputs))
     _mention_differences(run.config, pathlib.Path(where) if where else run.workdir)
-    return write(run, variables, origin, output, batch)
+    return write(run, variables, origin, output, batch, stage)
 
 
 def _possible(output: pathlib.Path, batch: int) -> None:
@@ -73,15 +80,21 @@ def _possible(output: pathlib.Path, batch: int) -> None:
 
 
 def write(
-    run: build.Run, variables: Any, origin: str, output: pathlib.Path, batch: int = 0
+    run: build.Run,
+    variables: Any,
+    origin: str,
+    output: pathlib.Path,
+    batch: int = 0,
+    stage: Any = None,
 ) -> dict[str, Any]:
     """Writes variables as an artefact to a new folder, checks it, returns its contract.
 
-    `batch` is the number of examples of a call; 0 = any (a symbolic dimension).
+    `batch` is the number of examples of a call; 0 = any (a symbolic dimension). `stage` is the row
+    of the schedule whose shapes it gets; None = the last.
     Raises: as `export`.
     """
     _possible(output, batch)
-    stage = run.plan(1).rows[-1].view
+    stage = stage or plan.last_view(run.config)
     weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
     deal = contract_of(run, stage)
     part = output.with_name(f".{output.name}.{os.getpid()}")  # renamed when it is whole
@@ -106,7 +119,7 @@ def write(
 def contract_of(run: build.Run, stage: Any) -> Contract:
     """What the task says, or the model on the arrays of an example that reach it."""
     if run.task.contract is not None:
-        return run.task.contract()
+        return run.task.contract(stage)
     shapes = run.task.shapes(stage, "predict")
     free = {name: shape for name, shape in shapes.items() if name not in RESERVED}
 
@@ -119,7 +132,7 @@ def contract_of(run: build.Run, stage: Any) -> Contract:
         return run.task.inputs({**rest, **batch}, {}, None, None)[0]
 
     abstract = {name: jax.ShapeDtypeStruct((1, *s), d) for name, (s, d) in free.items()}
-    used = reaching(arguments, abstract)
+    used = [name for name, reaches in reaching(arguments, abstract)[0].items() if reaches]
     return Contract(
         inputs={
             name: Port(free[name][0], np.dtype(free[name][1]), "as the recipe's data have it")
@@ -129,18 +142,6 @@ def contract_of(run: build.Run, stage: Any) -> Contract:
         preprocessing={},
         call=lambda apply, batch: named(apply(**arguments(_filled(batch, free)))),
     )
-
-
-def reaching(function: Callable[[dict[str, Any]], Any], batch: dict[str, Any]) -> list[str]:
-    """Names of the arrays of a batch that the result of `function(batch)` depends on."""
-    closed = jax.make_jaxpr(function)(batch)
-    jaxpr: Any = closed.jaxpr
-    needed = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
-    for equation in reversed(jaxpr.eqns):
-        if needed & set(equation.outvars):
-            needed |= {v for v in equation.invars if isinstance(v, core.Var)}
-    # A dict flattens in the order of its sorted names.
-    return [n for n, v in zip(sorted(batch), jaxpr.invars, strict=True) if v in needed]
 
 
 def _filled(batch: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +277,7 @@ def _mention_differences(config: Any, path: pathlib.Path) -> None:
             before = json.loads(made.read_text())["config"]
             for name, old, new in journal.differences(before, schema.as_dict(config)):
                 # An export needs no data, so paths may be left out; names come from the run then.
-                named = new == "" or name == "data.class_names"
+                named = new == "" or name in ("data.class_names", "data.class_table")
                 if name.split(".")[0] in SHIPPED and not named:
                     journal.say(f"config.{name} was {old!r} in {folder} and is exported as {new!r}")
             return

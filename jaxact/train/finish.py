@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from jaxact.task import Ending, Extra
-from jaxact.train import checkpoint, journal, mesh, summary
+from jaxact.train import checkpoint, journal, mesh, provenance, summary
 from jaxact.train import state as states
 from jaxact.train.build import Run
 from jaxact.train.evaluation import evaluate, say_views
@@ -33,16 +34,22 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     best = fit.files.best()
     variables, kind = best_variables(fit, best)
     purpose = config.eval.split
-    stage = fit.plan.rows[-1].view
+    # As the validation that chose it saw its examples.
+    stage = (fit.plan.rows[-1] if best is None else fit.plan.stage(max(best - 1, 0))).view
     scores, rows, ids = evaluate(run, fit.programs[purpose], variables, purpose, stage)
     step = int(fit.state.step)
     if not any(row["split"] == purpose and row["step"] == step for row in fit.book.rows):
         fit.book.add(step, purpose, scores)
-    journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
+    shared = selection(run, fit.book.rows, ids)
+    tested = fit.files.folder / str(step if best is None else best)
+    origin = provenance.of(variables, str(tested), run.workdir, run.task.views(purpose))
+    stored = run.workdir / "predictions" / f"{purpose}.npz"
+    journal.write_predictions(stored, ids, rows, origin)
     results: dict[str, Any] = {
         "split": purpose,
         "scores": scores,
         **say_views(run.task),
+        **({"selected_on_test": True} if shared else {}),
         "best_step": best,
         "best_val": fit.files.metrics(best) if best is not None else {},
         "weights": kind,
@@ -76,6 +83,22 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     # Last: where it exists, everything else does.
     journal.write_json(run.workdir / "results.json", results)
     return results
+
+
+def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -> int:
+    """How many of the tested examples the checkpoint was chosen on; one line where there are any.
+
+    Nothing is chosen by a single validation.
+    """
+    count = sum(row["split"] == "val" for row in history)
+    shared = len(set(ids) & set(run.source("val").ids)) if count > 1 else 0
+    if shared:
+        journal.say(
+            f"warning: the checkpoint is the best of {count} validations on {shared} of the "
+            f"{len(ids)} examples that are tested: the scores are too good; give the final test a "
+            "split of its own, or validate once (config.eval.every=100%)"
+        )
+    return shared
 
 
 def concluded(run: Run, ending: Ending) -> Extra:

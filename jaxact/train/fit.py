@@ -57,7 +57,17 @@ def open_fit(run: build.Run) -> Fit:
     make_folder(run.workdir)
     evaluation = config.eval
     files = checkpoint.Checkpoints(
-        run.workdir / "checkpoints", config.save, evaluation.metric, evaluation.maximise, say
+        run.workdir / "checkpoints",
+        config.save,
+        evaluation.metric,
+        evaluation.maximise,
+        say,
+        schema.steps(
+            config.save.keep_every,
+            per_epoch=plan.per_epoch,
+            total=plan.total,
+            field="save.keep_every",
+        ),
     )
     origin = run.workdir if files.steps() or not run.resume_from else pathlib.Path(run.resume_from)
     if files.steps() or run.resume_from:
@@ -67,9 +77,15 @@ def open_fit(run: build.Run) -> Fit:
         state = restored(origin, files, config, state)
         say(f"resumed from step {int(state.step)} of {origin}")
     else:
+        for line in build.cold_start(config):
+            say(line)
         state, groups = build.start(run, first, say)
+        warning = build.drawn_and_frozen(config, groups, plan.rows[0].train, state.params)
+        if warning:
+            say(warning)
     # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
-    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total, run.task.classes)
+    names = (run.task.classes, run.task.meanings)
+    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total, *names)
     book.resume(int(state.step))
     say(plan.table())
     say(groups.text(state.params))

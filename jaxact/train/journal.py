@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxact import config as schema
+from jaxact.train.provenance import Provenance
 
 Number = float | int
 
@@ -47,20 +48,22 @@ class Journal:
         per_epoch: int,
         total: int,
         classes: Sequence[str] = (),
+        meanings: Sequence[dict[str, str]] = (),
     ):
         self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
         self.path = workdir / "metrics.jsonl"
-        self._write_config(config, list(classes))
+        self._write_config(config, {"classes": list(classes), "class_table": list(meanings)})
         self.board = self._open_board() if config.save.tensorboard else None
         self.rows: list[dict[str, Any]] = []
 
-    def _write_config(self, config: Any, classes: list[str]) -> None:
+    def _write_config(self, config: Any, names: dict[str, Any]) -> None:
         path, now = self.workdir / "config.json", schema.as_dict(config)
         if path.is_file():
             before = json.loads(path.read_text())["config"]
             for name, old, new in differences(before, now):
                 say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
-        write_json(path, {"config": now, "classes": classes, "versions": versions()})
+        made = {"config": now, **names, "steps_per_epoch": self.per_epoch}
+        write_json(path, {**made, "versions": versions()})
 
     def _open_board(self) -> Any:
         try:
@@ -211,10 +214,15 @@ def _plain(found: Any) -> Any:
     raise TypeError(f"{type(found).__name__} is not JSON")
 
 
-def write_predictions(path: pathlib.Path, ids: list[str], rows: dict[str, np.ndarray]) -> None:
-    """predictions/<split>.npz: `ids` (text) and one array [n, ...] for each row name."""
+def write_predictions(
+    path: pathlib.Path,
+    ids: list[str],
+    rows: dict[str, np.ndarray],
+    origin: Provenance,
+) -> None:
+    """predictions/<split>.npz: `ids` (text), one array [n, ...] for each row name, the origin."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
-    arrays: dict[str, Any] = {"ids": np.array(ids), **rows}
+    arrays: dict[str, Any] = {"ids": np.array(ids), **rows, **origin.arrays()}
     np.savez(part, **arrays)
     part.replace(path)

@@ -113,9 +113,14 @@ def due(fit: Fit, step: int, every: str, first: str, field: str) -> bool:
 def due_any(fit: Fit, step: int) -> bool:
     """Evaluation or checkpoint due?"""
     config = fit.run.config
-    return due(fit, step, config.eval.every, config.eval.first, "eval") or due(
-        fit, step, config.save.every, "0", "save"
-    )
+    return due(fit, step, config.eval.every, config.eval.first, "eval") or save_due(fit, step)
+
+
+def save_due(fit: Fit, step: int) -> bool:
+    """Checkpoint due, to go on from or to keep?"""
+    save = fit.run.config.save
+    kept = duration(fit, save.keep_every, "save.keep_every")
+    return due(fit, step, save.every, "0", "save") or (kept > 0 and step % kept == 0)
 
 
 def flush(fit: Fit, step: int) -> None:
@@ -158,7 +163,7 @@ def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
     scores = None
     if last or due(fit, step, config.eval.every, config.eval.first, "eval"):
         scores = validate(fit, step, stage)
-    if last or scores or fit.signal or due(fit, step, config.save.every, "0", "save"):
+    if last or scores or fit.signal or save_due(fit, step):
         fit.files.save(fit.state, scores)
     if fit.signal:
         fit.files.wait()

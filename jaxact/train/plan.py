@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact.config import Config, UserError, require, steps
+from jaxact.config import Config, UserError, reached, require, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,6 +234,18 @@ def resolve(config: Any, per_epoch: int) -> Plan:
         before = {**before, "values": {k: (v[1], v[1]) for k, v in before["values"].items()}}
     late = tuple(i for i in range(len(starts)) if starts[i] >= total)
     return Plan(tuple(rows), late, total, per_epoch, base)
+
+
+def last_view(config: Any) -> types.SimpleNamespace:
+    """What `Task.prepare` sees in the last row that training reaches; needs no data.
+
+    Rows are carried over but not placed in time: of an epoch of unknown length no step is known.
+    """
+    rows = reached(config)
+    before = _initial(rows[0])
+    for row in rows:
+        before = _carry(row, config.stages.index(row), before)
+    return types.SimpleNamespace(**before["data"], **before["shape"])
 
 
 def _initial(stage: Any) -> dict[str, Any]:

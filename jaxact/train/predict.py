@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,21 +12,31 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches, read_ahead
 from jaxact.task import Ending
-from jaxact.train import build, checkpoint, journal, mesh, pieces
+from jaxact.train import build, checkpoint, journal, mesh, pieces, provenance, state
 from jaxact.train.evaluation import evaluate, results, say_views
 from jaxact.train.finish import concluded, stored_variables
+from jaxact.train.reach import reaching
 from jaxact.train.step import EvalStep, make_eval_step
 
 PURPOSE = "predict"
 
 
-def load(run: build.Run, where: str, stage: Any) -> tuple[Any, str]:
-    """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir."""
+Computed = tuple[Callable[[Any, Any], Any], Any]  # (variables, batch) -> results; abstract batch
+
+
+def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -> tuple[Any, str]:
+    """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir.
+
+    `used` is what will be computed with them; None = predictions.
+    Raises:
+      UserError: they are not there, or lack something that what is computed with them depends on.
+    """
     path = pathlib.Path(where) if where else run.workdir
     if where and path.is_file():
-        variables = build.initial_variables(run, stage)
-        variables, report = build.load_weights(run, path, variables)
+        fresh = build.initial_variables(run, stage)
+        variables, report = build.load_weights(run, path, fresh)
         journal.say(report.splitlines()[0])
+        _complete(path, fresh, variables, used or evaluated(run, stage, PURPOSE))
         return mesh.replicate(variables, run.mesh), str(path)
     if not path.exists():
         raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
@@ -38,17 +48,46 @@ def load(run: build.Run, where: str, stage: Any) -> tuple[Any, str]:
     return mesh.replicate(stored_variables(stored), run.mesh), str(folder)
 
 
+def evaluated(run: build.Run, stage: Any, purpose: str) -> Computed:
+    """The scores of a batch in evaluation."""
+    return make_eval_step(run.task, purpose).whole, build.abstract_batch(
+        run.task, stage, purpose, 1
+    )
+
+
+def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) -> None:
+    """Refuses a foreign file that leaves arrays which the results depend on as they were drawn."""
+    function, batch = used
+    was, now = state.flatten(fresh), state.flatten(variables)
+    counts = state.flatten(reaching(function, fresh, batch)[0])
+    lacking = [name for name, leaf in was.items() if now[name] is leaf and counts[name]]
+    lacking.sort(key=lambda name: not name.startswith("params/"))
+    if lacking:
+        first = f"{lacking[0]} {tuple(was[lacking[0]].shape)}"
+        raise UserError(
+            f"--checkpoint={path} does not fill {len(lacking)} of the {len(was)} arrays of this "
+            f"model, as {first}; allowed: a file with all that is used, or the fields of "
+            "config.model that it was trained with (a training may start from it: "
+            "--config.init_from)"
+        )
+
+
 def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
     """Scores of `config.eval.split`; writes predictions/<split>.npz and eval_<split>.json."""
     purpose = run.config.eval.split
     source = run.source(purpose)
-    stage = run.plan(1).rows[-1].view
-    variables, origin = load(run, where, stage)
+    stage = build.view_of(run, where)
+    variables, origin = load(run, where, stage, evaluated(run, stage, purpose))
     seen = say_views(run.task)
     scores, rows, ids = evaluate(
         run, make_eval_step(run.task, purpose), variables, purpose, stage, source
     )
-    journal.write_predictions(run.workdir / "predictions" / f"{purpose}.npz", ids, rows)
+    stored = run.workdir / "predictions" / f"{purpose}.npz"
+    before = provenance.stored(stored)
+    made = provenance.of(variables, origin, run.workdir, run.task.views(purpose))
+    if before.weights and before != made:
+        journal.say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
+    journal.write_predictions(stored, ids, rows, made)
     found = {
         "split": purpose,
         "checkpoint": origin,
@@ -74,15 +113,19 @@ def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
 
 
 def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
-    """The config with `data.class_names` of the run whose weights are used, if it names none."""
+    """The config with the class names of the run whose weights are used, if it names none.
+
+    As `data.class_names`, or, where classes have a meaning too, as `data.class_table`.
+    """
     data: Any = getattr(config, "data", None)
-    if getattr(data, "class_names", None) == "" and not getattr(data, "annotations", ""):
-        given = pathlib.Path(where)
-        for folder in (given, *given.parents[:2]) if where else (workdir,):
-            path = folder / "config.json"
-            if path.is_file() and json.loads(path.read_text()).get("classes"):
-                named = dataclasses.replace(data, class_names=str(path))
-                return dataclasses.replace(config, data=named)
+    for field, stored in (("class_names", "classes"), ("class_table", "class_table")):
+        if getattr(data, field, None) == "" and not getattr(data, "annotations", ""):
+            given = pathlib.Path(where)
+            for folder in (given, *given.parents[:2]) if where else (workdir,):
+                path = folder / "config.json"
+                if path.is_file() and json.loads(path.read_text()).get(stored):
+                    named = dataclasses.replace(data, **{field: str(path)})
+                    return dataclasses.replace(config, data=named)
     return config
 
 
@@ -135,7 +178,7 @@ def predict(run: build.Run, where: str, request: Request, emit: Callable[[str], 
     if request.window and request.window < request.stride:
         journal.say(f"--stride={request.stride} is longer than --window: parts are not looked at")
     files = _files(task, source, request.render) if request.render else []
-    stage = run.plan(1).rows[-1].view
+    stage = build.view_of(run, where)
     variables, _ = load(run, where, stage)
     program = make_eval_step(task, PURPOSE)
     job = Job(run, request, source, files, stage, variables, program, emit)
@@ -198,7 +241,8 @@ class Job:
 
         def close() -> None:
             assert task.recording is not None
-            if kept and name not in {task.recording(source[i]) for i in self.failed}:
+            # A list, because the thread that reads ahead may add to it.
+            if kept and name not in {task.recording(source[i]) for i in list(self.failed)}:
                 whole = {key: np.stack([row[key] for row in kept]) for key in kept[0]}
                 found = self.describe(whole)
                 self.emit(json.dumps({"id": name, **found}))
@@ -252,36 +296,58 @@ class Job:
         self, waiting: dict[int, tuple[int, float, float]]
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches of windows, as `eval_batches` gives them of examples; `id` counts the windows."""
-        task, request = self.run.task, self.request
+        task = self.run.task
         size, parts = build.eval_size(self.run.config), task.parts(PURPOSE)
         shapes = task.shapes(self.stage, PURPOSE)
-        assert task.windows is not None
 
         def batch(group: list[tuple[int, Any]], part: int) -> dict[str, np.ndarray]:
             full = {n: np.zeros((size, *shape), dtype) for n, (shape, dtype) in shapes.items()}
             full |= {"id": np.full(size, -1, np.int32), "mask": np.arange(size) < len(group)}
             for place, (number, window) in enumerate(group):
                 full["id"][place] = number
-                for name, array in window.arrays(part).items():
+                try:
+                    found = window.arrays(part)
+                except UserError as error:
+                    self.failed[records[number]] = str(error)
+                    full["mask"][place] = False
+                    continue
+                for name, array in found.items():
                     full[name][place] = array
             return full
 
         group: list[tuple[int, Any]] = []
+        records: dict[int, int] = {}  # of the windows in the group
         count = 0
         for record in range(len(self.source)):
-            try:
-                example = self.source[record]
-                for window in task.windows(example, request.window, request.stride):
-                    waiting[count] = record, window.start, window.end
-                    group.append((count, window))
-                    count += 1
-                    if len(group) == size:
-                        yield from (batch(group, part) for part in range(parts))
-                        group = []
-            except UserError as error:
-                self.failed[record] = str(error)
+            for window in self.windows(record):
+                waiting[count] = record, window.start, window.end
+                records[count] = record
+                group.append((count, window))
+                count += 1
+                if len(group) == size:
+                    yield from (batch(group, part) for part in range(parts))
+                    group, records = [], {}
         if group:
             yield from (batch(group, part) for part in range(parts))
+
+    def windows(self, record: int) -> Iterator[Any]:
+        """The windows of a recording, up to where it cannot be read."""
+        task, request = self.run.task, self.request
+        assert task.windows is not None
+        try:
+            windows = task.windows(self.source[record], request.window, request.stride)
+        except UserError as error:
+            self.failed[record] = str(error)
+            return
+        while True:
+            try:
+                window = next(windows, None)
+            except UserError as error:
+                self.failed[record] = str(error)
+                return
+            if window is None:
+                return
+            yield window
 
     def close(
         self, record: int, kept: list[dict[str, Any]], rows: list[dict[str, np.ndarray]]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.weights import convert
+from jaxact.weights import convert, pcan
 from jaxact.weights.convert import Report
 from jaxact.weights.table import (
     Flat,
@@ -92,7 +92,7 @@ def _inflate(flat: Flat, wanted: Flat) -> tuple[Flat, tuple[str, ...]]:
     return flat, (*notes, *((f"{count} 2-D kernels inflated in time",) * (count > 0)))
 
 
-_table = functools.partial(Table, heads=(r"head/(rgb|pose)",), part=_part, adapt=extend_inputs)
+_table = functools.partial(Table, heads=pcan.HEADS, part=_part, adapt=extend_inputs)
 
 RGBPOSE = _table(
     name="RGBPoseConv3D",
@@ -106,9 +106,9 @@ RGBPOSE = _table(
             transposed,
         ),
         *batch_norm("backbone.pose_path.layer{i+1}_lateral.bn", "lateral{i}/to_pose_bn"),
-        *dense("cls_head.fc_rgb", "head/rgb"),
-        *dense("cls_head.fc_pose", "head/pose"),
+        *pcan.RULES,  # of which the original has the two fine classifiers
     ),
+    optional=pcan.OPTIONAL,
 )
 
 

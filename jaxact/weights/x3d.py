@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.weights import convert
+from jaxact.weights import convert, pcan
 from jaxact.weights.convert import Report
 from jaxact.weights.table import (
     Flat,
@@ -134,8 +134,7 @@ def x3d_to_xshift(variables: Mapping[str, Any], stream: str = "rgb") -> dict[str
     return nest(_summed(flatten(variables), f"params/{stream}/" if stream else "params/"))
 
 
-_HEADS = (r"head/(rgb|pose)(_coarse)?", r"head/(rgb|pose)_(fine|coarse)_prototype")
-_table = functools.partial(Table, heads=_HEADS, part=_part, adapt=_fit)
+_table = functools.partial(Table, heads=pcan.HEADS, part=_part, adapt=_fit)
 
 
 def _two_streams() -> tuple[Rule, ...]:
@@ -182,28 +181,9 @@ PCAN = _table(
     name="PCAN RGB + pose X3D",
     rules=(
         *_two_streams(),
-        *(
-            rule
-            for stream in ("rgb", "pose")
-            for source, target in (
-                (f"fc_{stream}", stream),
-                (f"fc_{stream}_coarse", f"{stream}_coarse"),
-                (f"fr_{stream}.spatio_cl_net.cl_fc", f"{stream}_fine_proj"),
-                (f"fr_coarse_{stream}.spatio_cl_net.cl_fc", f"{stream}_coarse_proj"),
-            )
-            for rule in dense(f"cls_head.{source}", f"head/{target}")
-        ),
-        *(
-            Rule(
-                (f"cls_head.fr_{level}{stream}.spatio_cl_net.avg_f",),
-                f"prototypes/head/{stream}_{level or 'fine_'}prototype",
-            )
-            for stream in ("rgb", "pose")
-            for level in ("", "coarse_")
-        ),
+        *pcan.RULES,
     ),
-    # The original keeps these outside its state dict and loses them on reload.
-    optional=(r"prototypes/head/(rgb|pose)_coarse_prototype",),
+    optional=pcan.OPTIONAL,
 )
 
 

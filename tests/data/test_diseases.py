@@ -1,5 +1,6 @@
 """Annotations -> pictures -> arrays of the crop-disease task, and what is said of bad ones."""
 
+import dataclasses
 import json
 import pickle
 import sys
@@ -384,6 +385,13 @@ def test_a_cache_that_cannot_be_written(folder):
 # -------------------------------------------------------------------------------------- the fields
 
 
+@dataclasses.dataclass
+class Sized:
+    """The field of a stage that decides how large pictures are."""
+
+    size: int = schema.shape(224)
+
+
 def fields(**changes):
     data = Data()
     for name, value in changes.items():
@@ -392,7 +400,7 @@ def fields(**changes):
         for part in path:
             node = getattr(node, part)
         setattr(node, last, value)
-    return types.SimpleNamespace(data=data, stages=(stage(64),))
+    return types.SimpleNamespace(data=data, stages=(Sized(size=64),))
 
 
 @pytest.mark.parametrize(
@@ -437,6 +445,17 @@ def test_the_defaults_are_valid():
     diseases.validate(fields())
     diseases.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
     schema._types(Data(), "data.")
+
+
+def test_a_healthy_picture_may_be_called_ungraded(tmp_path):
+    path = tmp_path / "labels.csv"
+    lines = [f"{k}.jpg,0,{text},train" for k, text in enumerate(("none", "None", "", "0"))]
+    path.write_text("\n".join(["file,label,severity,split", *lines, "4.jpg,1,none,train"]))
+    with pytest.raises(UserError, match=r"labels.csv:6: severity 'none' contradicts class 1"):
+        diseases.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
+    path.write_text("\n".join(["file,label,severity,split", *lines]))
+    found = diseases.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
+    assert [p.severity for p in found.pictures] == [0] * 4
 
 
 # ---------------------------------------------------------------------------------- prepared sets

@@ -52,6 +52,15 @@ def test_sound_pictures_give_no_finding(splits):
     assert "ratio 1.0:1" in text
 
 
+def test_only_val_and_test_may_be_the_same_pictures(splits):
+    findings, text = survey({**splits, "test": splits["val"]})
+    assert findings == [] and "val=test" in text
+    findings, text = survey({**splits, "test": splits["train"]})
+    assert findings[0].startswith("test is the training split")
+    assert findings[1].startswith("8 exact copies across train/test")
+    assert text.splitlines()[0].split() == ["class", "name", "train", "val", "test"]
+
+
 def test_exact_copies(splits):
     path(splits, "val", 1).write_bytes(path(splits, "train", 3).read_bytes())
     path(splits, "train", 6).write_bytes(path(splits, "train", 1).read_bytes())
@@ -206,6 +215,41 @@ def test_prepare_ai_challenger(script, challenge, capsys):
     assert diseases.audit(held[1]) == ""
     assert script.main([*dropped, "99"]) == 2
     assert "prepare_crop: --drop 99" in capsys.readouterr().err
+
+
+def test_prepare_metadata(script, tmp_path, capsys):
+    """The layout of the guide, with its CSV that calls a serious class general."""
+    head = "image_name,image_path,label_61,label_name,severity"
+    tables = {
+        "train": ["a.jpg,elsewhere/a.jpg,0,Apple healthy,0", "b c.jpg,x,15,Corn serious,1"],
+        "val": ["d.jpg,x,2,Apple scab serious,2", "e.jpg,x,60,Tomato mosaic virus,1"],
+    }
+    flags = []
+    for split, lines in tables.items():
+        path = tmp_path / f"{split}.csv"
+        path.write_text("\n".join([head, *lines]) + "\n")
+        for line in lines:
+            name, _, label, *_ = line.split(",")
+            folder = tmp_path / "pictures" / split / f"class_{int(label):02d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            scene(int(label)).save(folder / name)
+        flags += [f"--{split}-dir", str(tmp_path / "pictures" / split), f"--{split}-meta", path]
+    out = tmp_path / "made" / "labels.csv"
+    assert script.main(["metadata", *map(str, flags), "--out", str(out)]) == 0
+    assert "severity: 1 of 4 rows corrected by the class table (classes 15)" in (
+        capsys.readouterr().out
+    )
+    from jaxact.data import diseases
+
+    data = diseases.Data(str(out), class_table="ai_challenger", missing="allow")
+    for split, labels, grades in (("train", [0, 15], [0, 2]), ("val", [2, 60], [2, 1])):
+        found = diseases.source(data, split)
+        assert [p.label for p in found.pictures] == labels
+        assert [p.severity for p in found.pictures] == grades
+        assert [diseases.audit(p) for p in found.pictures] == ["", ""]
+    (tmp_path / "val.csv").write_text(head + "\nd.jpg,x,61,what,0\n")
+    assert script.main(["metadata", *map(str, flags), "--out", str(out)]) == 2
+    assert "val.csv:2: label_61 '61'; allowed: 0 to 60" in capsys.readouterr().err
 
 
 def test_prepare_says_what_is_missing(script, tmp_path, capsys):

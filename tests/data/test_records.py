@@ -158,6 +158,10 @@ BAD_RECORDS = {
     "nobody": (dict(keypoint=np.zeros((0, 6, 17, 2))), "it holds no pose"),
     "score shape": (dict(keypoint_score=np.ones((1, 6, 16))), "score is 1x6x16, keypoint is"),
     "score range": (dict(keypoint_score=np.full((1, 6, 17), 3.0)), "scores run from 3 to 3"),
+    "far away": (
+        dict(keypoint=np.where(np.arange(2) == 1, -2001, poses_of()).astype(np.float32)),
+        "a coordinate of 2001 px in a frame of 100x200 (h x w); allowed: up to 2000 px either way",
+    ),
     "all nan": (dict(keypoint=np.full((1, 6, 17, 2), np.nan)), "every joint is NaN"),
     "infinite": (dict(keypoint=np.full((1, 6, 17, 2), np.inf)), "infinite"),
     "joints": (

@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from jaxact.config import UserError
-from jaxact.data import render, sliding, video
+from jaxact.data import lettering, render, sliding, video
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import COCO17, JHMDB15, custom
 
@@ -104,6 +104,44 @@ def test_label_bar_timeline_and_skeleton_are_where_they_belong(tmp_path):
     # The mark of the moment moves along.
     marks = [near(frame[-2], render.WHITE, 60).nonzero()[0].mean() for frame in (first, second)]
     assert marks[0] < 3 and abs(marks[1] - 1.2 / 2 * 160) < 4
+
+
+def test_the_piece_of_a_moment():
+    pieces = [
+        {"start": s, "end": e, "name": "x", "probability": 1.0}
+        for s, e in ((0.5, 1.0), (1.0, 2.0), (3.0, 4.0))
+    ]
+    banner = render.Banner(pieces, (120, 160))
+    for time, wanted in ((0, None), (0.5, 0), (1, 1), (1.9, 1), (2.5, None), (3, 2), (9, 2)):
+        assert banner.at(time) is (None if wanted is None else pieces[wanted]), time
+    assert render.Banner([], (120, 160)).at(1.0) is None
+
+
+def test_letters_that_no_font_has_are_named_once(monkeypatch, caplog):
+    monkeypatch.setattr(lettering, "FILES", ("no such font.ttf", "DejaVuSans.ttf"))
+    for cached in (lettering._file, lettering._complain):
+        cached.cache_clear()
+    latin = lettering.font(("wave", "sit-up (2)"), 20)
+    assert latin.getname() == ImageFont.load_default(20).getname() and not caplog.text
+    for size in (20, 30):
+        lettering.font(("wave", "挥手"), size)
+    assert caplog.text.count("'挥手'") == 1 and "'wave'" not in caplog.text
+    assert lettering.missing(latin, "a 挥b") == "挥"
+    lettering._file.cache_clear()
+
+
+def test_a_font_of_the_system_stands_in(monkeypatch, caplog):
+    """Whichever letter only the other font has."""
+    try:
+        known = ImageFont.truetype("DejaVuSans.ttf", 20)
+    except OSError:
+        pytest.skip("there is no DejaVu Sans on this system")
+    own = ImageFont.load_default(20)
+    letter = lettering.missing(own, "☂♞✈Ωλ")[0]
+    assert not lettering.missing(known, letter)
+    lettering._file.cache_clear()
+    banner = render.Banner([{"start": 0, "end": 1, "name": letter, "probability": 1}], (120, 160))
+    assert not lettering.missing(banner.font, letter) and not caplog.text
 
 
 def test_uncertain_and_undetected_joints_are_left_out():

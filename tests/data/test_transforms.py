@@ -77,6 +77,20 @@ def test_compact(compact, case):
         np.testing.assert_allclose(shares, quadruple, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("far", [400.0, -900.0])
+def test_a_joint_far_away_makes_no_picture_without_bounds(far):
+    size = (48, 64)
+    keypoint = np.random.default_rng(0).uniform(10, 40, (1, 3, 17, 2)).astype(np.float32)
+    near = geometry.compact_box(keypoint, size)
+    keypoint[0, 1, 5] = far
+    x0, y0, x1, y1 = box = geometry.compact_box(keypoint, size)
+    assert -128 <= x0 <= near[0] and near[2] <= x1 <= 192
+    assert -96 <= y0 <= near[1] and near[3] <= y1 <= 144
+    frames, _, new = geometry.crop(np.ones((3, *size, 3), np.uint8), keypoint, box)
+    assert frames.shape[1:3] == new and frames.sum() == 3 * 3 * 48 * 64  # all of it is inside
+    assert geometry.compact_box(keypoint[:, 1:2, 5:6] + [[0, 0], [20, 20]], size) == (0, 0, 64, 48)
+
+
 def test_compact_without_a_joint_in_the_frame():
     keypoint = np.array([[[[-90.0, -80.0], [-20.0, -20.0]]]], np.float32)
     assert geometry.compact_box(keypoint, (100, 100), pad=False) == (0, 0, 100, 100)

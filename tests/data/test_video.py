@@ -337,6 +337,33 @@ def test_scaling_while_reading(tmp_path):
     assert np.abs(small[0, 2:-2, 2:-2, 1] - expected[2:-2, 2:-2]).max() < 4
 
 
+@pytest.mark.parametrize("angle", [0, 90, -90, 180])
+def test_pictures_are_turned_as_the_file_says(tmp_path, angle):
+    """A phone held upright stores pictures that lie, and notes a rotation."""
+    colours = [[(255, 0, 0), (0, 255, 0)], [(0, 0, 255), (255, 255, 255)]]
+    picture = np.array(colours, np.uint8).repeat(32, 0).repeat(48, 1)  # h 64, w 96
+    path = tmp_path / "turned.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv444p"
+        stream.set_display_rotation(angle)
+        for i in range(12):
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
+            frame.pts = i
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    shown = np.rot90(picture, angle // 90)
+    with Video(path) as video:
+        assert video.size == shown.shape[:2] and video.frames == 12
+        found = video.read([11, 0])
+        assert found.shape == (2, *shown.shape)
+        assert np.abs(found.astype(int) - shown).max() < 16
+        small = video.read([3], (shown.shape[0] // 2, shown.shape[1] // 2))[0]
+        assert np.abs(small[4::16, 4::16].astype(int) - shown[8::32, 8::32]).max() < 16
+    index = frame_index.cached(str(path), lambda: pytest.fail("made again"))
+    assert index.turns == angle // 90 % 4
+
+
 def test_index_is_made_once_per_version_of_a_file(tmp_path, monkeypatch):
     made = []
     real = frame_index.build

@@ -79,6 +79,7 @@ VARIANTS = {
     "one side first": {"data__keep_ratio": True},
     "views": {
         "data__keep_ratio": True,
+        "data__compact": False,
         "data__val": action.Views(clips=2, crops=3, flip=True),
         "data__test": action.Views(clips=3, crops=3),
     },
@@ -387,6 +388,23 @@ def test_the_loss_is_four_weighted_entropies_of_the_given_labels(labels):
         np.testing.assert_allclose(term, weight * entropy, rtol=1e-5)
 
 
+def test_clips_trained_and_tested_on_are_found(clips, tmp_path):
+    found = config(clips)
+    task = action.make(found)
+    sources = {purpose: task.source(purpose) for purpose in ("train", "val", "test")}
+    findings, table = task.survey(sources)
+    assert findings == [] and "val, test            8 ids        8 videos" in table
+    clip = sources["train"].clips[3]
+    again = dataclasses.replace(clip, id="z")  # the same file under another name
+    sources["test"] = data_clips.ClipSource([clip, again])
+    findings, table = task.survey(sources)
+    assert findings == [
+        f"train and test share 1 ids and 1 videos, as {clip.id!r}: what is trained on is tested"
+    ]
+    sources["test"] = data_clips.ClipSource([again])
+    assert "share 0 ids and 1 videos" in task.survey(sources)[0][0]
+
+
 def test_label_smoothing_is_that_of_the_stage():
     task = action.make(config())
     batch = training_batch((0, 3, 5, 7))
@@ -440,6 +458,7 @@ def test_coarse_classes_are_given_not_guessed():
         (dict(data__sampling="dense"), "uniform, for a pose stream"),
         (dict(data__test=action.Views(crops=2)), "1 or 3"),
         (dict(data__val=action.Views(crops=3)), "data.keep_ratio"),
+        (dict(data__val=action.Views(crops=3), data__keep_ratio=True), "1 with data.compact"),
         (dict(data__rotate=5.0), "data.rotate=5.0"),
         (dict(streams="video"), "rgb, pose, rgb"),
         (dict(model__rgb__temporal="shfit"), "conv, shift"),

@@ -139,7 +139,7 @@ def loss_of(counts, hyper, logits=LOGITS, labels=LABELS, lam=1.0, order=None, co
         "order": order,
     }
     outputs = {"logits": jnp.asarray(logits), **more}
-    facts = crop._facts(config, lambda: np.asarray(counts))
+    facts = crop._facts(config, *[lambda: np.asarray(counts)] * 2)
     found = crop._loss(config, facts, outputs, targets, {**zero, **hyper})
     return {name: float(each.mean()) for name, each in found.items()}
 
@@ -613,6 +613,12 @@ def test_check_prints_the_plan_the_survey_and_its_warnings(annotations, tmp_path
         (dict(loss__center_norm="l2"), r"config.loss.center_norm='l2'"),
         (dict(loss__tail=2.0), r"config.loss.tail=2.0"),
         (dict(model__dropout=1.0), r"config.model.dropout=1.0"),
+        (dict(loss__kind="focal"), r"stages\[0\].label_smoothing=\(0.05,\).*loss.kind=focal"),
+        (
+            dict(loss__kind="focal", stages=(crop.Stage(margin=(1.0,)),)),
+            r"stages\[0\].margin=\(1.0,\).*loss.kind=focal",
+        ),
+        (dict(data__cache=96, data__cache_dir="x", stages=(crop.Stage(),)), "largest.*224 px"),
     ],
 )
 def test_mistakes_are_named(annotations, fields, said):

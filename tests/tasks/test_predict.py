@@ -13,7 +13,7 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, records, sliding
+from jaxact.data import generated, inputs, records, sliding
 from jaxact.data.video import Video
 from jaxact.train import build, checkpoint, journal, pieces, predict
 from jaxact.train.predict import Request
@@ -243,6 +243,25 @@ def test_poses_that_do_not_fit_are_named_and_the_rest_is_done(trained, clips, tm
     assert predicted(trained, Request(str(videos)), "this model needs poses; give") == []
 
 
+def test_only_the_poses_that_are_asked_for_are_converted(trained, clips, tmp_path, monkeypatch):
+    """Once for each clip: not the whole file again for each of thousands of videos."""
+    videos, poses, listed = some(clips, tmp_path)
+    broken = pose_line(listed[2], score=[])
+    lines = [pose_line(listed[0]), pose_line(listed[1]), broken]
+    poses.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    asked, checked = [], records.poses.checked
+    monkeypatch.setattr(
+        records.poses, "checked", lambda *a, **k: (asked.append(a[3]), checked(*a, **k))[1]
+    )
+    data, streams = config("pose").data, ("pose",)
+    source = inputs.examples(data, streams, 8, str(videos), str(poses))
+    for clip, known in zip((source[0], source[1]), listed, strict=False):
+        np.testing.assert_array_equal(clip.keypoint, known.keypoint)
+    assert len(asked) == 2
+    with pytest.raises(UserError, match="score"):
+        source[2]
+
+
 # ----------------------------------------------------------------------------- what goes wrong
 
 
@@ -258,6 +277,41 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_done(trained, clips, tmp_p
         said = [line for line in capfd.readouterr().err.splitlines() if "left out" in line]
         assert len(said) == 2 and str(cut) in said[0] and f"{listed[2].id}.mp4" in said[1]
     assert [p.name for p in (tmp_path / "out").iterdir()] == [f"{listed[0].id}.mp4"]
+
+
+@pytest.mark.parametrize("trained", ["rgb"], indirect=True)
+def test_a_window_that_breaks_counts_against_its_own_recording(trained, clips, tmp_path, capfd):
+    """Late in a batch that windows of the next recording fill up."""
+    videos, _, listed = some(clips, tmp_path)
+    wanted = predicted(trained, Request(str(videos), window=0.5, stride=0.4))
+    run = build.open_run(predict.with_names(config("rgb"), trained[1], ""), trained[1])
+    real = run.task.windows
+
+    @dataclasses.dataclass
+    class Broken:
+        start: float
+        end: float
+
+        def arrays(self, part):
+            raise UserError("a picture is lost")
+
+    def windows(clip, seconds, stride):
+        for index, window in enumerate(real(clip, seconds, stride)):
+            broken = clip.id.endswith(f"{listed[0].id}.mp4") and index == 2
+            yield Broken(window.start, window.end) if broken else window
+
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, windows=windows))
+    lines = []
+    request = Request(str(videos), window=0.5, stride=0.4)
+    with pytest.raises(UserError, match="1 of 3 inputs failed; the first: a picture is lost"):
+        predict.predict(run, "", request, lambda line: lines.append(json.loads(line)))
+    assert capfd.readouterr().err.count("left out: a picture is lost") == 1
+    first = str(videos / f"{listed[0].id}.mp4")
+    own = [line for line in wanted if line["id"] == first]
+    assert len(own) > 4 and own[-1]["windows"] == len(own) - 1
+    kept = [line for index, line in enumerate(wanted) if line["id"] != first]
+    assert [line for line in lines if line["id"] != first] == kept
+    assert [line for line in lines if line["id"] == first] == own[:2] + own[3:-1]
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,15 @@ from jaxact.config import UserError
 from jaxact.data import generated, skeletons
 from jaxact.evaluate import cost
 from jaxact.tasks import action
-from jaxact.train import build, checkpoint
+from jaxact.tasks.action import Exchange
+from jaxact.train import build, check, checkpoint
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
 TINY = f"--config={RECIPE}:tiny"
 PARAMETERS = {
     "": 36_147_928,
     "fusion": 36_147_928,
-    "conservative": 36_147_928,
+    "conservative": 36_155_614,
     "rgb_only": 31_757_436,
     "pose_only": 2_024_860,
     "late": 33_782_296,
@@ -74,6 +75,58 @@ def test_limbs_are_ordered_as_in_published_weights():
     assert skeletons.find(config.data.skeleton).limbs[:4] == ((0, 5), (0, 6), (5, 7), (7, 9))
 
 
+# Of each recipe what its sources say: batch, lr at that batch, weight decay, epochs, schedule,
+# frames, px of the training crop and in evaluation, map scale and sigma, clips and mirror of the
+# test, loss weights that count (RGB, pose, coarse ones).
+BOTH = ("8+32", 224, 256, 0.25, 0.7, 10, "no")
+ALONE = (56, 64, 1.0, 0.6, 10, "double", (1.0,))
+PINNED = {
+    "": (48, 0.0075, 1e-4, 20, "step", *BOTH, (1.0, 1.0, 0.0, 0.0)),
+    "fusion": (48, 0.0075, 1e-4, 20, "step", *BOTH, (1.0, 1.0, 0.0, 0.0)),
+    "late": (48, 0.0075, 1e-4, 20, "step", *BOTH, (1.0, 1.0, 0.0, 0.0)),
+    "conservative": (48, 0.0005, 2e-4, 15, "cosine", *BOTH, (1.0, 1.5, 0.6, 1.2)),
+    "rgb_only": (96, 0.15, 1e-4, 180, "cosine", "8", 224, 224, 0.25, 0.7, 10, "no", (1.0,)),
+    "pose_only": (128, 0.2, 3e-4, 180, "cosine", "32", *ALONE),
+    "posec3d": (128, 0.2, 3e-4, 240, "cosine", "48", *ALONE),
+    "posec3d_limb": (128, 0.2, 3e-4, 240, "cosine", "48", *ALONE),
+    "c3d_light": (128, 0.2, 3e-4, 240, "cosine", "48", *ALONE),
+    "x3d_shallow": (128, 0.2, 3e-4, 240, "cosine", "48", *ALONE),
+}
+
+
+@pytest.mark.parametrize("variant", PINNED)
+def test_numbers_of_the_published_recipes(variant):
+    config, task = made(variant)
+    view = build.open_run(config, ROOT).plan(10).rows[0].view
+    data, optim, model = config.data, config.optim, config.model
+    streams = model.streams.split("+")
+    frames = [{"rgb": data.rgb_frames, "pose": data.pose_frames}[name] for name in streams]
+    mirror = "double" if data.test.double else "flip" if data.test.flip else "no"
+    weights = dict(zip(("rgb", "pose"), model.loss_weights[:2], strict=True))
+    counted = tuple(weights[name] for name in streams)
+    if len(streams) == 2:
+        counted += model.loss_weights[2:]
+        assert bool(model.coarse) == any(model.loss_weights[2:])
+    assert PINNED[variant] == (
+        *(config.batch_size, optim.lr, optim.weight_decay, int(config.length.split()[0])),
+        *(optim.schedule, "+".join(map(str, frames)), view.size, data.test_size),
+        *(data.scale, data.sigma, data.test.clips, mirror, counted),
+    )
+    assert optim.name == "sgd" and optim.momentum == 0.9 and not optim.nesterov
+    assert optim.clip == 40 and optim.lr_batch in (0, config.batch_size)
+    assert optim.warmup == "0" and optim.min_lr == 0
+    if optim.schedule == "step":
+        assert optim.milestones == ("12 epochs", "16 epochs") and optim.gamma == 0.1
+    assert data.val == action.Views() and data.test.crops == 1
+    assert data.resize == (256 if "rgb" in streams else 64) and data.area == (0.56, 1.0)
+    assert data.flip == 0.5 and not any(data.jitter) and data.compact and data.padding == 0.25
+    assert model.dropout == (0.5, 0.5)
+    assert len(config.stages) == 1 and view.augment == "full"
+    assert not any(config.stages[0].label_smoothing + config.stages[0].mixup)
+    assert not any(config.stages[0].cutmix)
+    assert task.views("val") == f"1 clip x 1 crop, no flip, {data.test_size} px"
+
+
 def test_schedules_of_the_published_recipes():
     """Learning rates by epoch of the originals, at their batch sizes and another one."""
     for variant, batch, wanted in (
@@ -98,7 +151,16 @@ def test_mistakes_of_the_model_are_named():
         ("tiny", {"streams": "rgb"}, r"model.streams='rgb' .*: rgb\+pose"),
         ("tiny", {"attention": True}, "model.attention=True .*: False with network=rgbpose"),
         ("tiny", {"depthwise": "conv"}, "model.depthwise='conv' .*: auto"),
-        ("posec3d", {"c3d": action.C3D(stages=9), "network": "c3d"}, "c3d stages 9: 1 to 5"),
+        ("c3d_light", {"c3d": action.C3D(stages=9)}, "c3d stages 9: 1 to 5"),
+        (
+            "posec3d",
+            {"network": "c3d"},
+            r"temporal_strides=\(1, 1, 2\) .*: \(1, 1, 1\)",
+        ),
+        ("tiny", {"network": "slowonly"}, r"exchange.rgb_after=\(1, 2\) .*network=slowonly does"),
+        ("posec3d", {"pose": action.Backbone()}, r"model.pose.blocks=\(3, 5, 11, 7\) .*not use"),
+        ("c3d_light", {"rgb_resnet": action.ResNet3D(width=8)}, "model.rgb_resnet.width=8 .*: 64"),
+        ("late", {"c3d": action.C3D(width=8)}, "model.c3d.width=8 .*: 32, its default"),
         ("posec3d", {"pose_resnet": action.ResNet3D(blocks=(1,))}, r"inflate \(0, 0, 1, 1\)"),
         ("tiny", {"exchange": action.Exchange((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
         (
@@ -134,7 +196,7 @@ def runs(clips, tmp_path_factory):
     """Work dirs of the two paths (as they are before training) and of a fusion from them."""
     root = tmp_path_factory.mktemp("runs")
     for seed, stream in enumerate(("rgb", "pose"), 1):
-        config, _ = made("tiny", network="slowonly", streams=stream)
+        config, _ = made("tiny", network="slowonly", streams=stream, exchange=Exchange())
         config.seed = seed
         run = build.open_run(config, root / stream)
         state, _ = build.start(run, run.plan(4).rows[0].view, lambda line: None)
@@ -187,7 +249,24 @@ def test_a_fusion_starts_with_what_its_parts_learned(runs, clips, tmp_path):
             np.testing.assert_array_equal(now, value)
 
 
+def test_fine_tuning_without_weights_is_a_warning(tmp_path):
+    warning = "warning: config.init_from is empty: this recipe has the rates"
+    lines = []
+    for variant in (*PARAMETERS, *SMALLER, "tiny"):
+        config, _ = made(variant)
+        found = build.cold_start(config)
+        assert bool(found) == (variant in ("", "fusion", "late", "conservative")), variant
+        config.init_from = "runs/rgb,runs/pose"
+        assert build.cold_start(config) == ()
+    config, _ = made("tiny")
+    config.pretrained = True
+    with pytest.raises(UserError, match="annotations is empty"):
+        check.check(build.open_run(config, tmp_path), lines.append)
+    assert lines[0].startswith(warning)
+
+
 def test_check_prints_the_costs(clips):
     ended = command.trained(TINY, *command.data(clips), "--mode=check")
+    assert "init_from" not in ended.out
     assert "lateral0" in ended.out and "multiply-adds for one example" in ended.out
     assert "train 16, val 8, test 8 examples, all readable" in ended.out

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import generated, skeletons, views
+from jaxact.data import clip_contract, generated, skeletons, views
 from jaxact.data.pipeline import eval_batches
 from jaxact.ops import heatmap
 from jaxact.tasks import action
@@ -92,7 +92,7 @@ def test_batches_do_not_grow_with_the_number_of_clips():
     assert len(sizes) == 1
 
 
-@pytest.mark.parametrize("fields", [{}, {"keep_ratio": True}])
+@pytest.mark.parametrize("fields", [{}, {"keep_ratio": True, "compact": False}])
 def test_parts_together_are_all_views(clips, fields):
     """Same frames, same box, in the same order, as if prepared at once."""
     spec = action.Views(clips=6, crops=3 if fields else 1)
@@ -256,7 +256,7 @@ def test_views_are_said_and_a_difference_is_a_warning(clips, capfd):
     line = "views val: 1 clip x 1 crop, no flip, 32 px | test: 1 clip x 1 crop, no flip, 32 px\n"
     assert capfd.readouterr().err == line
     spec = action.Views(clips=10, crops=3, flip=True)
-    unlike = action.make(config(clips, test=spec, keep_ratio=True))
+    unlike = action.make(config(clips, test=spec, keep_ratio=True, compact=False))
     assert evaluation.say_views(unlike)["views"]["test"] == "10 clips x 3 crops, flip, 32 px"
     assert "\nwarning: val and test see an example differently" in capfd.readouterr().err
 
@@ -276,6 +276,15 @@ def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
     train, val, test = macs
     assert train == val and test == 20 * val
     assert any("2 such parts of the views" in line for line in lines)
+
+
+def test_an_export_says_how_evaluation_sees_a_clip():
+    """What training alone draws is not in it; when the whole frame is taken is."""
+    data = action.Data(interval=(0.5, 1.0), test=action.Views(clips=2))
+    found = clip_contract.preprocessing(data, ("rgb", "pose"), skeletons.COCO17)
+    assert "interval" not in found["frames"]
+    assert "less than 10 px" in found["crop"]["whole_frame_if"]
+    assert found["crop"]["leaves_the_image_at_most_by"] == "2 of its widths and heights"
 
 
 @pytest.mark.parametrize("streams", ["rgb+pose", "rgb"])

@@ -13,6 +13,7 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import UserError
+from jaxact.models import classifier
 from jaxact.train import plan, state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -173,6 +174,8 @@ def test_the_resolutions_of_the_guides_contradictions():
     assert [row_at(late, e)["sampler"] for e in (0, 20, 39, 40, 49)] == ["natural"] * 3 + [
         "weighted"
     ] * 2
+    alone = schedule(rebalance="deferred")  # needs no other flag
+    assert [row_at(alone, e)["sampler"] for e in (0, 39, 40)] == ["natural"] * 2 + ["weighted"]
     # Mixup halves from any start (row 30).
     assert [row_at(schedule(mixup_alpha=0.1), e)["mixup"] for e in (0, 10, 12, 15)] == (
         pytest.approx([0.1, 0.05, 0.025, 0])
@@ -221,10 +224,69 @@ def test_every_variant_resolves():
         schema.validate(config)
         found = plan.resolve(config, 50)
         assert found.rows[0].start == 0, name
+        # Without the training split the row that evaluation sees is the same.
+        assert plan.last_view(config) == found.rows[-1].view, name
         for stage in config.stages:
             assert dataclasses.is_dataclass(stage)
     with pytest.raises(UserError, match="no variant 'leave'"):
         module.get_config("leave")
+
+
+def test_the_last_view_of_stages_that_are_never_reached():
+    config = schema.load(RECIPE)
+    for length, size in (
+        ("50 epochs", 256),
+        ("30 epochs", 224),
+        ("31 epochs", 256),
+        ("20 steps", 224),  # an epoch has a step at least
+        ("60 steps", 256),  # one of two steps would do
+    ):
+        config.length = length
+        assert plan.last_view(config).size == size, length
+    config.stages = (config.stages[0], type(config.stages[0])(start="5 steps", size=64))
+    config.length = "1 epochs"
+    assert plan.last_view(config).size == 64
+    config.length = "5 steps"
+    assert plan.last_view(config).size == 224
+
+
+def test_a_step_schedule_needs_milestones_and_has_the_guides():
+    config = schema.load(RECIPE)
+    config.optim.schedule, config.optim.warmup = "step", "0"
+    config.stages = config.stages[:1]
+    found = plan.resolve(config, 3)
+    rates = [float(found.hyper(3 * epoch)["lr"]) for epoch in (0, 19, 20, 39, 40, 49)]
+    np.testing.assert_allclose(rates, [5e-4] * 2 + [5e-5] * 2 + [5e-6] * 2, rtol=1e-5)
+    config.optim.milestones = ()
+    with pytest.raises(UserError, match=r"config.optim.milestones=\(\).*step"):
+        schema.validate(config)
+
+
+def test_rebalanced_variants_choose_among_rebalanced_epochs():
+    for name in ("crt", "deferred"):
+        config = schema.load(RECIPE, name)
+        starts = schema.steps(config.stages[-1].start, per_epoch=10, total=500)
+        first = schema.steps(config.eval.first, per_epoch=10, total=500)
+        # A validation at step s is of the weights of the step before.
+        assert starts < first <= starts + 10 and config.eval.metric == "macro_f1", name
+        found = plan.resolve(config, 10)
+        assert float(found.hyper(0)["label_smoothing"]) == pytest.approx(0.05)
+        assert float(found.hyper(0)["mixup"]) == pytest.approx(0.2)
+    config = schema.load(RECIPE, "crt")
+    found = plan.resolve(config, 10)
+    before, after = (float(found.hyper(step)["lr"]) for step in (399, 400))
+    assert 8 < after / before < 10 and after < 1.2 * config.optim.lr
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny"])
+def test_layerwise_groups_fit_each_family(backbone):
+    model = classifier.build(classifier.Model(backbone=backbone), 5, (0, 0, 0), "float32")
+    shapes = jax.eval_shape(
+        lambda key: model.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0)
+    )
+    optim = schema.Optim(name="adamw", groups=recipe().layerwise(backbone, 0.75))
+    found = state.resolve_groups(optim, shapes["params"])
+    assert set(found.member.values()) == {group.name for group in optim.groups}
 
 
 def test_layerwise_rates():

@@ -268,14 +268,6 @@ def test_a_fixed_batch(toy, tmp_path):
         model(x=np.ones((2, 8), np.float32))
 
 
-def test_reaching():
-    def function(batch):
-        doubled = {name: 2 * x for name, x in batch.items()}
-        return doubled["a"] + 1, batch["c"]
-
-    assert export.reaching(function, dict.fromkeys("dcba", np.float32(1))) == ["a", "c"]
-
-
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [

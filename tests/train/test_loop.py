@@ -121,6 +121,22 @@ def test_predictions_are_those_of_the_named_weights(whole):
     assert results["scores"]["top1"] == pytest.approx(right.mean())
 
 
+def test_a_checkpoint_chosen_on_what_is_tested_is_said(tmp_path, monkeypatch, capfd):
+    """Both splits with the same examples; one validation alone chooses nothing."""
+    apart = blobs.Source.__init__
+
+    def same(self, config, purpose):
+        apart(self, config, "train" if purpose == "train" else "test")
+
+    monkeypatch.setattr(blobs.Source, "__init__", same)
+    results = train(tmp_path / "often")
+    assert results["selected_on_test"] is True
+    said = capfd.readouterr().err
+    assert "warning: the checkpoint is the best of 2 validations on 21 of the 21 examples" in said
+    assert "selected_on_test" not in train(tmp_path / "once", eval__every="100%")
+    assert "warning: the checkpoint" not in capfd.readouterr().err
+
+
 def test_raw_weights_are_named_too(tmp_path):
     assert train(tmp_path, length="3 steps", optim__ema=0.0)["weights"] == "raw"
 

@@ -31,8 +31,8 @@ CASES = {
 }
 
 
-def network(classes=60, **fields):
-    return ConvRecognizer(heads.Head(classes), **fields)
+def network(classes=60, head=None, **fields):
+    return ConvRecognizer(heads.Head(classes, **(head or {})), **fields)
 
 
 def clips_of(streams="rgb+pose", joints=17):
@@ -113,6 +113,30 @@ def test_a_file_round_trip(tmp_path):
     loaded, report = resnet3d.load(path, variables_of(**FUSED), strict=True)
     assert report.table == "RGBPoseConv3D"
     jax.tree.map(np.testing.assert_array_equal, loaded, dict(variables))
+
+
+def test_the_head_of_pcan_on_two_paths(tmp_path):
+    """A checkpoint of the four-loss head starts a network with or without each of its parts."""
+    coarse = (0, 0, 1, 1, 1)
+    whole = {"coarse_classes": 2, "prototypes": heads.Prototypes(coarse)}
+    variables = variables_of(concrete=True, head=whole, **FUSED)
+    kept = {p: v for p, v in table.flatten(variables).items() if "coarse_prototype" not in p}
+    path = file_of(tmp_path / "a.pth", resnet3d.RGBPOSE, kept)
+    assert b"cls_head.fr_coarse_rgb.spatio_cl_net.cl_fc.weight" in path.read_bytes()
+    target = variables_of(head=whole, **FUSED)
+    loaded, report = resnet3d.load(path, target)
+    flat = table.flatten(loaded)
+    for name, value in kept.items():
+        np.testing.assert_array_equal(flat[name], value, name)
+    assert all("coarse_prototype" in name for name in report.missing) and not report.unused
+    four = {"coarse_classes": 2}
+    loaded, report = resnet3d.load(path, variables_of(head=four, **FUSED))
+    np.testing.assert_array_equal(
+        loaded["params"]["head"]["rgb_coarse"]["kernel"], flat["params/head/rgb_coarse/kernel"]
+    )
+    assert not report.missing and all(".spatio_cl_net." in key for key in report.unused)
+    loaded, report = resnet3d.load(path, variables_of(**FUSED))
+    assert not report.missing and "cls_head.fc_pose_coarse.bias" in report.unused
 
 
 OLD = "backbone.pose_path.layer1_lateral.bn.bias"

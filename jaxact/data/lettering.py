@@ -1,0 +1,65 @@
+"""A font that has the letters of some texts: Pillow's own has Latin ones only."""
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import ImageFont
+
+_log = logging.getLogger(__name__)
+
+# Files that systems keep for Chinese, Japanese and Korean, and at last for many other scripts.
+FILES = (
+    *("NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansSC-Regular.otf"),
+    *("SourceHanSansSC-Regular.otf", "SourceHanSansCN-Regular.otf"),
+    *("wqy-microhei.ttc", "wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
+    *("PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Light.ttc", "Arial Unicode.ttf"),
+    *("msyh.ttc", "simhei.ttf", "simsun.ttc", "DejaVuSans.ttf"),
+)
+
+
+def font(texts: Sequence[str], size: int) -> Any:
+    """The first font with every letter of `texts`, `size` px: Pillow's own, then the system's.
+
+    Where there is none it is Pillow's own, and a warning (once) names what cannot be read.
+    """
+    letters = "".join(sorted({letter for text in texts for letter in text if letter.strip()}))
+    file = _file(letters)
+    if file is None:
+        _complain(tuple(sorted(text for text in set(texts) if missing(_own(size), text))))
+    return ImageFont.truetype(file, size) if file else _own(size)
+
+
+def missing(found: Any, text: str) -> str:
+    """The letters of a text that a font draws as its box for unknown ones."""
+    unknown = bytes(found.getmask("\U0010ffff"))
+    return "".join(x for x in text if x.strip() and bytes(found.getmask(x)) == unknown)
+
+
+def _own(size: int) -> Any:
+    return ImageFont.load_default(size)
+
+
+@functools.lru_cache(maxsize=64)
+def _file(letters: str) -> str | None:
+    """The font file for these letters; "" = Pillow's own, None = none."""
+    if not missing(_own(24), letters):
+        return ""
+    for name in FILES:
+        try:
+            found = ImageFont.truetype(name, 24)
+        except OSError:
+            continue  # not on this system
+        if not missing(found, letters):
+            return str(found.path)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _complain(texts: tuple[str, ...]) -> None:
+    _log.warning(
+        "no font on this system has the letters of %s: they are drawn as boxes; install one, as "
+        "Noto Sans CJK",
+        ", ".join(map(repr, texts)),
+    )

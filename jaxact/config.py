@@ -143,6 +143,22 @@ class Input:
 
 
 @dataclasses.dataclass
+class Mesh:
+    """The devices as a grid data x fsdp x tensor, and the processes that hold them."""
+
+    data: int = 0  # ways of copies, each with its part of the batch; 0 = all devices left
+    fsdp: int = 1  # ways that parameters, optimiser state and average are split; a batch too
+    tensor: int = 1  # ways that heads and MLPs of a vision transformer are split
+    min_size: int = 65536  # numbers; smaller arrays are not split by fsdp
+    hosts: str = "one"  # one | given (the three below) | auto (Slurm, Open MPI, TPU tell them)
+    coordinator: str = ""  # given: host:port of process 0
+    processes: int = 0  # given
+    process: int = -1  # given: number of this one, from 0
+    start_timeout: int = 300  # s that processes wait for each other at the start
+    timeout: int = 60  # s without a sign of life after which a process counts as lost
+
+
+@dataclasses.dataclass
 class Config:
     """One run. A task extends this with `model`, `data` and its kind of `stages`."""
 
@@ -157,6 +173,7 @@ class Config:
     eval: Eval = dataclasses.field(default_factory=Eval)
     save: Save = dataclasses.field(default_factory=Save)
     input: Input = dataclasses.field(default_factory=Input)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
 
 # ------------------------------------------------------------------------------------- durations
@@ -265,6 +282,7 @@ def validate(config: Config) -> None:
     require(len(set(names)) == len(names), "optim.groups", names, "names that differ")
     for index, group in enumerate(optim.groups):
         _regex(group.pattern, f"optim.groups[{index}].pattern")
+    _validate_mesh(config.mesh)
     if optim.schedule == "cosine_restarts":
         require(
             bool(optim.restart_every), "optim.restart_every", "", "a duration for cosine_restarts"
@@ -273,6 +291,23 @@ def validate(config: Config) -> None:
     if optim.schedule == "step":
         allowed = 'durations for step, as "20 epochs","40 epochs"'
         require(bool(optim.milestones), "optim.milestones", optim.milestones, allowed)
+
+
+def _validate_mesh(mesh: Mesh) -> None:
+    require(mesh.data >= 0, "mesh.data", mesh.data, "0 (all devices left) or more")
+    require(mesh.fsdp >= 1, "mesh.fsdp", mesh.fsdp, "1 or more")
+    require(mesh.tensor >= 1, "mesh.tensor", mesh.tensor, "1 or more")
+    require(mesh.min_size >= 1, "mesh.min_size", mesh.min_size, "1 or more")
+    require(mesh.start_timeout >= 1, "mesh.start_timeout", mesh.start_timeout, "1 s or more")
+    require(mesh.timeout >= 2, "mesh.timeout", mesh.timeout, "2 s or more")
+    allowed = ("one", "given", "auto")
+    require(mesh.hosts in allowed, "mesh.hosts", mesh.hosts, ", ".join(allowed))
+    if mesh.hosts == "given":
+        place = re.fullmatch(r".+:\d+", mesh.coordinator) is not None
+        require(place, "mesh.coordinator", mesh.coordinator, "host:port of process 0")
+        require(mesh.processes >= 1, "mesh.processes", mesh.processes, "1 or more")
+        last = mesh.processes - 1
+        require(0 <= mesh.process <= last, "mesh.process", mesh.process, f"0 to {last}")
 
 
 def _regex(pattern: str, field: str) -> None:

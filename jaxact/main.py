@@ -8,7 +8,9 @@ import errno
 import json
 import os
 import pathlib
+import signal
 import sys
+import traceback
 from typing import Any
 
 from absl import flags
@@ -16,7 +18,10 @@ from ml_collections import config_flags
 
 from jaxact import config as schema
 from jaxact.config import UserError
+from jaxact.train import hosts
 
+# Exit codes that all hosts come to at the same step: done, diverged, interrupted.
+TOGETHER = (0, 3, 128 + signal.SIGTERM)
 MODES = ("train", "eval", "predict", "check", "bench", "export", "ensemble")
 
 FLAGS = flags.FLAGS
@@ -105,14 +110,21 @@ def field_names(node: object, path: str = "") -> list[str]:
 
 def run() -> int:
     """One call for the mode that the flags name; returns the exit code."""
-    # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.train import bench, build, check, export, journal, loop, predict
-
     if MODE.value == "ensemble":
         return ensemble()
     config = loaded_config()
     schema.validate(config)
     mode = MODE.value
+    if config.mesh.hosts != "one" and mode not in ("train", "eval"):
+        raise UserError(
+            f"config.mesh.hosts={config.mesh.hosts!r} with --mode={mode}; allowed: one "
+            "(only train and eval run on several hosts)"
+        )
+    hosts.keep(config.mesh, pathlib.Path(WORKDIR.value or "."))
+    # Imported late, so that a misspelt flag is answered at once.
+    from jaxact.train import bench, build, check, export, journal, loop, predict
+
+    hosts.begin(config.mesh)
     if not WORKDIR.value and (
         mode in ("train", "eval") or (mode in ("predict", "export") and not CHECKPOINT.value)
     ):
@@ -123,7 +135,9 @@ def run() -> int:
     if mode == "train":
         loop.train(opened)
     elif mode == "eval":
-        print(json.dumps(predict.evaluate_split(opened, CHECKPOINT.value), indent=1))
+        found = predict.evaluate_split(opened, CHECKPOINT.value)
+        if hosts.first():
+            print(json.dumps(found, indent=1))
     elif mode == "predict":
         if not INPUT.value:
             raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
@@ -187,6 +201,19 @@ def cache_compilations() -> None:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs, on several hosts together with the others; returns the exit code."""
+    try:
+        code = outcome(arguments)
+    except BaseException as error:
+        hosts.blame(error)
+        if not hosts.several():
+            raise
+        traceback.print_exc()
+        code = 1
+    return hosts.leave(code, together=code in TOGETHER)
+
+
+def outcome(arguments: list[str]) -> int:
     """Runs and turns exceptions into the documented exit codes."""
     try:
         parse(arguments)

@@ -9,7 +9,7 @@ import functools
 import queue
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -60,16 +60,18 @@ def _epoch(order: Order, epoch: int) -> np.ndarray:
 
 
 class _Positions:
-    """Positions [start, end) as a random-access source of plain integers."""
+    """Positions [start, end), or some rows of every batch among them, as a random-access source."""
 
-    def __init__(self, start: int, end: int):
-        self.start, self.end = start, end
+    def __init__(self, start: int, end: int, batch: int, rows: Sequence[int] | None = None):
+        self.start, self.end, self.batch = start, end, batch
+        self.rows = range(batch) if rows is None else rows
 
     def __len__(self) -> int:
-        return self.end - self.start
+        return (self.end - self.start) // self.batch * len(self.rows)
 
     def __getitem__(self, index: int) -> int:
-        return self.start + index
+        number, place = divmod(index, len(self.rows))
+        return self.start + number * self.batch + self.rows[place]
 
 
 class _Load:
@@ -127,9 +129,9 @@ def _placed(position: int, size: int, parts: int) -> tuple[int, int]:
 
 
 def _run(
-    load: _Load, positions: _Positions, batch: int, config: Config
+    load: _Load, positions: _Positions, config: Config
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    dataset: Any = grain.MapDataset.source(positions).map(load).batch(batch)
+    dataset: Any = grain.MapDataset.source(positions).map(load).batch(len(positions.rows))
     options = config.input
     read = grain.ReadOptions(
         num_threads=options.threads, prefetch_buffer_size=max(options.prefetch, options.threads)
@@ -151,9 +153,18 @@ def _run(
 
 
 def train_batches(
-    config: Config, task: Task, source: Any, stage: Any, start: int, end: int
+    config: Config,
+    task: Task,
+    source: Any,
+    stage: Any,
+    start: int,
+    end: int,
+    rows: Sequence[int] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
-    """Batches of steps [start, end) of one stage; leading axis b = config.batch_size."""
+    """Batches of steps [start, end) of one stage; leading axis b = config.batch_size.
+
+    With `rows` only those of every batch: what one of several hosts reads.
+    """
     weights = task.sampler(source, stage) if task.sampler else None
     order = Order(
         len(source),
@@ -165,7 +176,7 @@ def train_batches(
     load = _Load(task, source, stage, "train", config)
     load.order = order
     size = config.batch_size
-    return _run(load, _Positions(start * size, end * size), size, config)
+    return _run(load, _Positions(start * size, end * size, size, rows), config)
 
 
 def eval_batches(
@@ -176,12 +187,13 @@ def eval_batches(
     purpose: str,
     size: int,
     failed: dict[int, str] | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Every example once, in order; the last batch is padded with mask = False.
 
     Where examples come in parts, `task.parts(purpose)` batches in a row hold the parts of the same
     examples. With `failed`, examples that cannot be read are masked out and their reasons put
-    there (which takes threads: no worker processes are started).
+    there (which takes threads: no worker processes are started). `rows` as in `train_batches`.
     """
     load = _Load(task, source, stage, purpose, config)
     load.size, load.parts, load.failed = size, task.parts(purpose), failed
@@ -189,7 +201,7 @@ def eval_batches(
         threads = dataclasses.replace(config.input, workers=0)
         config = dataclasses.replace(config, input=threads)
     padded = -(-len(source) // size) * size
-    return _run(load, _Positions(0, padded * load.parts), size, config)
+    return _run(load, _Positions(0, padded * load.parts, size, rows), config)
 
 
 def read_ahead(items: Iterator[Any]) -> Generator[Any, None, None]:

@@ -14,7 +14,8 @@ from jaxact import task as tasks
 from jaxact.config import Config, UserError, as_dict
 from jaxact.models.initialise import initialise
 from jaxact.task import Task
-from jaxact.train import checkpoint, mesh, plan, state
+from jaxact.train import checkpoint, hosts, mesh, plan, state
+from jaxact.train.sharding import Layout
 from jaxact.train.state import Groups, TrainState
 
 
@@ -28,6 +29,11 @@ class Run:
     workdir: pathlib.Path
     resume_from: str = ""  # another work dir, whose newest state a fresh one starts from
     sources: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Where each array of the state lies."""
+        return Layout(self.mesh, self.config.mesh.min_size)
 
     def source(self, purpose: str) -> Any:
         """The examples of one split, opened once."""
@@ -48,7 +54,7 @@ class Run:
 def open_run(config: Config, workdir: pathlib.Path, resume_from: str = "") -> Run:
     """Makes the task and the mesh, and checks that batches split over the devices."""
     task = tasks.make(config)
-    grid = mesh.make_mesh()
+    grid = mesh.make_mesh(config.mesh)
     mesh.check_batch(config.batch_size // config.optim.accumulate, grid, "batch_size")
     mesh.check_batch(eval_size(config), grid, "eval.batch_size")
     return Run(config, task, grid, workdir, resume_from)
@@ -95,11 +101,15 @@ def value_names(config: Any) -> list[str]:
     return [f.name for f in fields if f.metadata.get("kind") == "value"]
 
 
-def initial_variables(run: Run, stage: Any) -> Any:
-    """Fresh variables from the seed, on every device."""
+def drawn_variables(run: Run, stage: Any) -> Any:
+    """Fresh variables from the seed, the same on each host."""
     key = jax.random.key(run.config.seed)
-    variables = initialise(run.task.model, key, **_arguments(run, stage), train=False)
-    return mesh.replicate(variables, run.mesh)
+    return initialise(run.task.model, key, **_arguments(run, stage), train=False)
+
+
+def initial_variables(run: Run, stage: Any) -> Any:
+    """Fresh variables from the seed, on the devices."""
+    return run.layout.place(drawn_variables(run, stage))
 
 
 def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
@@ -107,20 +117,25 @@ def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
 
     Of several checkpoints each fills what it holds, in their order.
     """
-    variables = initial_variables(run, stage)
+    variables = drawn_variables(run, stage)
     if run.config.init_from:
         reports = []
         for path in _paths(run.config.init_from):
             variables, report = load_weights(run, path, variables)
             reports.append(report)
             say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        (run.workdir / "init_report.txt").write_text("\n\n".join(reports) + "\n")
-        variables = mesh.replicate(variables, run.mesh)
+        if hosts.first():
+            run.workdir.mkdir(parents=True, exist_ok=True)
+            (run.workdir / "init_report.txt").write_text("\n\n".join(reports) + "\n")
+    variables = run.layout.place(variables)
     groups = state.resolve_groups(run.config.optim, variables["params"])
+
     # One program for all the zeros, instead of one for each shape.
-    fresh = jax.jit(lambda v: state.create(run.config, groups, v))(variables)
-    return mesh.replicate(fresh, run.mesh), groups
+    def create(found: Any) -> TrainState:
+        return state.create(run.config, groups, found)
+
+    places = run.layout.places(jax.eval_shape(create, variables))
+    return jax.jit(create, out_shardings=places)(variables), groups
 
 
 def drawn_and_frozen(config: Config, groups: Groups, train: str, params: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.evaluate import cost
-from jaxact.train import build, state
+from jaxact.train import build, mesh, state
 from jaxact.train.evaluation import view_texts
 from jaxact.train.fit import known_metric
 from jaxact.train.journal import say
@@ -65,7 +65,7 @@ def shapes_and_costs(
     size = run.config.batch_size if purpose == "train" else build.eval_size(run.config)
     batch = build.abstract_batch(run.task, stage, purpose, size)
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
-    each = total / run.mesh.size / 2**20
+    each = total / mesh.shards(run.mesh) / 2**20
     parts = 1 if purpose == "train" else run.task.parts(purpose)
     note = f"; {parts} such parts of the views of an example" if parts > 1 else ""
     out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
@@ -96,10 +96,9 @@ def bytes_of_state(
         "opt_state": fresh.opt_state,
         "ema": fresh.ema,
     }
-    out("# bytes of the state on each device (replicated)")
+    out("# bytes of the state on each device")
     for name, tree in parts.items():
-        total = sum(int(np.prod(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        out(f"{name:<12} {total:>14,}")
+        out(f"{name:<12} {run.layout.bytes_of(tree):>14,}")
 
 
 def audit(run: build.Run, out: Callable[[str], None]) -> None:

@@ -18,6 +18,7 @@ import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
 from jaxact.config import Save, UserError
+from jaxact.train import hosts
 from jaxact.train.state import TrainState
 
 ITEMS = ("weights", "progress")
@@ -66,7 +67,8 @@ class Checkpoints:
 
     def _set_broken_metrics_aside(self) -> None:
         """The manager reads all of them at once and gives up at one that is no JSON."""
-        for path in self.folder.glob("*/metrics/metrics"):
+        broken = self.folder.glob("*/metrics/metrics") if hosts.first() else ()
+        for path in broken:
             try:
                 json.loads(path.read_text())
             except ValueError as error:
@@ -74,6 +76,7 @@ class Checkpoints:
                 shutil.rmtree(aside, ignore_errors=True)
                 path.parent.rename(aside)
                 self.say(f"{path} is corrupt ({_first_line(error)}); moved to {aside}")
+        hosts.meet()
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first."""
@@ -109,6 +112,8 @@ class Checkpoints:
             raise self._failed(-1, error) from error
 
     def _failed(self, step: int, error: Exception) -> UserError:
+        if isinstance(error, ValueError):
+            hosts.blame(error)  # what hosts agree on before they write fails if one is gone
         first = _first_line(error)
         free = shutil.disk_usage(self.folder).free // 2**20
         kept = self.manager.all_steps()
@@ -137,11 +142,13 @@ class Checkpoints:
             except UNREADABLE as error:
                 corrupt.append((step, _first_line(error)))
                 continue
-            for number, reason in corrupt:
+            hosts.meet()  # all have read what they are about to lose
+            for number, reason in corrupt if hosts.first() else ():
                 aside = self.folder / f"corrupt-{number}"
                 shutil.rmtree(aside, ignore_errors=True)
                 (self.folder / str(number)).rename(aside)
                 self.say(f"checkpoint {number} is corrupt ({reason}); moved to {aside}")
+            hosts.meet()
             if corrupt:
                 self.manager.reload()
             return found

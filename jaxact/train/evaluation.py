@@ -55,9 +55,14 @@ def results(
                 if part < program.parts - 1:
                     continue
                 metrics, rows = program.close(sums, device | mesh.split({"mask": mask}, grid))
+            numbers = np.asarray(host["id"])
+            if mesh.several(grid):
+                ours = mesh.split({"id": numbers, "mask": mask}, grid)
+                metrics, rows, all_of = mesh.whole((metrics, rows, ours), grid)
+                numbers, mask = np.asarray(all_of["id"]), np.asarray(all_of["mask"])
             real = np.asarray(mask)
             found = {name: np.asarray(array)[real] for name, array in rows.items()}
-            yield np.asarray(host["id"])[real], metrics, found
+            yield numbers[real], metrics, found
 
 
 def evaluate(
@@ -70,7 +75,9 @@ def evaluate(
     """
     source = run.source(purpose) if source is None else source
     merged, kept, ids = None, [], []
-    stream = eval_batches(run.config, run.task, source, stage, purpose, eval_size(run.config))
+    size = eval_size(run.config)
+    mine = mesh.rows(run.mesh, size)
+    stream = eval_batches(run.config, run.task, source, stage, purpose, size, rows=mine)
     for numbers, metrics, rows in results(program, variables, stream, run.mesh):
         merged = metrics if merged is None else jax.tree.map(lambda a, b: a + b, merged, metrics)
         kept.append(rows)

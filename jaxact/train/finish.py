@@ -1,5 +1,6 @@
 """The end of a training: the final test with the best checkpoint, and what is written about it."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from jaxact.task import Ending, Extra
-from jaxact.train import checkpoint, journal, mesh, provenance, summary
+from jaxact.train import checkpoint, hosts, journal, mesh, provenance, summary
 from jaxact.train import state as states
 from jaxact.train.build import Run
 from jaxact.train.evaluation import evaluate, say_views
@@ -42,7 +43,9 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         fit.book.add(step, purpose, scores)
     shared = selection(run, fit.book.rows, ids)
     tested = fit.files.folder / str(step if best is None else best)
-    origin = provenance.of(variables, str(tested), run.workdir, run.task.views(purpose))
+    origin = provenance.of(
+        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.views(purpose)
+    )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
     journal.write_predictions(stored, ids, rows, origin)
     results: dict[str, Any] = {
@@ -76,7 +79,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     results |= extra.numbers
     shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
     journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
-    if config.save.report:
+    if config.save.report and hosts.first():
         page = run.workdir / "report.html"
         summary.write_report(page, run, results, fit.book.rows, rows, ids, extra.figures)
         journal.say(f"report: {page}")
@@ -102,8 +105,11 @@ def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -
 
 
 def concluded(run: Run, ending: Ending) -> Extra:
-    """What the task adds; its files are written."""
-    extra = Extra() if run.task.conclude is None else run.task.conclude(ending)
+    """What the task adds; its files are written. Of several hosts the first one's work alone."""
+    if run.task.conclude is None:
+        return Extra()
+    ending = dataclasses.replace(ending, variables=mesh.own(ending.variables, run.mesh))
+    extra = run.task.conclude(ending) if hosts.first() else Extra()
     journal.write_texts(run.workdir, extra.files)
     return extra
 
@@ -114,7 +120,7 @@ def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:
     if best is None or best == int(fit.state.step):
         return states.weights(fit.state, ema=True), kind
     folder = fit.files.folder / str(best)
-    return mesh.replicate(stored_variables(checkpoint.read_weights(folder)), fit.run.mesh), kind
+    return fit.run.layout.place(stored_variables(checkpoint.read_weights(folder))), kind
 
 
 def stored_variables(stored: dict[str, Any]) -> Any:

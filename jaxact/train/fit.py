@@ -7,10 +7,8 @@ import signal
 import time
 from typing import Any
 
-import jax
-
 from jaxact import config as schema
-from jaxact.train import build, checkpoint, journal
+from jaxact.train import build, checkpoint, journal, mesh
 from jaxact.train import state as states
 from jaxact.train.plan import Plan
 from jaxact.train.state import TrainState
@@ -136,12 +134,14 @@ def make_folder(path: pathlib.Path) -> None:
 def compile_programs(fit: Fit) -> None:
     """One program for each distinct batch shape and trainable set still ahead, before step 1."""
     run = fit.run
-    sharding = jax.sharding.NamedSharding(run.mesh, jax.sharding.PartitionSpec("data"))
+    sharding = mesh.batch_sharding(run.mesh)
     for row, _, _ in fit.plan.segments(int(fit.state.step)):
         if row.program in fit.programs:
             continue
         begin = time.monotonic()
-        step = make_train_step(run.config, run.task, fit.plan, fit.groups, row)
+        step = make_train_step(
+            run.config, run.task, fit.plan, fit.groups, row, run.layout, fit.state
+        )
         batch = build.abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
         compiled = step.lower(fit.state, batch).compile()
         fit.programs[row.program] = compiled

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 
 from jaxact import config as schema
+from jaxact.train import hosts
 from jaxact.train.provenance import Provenance
 
 Number = float | int
 
 
 def say(text: str) -> None:
-    """One line for the person watching (standard error: standard output belongs to results)."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person watching (standard error: standard output belongs to results).
+
+    Of several hosts the first one speaks, and it alone writes what this module writes.
+    """
+    if hosts.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:
@@ -52,8 +57,9 @@ class Journal:
     ):
         self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
         self.path = workdir / "metrics.jsonl"
-        self._write_config(config, {"classes": list(classes), "class_table": list(meanings)})
-        self.board = self._open_board() if config.save.tensorboard else None
+        if hosts.first():
+            self._write_config(config, {"classes": list(classes), "class_table": list(meanings)})
+        self.board = self._open_board() if config.save.tensorboard and hosts.first() else None
         self.rows: list[dict[str, Any]] = []
 
     def _write_config(self, config: Any, names: dict[str, Any]) -> None:
@@ -83,6 +89,8 @@ class Journal:
                     continue  # half a line from a killed process: its step is computed again
                 if row["step"] <= step:
                     self.rows.append(row)
+        if not hosts.first():
+            return
         part = self.path.with_suffix(".part")
         part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
         part.replace(self.path)
@@ -92,6 +100,8 @@ class Journal:
         clean = {k: float(f"{float(v):.9g}") for k, v in numbers.items()}
         row = {"step": step, "epoch": round(step / self.per_epoch, 6), "split": split, **clean}
         self.rows.append(row)
+        if not hosts.first():
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if self.board is not None:
@@ -155,6 +165,8 @@ def clock_text(seconds: float) -> str:
 
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes whole or not at all."""
+    if not hosts.first():
+        return
     part = path.with_suffix(path.suffix + ".part")
     part.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
     part.replace(path)
@@ -200,6 +212,8 @@ def lines(target: str) -> Iterator[Callable[[str], None]]:
 
 def write_texts(folder: pathlib.Path, files: dict[str, str]) -> None:
     """Writes texts by their path below a folder, each whole or not at all."""
+    if not hosts.first():
+        return
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,6 +235,8 @@ def write_predictions(
     origin: Provenance,
 ) -> None:
     """predictions/<split>.npz: `ids` (text), one array [n, ...] for each row name, the origin."""
+    if not hosts.first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     arrays: dict[str, Any] = {"ids": np.array(ids), **rows, **origin.arrays()}

@@ -3,6 +3,7 @@ report."""
 
 import contextlib
 import math
+import os
 import signal
 import time
 from collections.abc import Generator, Iterator
@@ -13,7 +14,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.data.pipeline import train_batches
-from jaxact.train import build, finish, journal, mesh, transition
+from jaxact.train import build, finish, hosts, journal, mesh, transition
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead, evaluate
 from jaxact.train.fit import Diverged, Fit, Interrupted, open_fit
@@ -63,7 +64,8 @@ def steps(fit: Fit) -> str:
     step = int(fit.state.step)
     for row, start, end in plan.segments(step):
         transition.enter(fit, row, start)
-        host = train_batches(config, run.task, run.source("train"), row.view, start, end)
+        mine = mesh.rows(run.mesh, size)
+        host = train_batches(config, run.task, run.source("train"), row.view, start, end, mine)
         with contextlib.closing(timed(fit, host)) as stream:
             batches = ahead(stream, lambda batch: mesh.split(batch, run.mesh))
             begin = time.monotonic()
@@ -75,6 +77,8 @@ def steps(fit: Fit) -> str:
                     jax.block_until_ready(fit.pending[-3][1]["loss"])
                 fit.progress.steps += 1
                 last = step == plan.total
+                if hosts.stopping(step):
+                    fit.signal = signal.SIGTERM
                 if fit.signal or last or step % config.save.log_every == 0 or due_any(fit, step):
                     flush(fit, step)
                     fit.progress.busy += time.monotonic() - begin
@@ -204,7 +208,17 @@ def patience_over(fit: Fit) -> bool:
 
 @contextlib.contextmanager
 def stop_signals(fit: Fit) -> Iterator[None]:
-    """SIGTERM and SIGINT ask for a save at the next step; a second one kills as usual."""
+    """SIGTERM and SIGINT ask for a save at the next step; a second one kills as usual.
+
+    Of several hosts JAX hears SIGTERM, and tells all of them (`hosts.stopping`).
+    """
+    if hosts.several():
+        old = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, old)
+        return
 
     def ask(number: int, frame: Any) -> None:
         fit.signal = number

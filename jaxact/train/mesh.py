@@ -1,33 +1,136 @@
-"""One mesh over all devices; batches are split along it, everything else is replicated."""
+"""The grid of devices, and how arrays get onto it and off it, on one host or many.
 
+Axes: "data" (copies), "fsdp" (copies that share one state), "tensor" (parts of a layer). A batch is
+split along the first two; what of the state is split is in `sharding`.
+"""
+
+import functools
+import math
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxact import config as schema
 from jaxact.config import UserError
 
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")  # axes that a batch is split along
 
-def make_mesh() -> Mesh:
-    """All devices on one axis "data". Auto axes: the compiler places the collectives."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+def make_mesh(options: schema.Mesh | None = None) -> Mesh:
+    """All devices of all hosts. Auto axes: the compiler places the collectives.
+
+    Raises:
+      UserError: data x fsdp x tensor is not the number of devices.
+    """
+    options, devices = options or schema.Mesh(), jax.device_count()
+    fixed = options.fsdp * options.tensor
+    data = options.data or max(devices // fixed, 1)
+    if data * fixed != devices:
+        raise UserError(
+            f"config.mesh: data={options.data} x fsdp={options.fsdp} x tensor={options.tensor} "
+            f"over {devices} devices; allowed: fsdp x tensor divides {devices}, and data is 0 or "
+            "the quotient"
+        )
+    shape = (data, options.fsdp, options.tensor)
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Along b over `BATCH`."""
+    axes = tuple(axis for axis in BATCH if axis in mesh.axis_names)
+    return NamedSharding(mesh, PartitionSpec(axes))
+
+
+def shards(mesh: Mesh) -> int:
+    """Parts that a batch is split into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH if axis in mesh.axis_names)
+
+
+def several(mesh: Any) -> bool:
+    """Are there devices of other processes in it?"""
+    return len(mesh.local_devices) < mesh.size
 
 
 def check_batch(size: int, mesh: Mesh, field: str) -> None:
     """A batch must split evenly over the devices."""
-    if size % mesh.size:
+    count = shards(mesh)
+    if size % count:
         raise UserError(
-            f"config.{field}={size} does not split over {mesh.size} devices; "
-            f"allowed: multiples of {mesh.size}"
+            f"config.{field}={size} does not split over {count} devices; "
+            f"allowed: multiples of {count}"
         )
 
 
+def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
+    """Which rows of every batch of `size` this process reads, ascending; None = all of them.
+
+    Rows of devices that share them (along "tensor") are read by each process that has one.
+    """
+    if not several(mesh):
+        return None
+    found: set[int] = set()
+    for part in batch_sharding(mesh).addressable_devices_indices_map((size,)).values():
+        found |= set(range(size)[part[0]]) if part else set()
+    return tuple(sorted(found))
+
+
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Puts a host batch on the devices, sharded along b; returns at once."""
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+    """Puts the rows that this process read (`rows`) on its devices; returns at once.
+
+    The result is the global batch, sharded along b.
+    """
+    place = batch_sharding(mesh)
+    if not several(mesh):
+        return jax.device_put(batch, place)
+    count = shards(mesh)
+    mine = len(rows(mesh, count) or ())
+    return {
+        name: jax.make_array_from_process_local_data(
+            place, array, (len(array) * count // mine, *array.shape[1:])
+        )
+        for name, array in batch.items()
+    }
+
+
+def place(tree: Any, places: Any) -> Any:
+    """Puts a tree on the devices by a tree of shardings; leaves are equal on all hosts, or global
+    already."""
+
+    def put(leaf: Any, where: NamedSharding) -> Any:
+        if not several(where.mesh):
+            return jax.device_put(leaf, where)
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return _moved(where)(leaf)
+        # Without the check of device_put, which would send every leaf to all hosts.
+        whole = np.asarray(leaf)
+        return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+    return jax.tree.map(put, tree, places)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """Puts a tree whole on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    where = NamedSharding(mesh, PartitionSpec())
+    return place(tree, jax.tree.map(lambda _: where, tree))
+
+
+def whole(tree: Any, mesh: Mesh) -> Any:
+    """Arrays that every process can read in full. Where there are several, all must call it."""
+    if not several(mesh):
+        return tree
+    return _moved(NamedSharding(mesh, PartitionSpec()))(tree)
+
+
+def own(tree: Any, mesh: Mesh) -> Any:
+    """The tree for work that one host does by itself; all must call it, then it is theirs alone."""
+    if not several(mesh):
+        return tree
+    return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), whole(tree, mesh))
+
+
+@functools.lru_cache(maxsize=256)
+def _moved(where: NamedSharding) -> Any:
+    return jax.jit(lambda tree: tree, out_shardings=where)

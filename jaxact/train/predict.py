@@ -33,11 +33,11 @@ def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -
     """
     path = pathlib.Path(where) if where else run.workdir
     if where and path.is_file():
-        fresh = build.initial_variables(run, stage)
+        fresh = build.drawn_variables(run, stage)
         variables, report = build.load_weights(run, path, fresh)
         journal.say(report.splitlines()[0])
         _complete(path, fresh, variables, used or evaluated(run, stage, PURPOSE))
-        return mesh.replicate(variables, run.mesh), str(path)
+        return run.layout.place(variables), str(path)
     if not path.exists():
         raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
     folder = build.find_checkpoint(path)
@@ -45,7 +45,7 @@ def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -
     build.same_shapes(build.abstract_variables(run, stage), stored, folder)
     kind = "ema" if stored.get("ema") else "raw"
     journal.say(f"{kind} weights of {folder}")
-    return mesh.replicate(stored_variables(stored), run.mesh), str(folder)
+    return run.layout.place(stored_variables(stored)), str(folder)
 
 
 def evaluated(run: build.Run, stage: Any, purpose: str) -> Computed:
@@ -84,7 +84,8 @@ def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
     )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
     before = provenance.stored(stored)
-    made = provenance.of(variables, origin, run.workdir, run.task.views(purpose))
+    own = mesh.own(variables, run.mesh)
+    made = provenance.of(own, origin, run.workdir, run.task.views(purpose))
     if before.weights and before != made:
         journal.say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
     journal.write_predictions(stored, ids, rows, made)

@@ -8,11 +8,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxact.config import Config
 from jaxact.task import Batch, Task
+from jaxact.train import mesh as meshes
 from jaxact.train import state as states
 from jaxact.train.plan import Plan, Row
+from jaxact.train.sharding import Layout
 from jaxact.train.state import Groups, TrainState
 
 
@@ -37,11 +40,20 @@ def total(means: dict[str, Any]) -> Any:
     return sum(mean for name, mean in means.items() if name.startswith("loss/"))
 
 
-def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row: Row) -> Any:
+def make_train_step(
+    config: Config,
+    task: Task,
+    plan: Plan,
+    groups: Groups,
+    row: Row,
+    layout: Layout | None = None,
+    state: TrainState | None = None,
+) -> Any:
     """The jitted update of rows like `row`: (state, batch) -> (state, metrics f32[]).
 
     Only the row's batch shape and trained groups matter here (`Row.program`). Randomness is
-    `fold_in(seed, step)`; the schedule is read at `state.step`.
+    `fold_in(seed, step)`; the schedule is read at `state.step`. With a layout the state (or its
+    shapes) stays split as that says, and layers gather what they compute with.
     """
     optim, seed = config.optim, config.seed
     active, stage = groups.active(row.train), row.view
@@ -54,7 +66,8 @@ def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row:
         hyper: Any,
         key: Any,
     ) -> tuple[Any, Any]:
-        params = states.unflatten({**kept, **trained})
+        everything = {**kept, **trained}
+        params = states.unflatten(layout.gather(everything) if layout else everything)
         key_inputs, key_dropout = jax.random.split(key)
         arguments, targets = task.inputs(batch, hyper, key_inputs, stage)
         with still(groups, active):
@@ -123,7 +136,15 @@ def make_train_step(config: Config, task: Task, plan: Plan, groups: Groups, row:
         metrics |= {name: hyper[name] for name in hyper}
         return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    if layout is None:
+        return jax.jit(step, donate_argnums=0)
+    places, everywhere = layout.places(state), NamedSharding(layout.mesh, PartitionSpec())
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(places, meshes.batch_sharding(layout.mesh)),
+        out_shardings=(places, everywhere),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

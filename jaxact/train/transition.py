@@ -32,28 +32,31 @@ def enter(fit: Fit, row: Row, start: int) -> None:
         source = fit.run.source("train")
         size = build.eval_size(fit.run.config)
         stream = eval_batches(fit.run.config, fit.run.task, source, row.view, "val", size)
+        if mesh.several(fit.run.mesh):  # each host by itself: the same numbers on all
+            return ahead(stream, jax.device_put)
         return ahead(stream, lambda batch: mesh.split(batch, fit.run.mesh))
 
     state = fit.state
-    now = {"params": state.params, **state.model_state}
+    now = mesh.own({"params": state.params, **state.model_state}, fit.run.mesh)
     found = change(now, before, row, key, batches)
     if found is now:
         return
     params, model_state = _parts(found)
-    flat, old = states.flatten(params), states.flatten(state.params)
+    flat, old = states.flatten(params), states.flatten(now["params"])
     replaced = {fit.groups.member[path] for path in flat if flat[path] is not old[path]}
     restarted = replaced & fit.groups.trainable
     fresh = fit.groups.init(params)
     opt_state = {**state.opt_state, **{name: fresh[name] for name in restarted}}
     ema = state.ema
     if ema:
-        averaged = change(states.weights(state, ema=True), before, row, key, batches)
+        kept = mesh.own(states.weights(state, ema=True), fit.run.mesh)
+        averaged = change(kept, before, row, key, batches)
         kept, averaged_state = _parts(averaged)
         kept = fit.groups.select(states.flatten(kept), fit.groups.trainable)
         ema = {"params": kept, "model_state": averaged_state}
     changed = TrainState(state.step, params, model_state, opt_state, ema)
     # The step donates its state: an array that stands in two places would be given away twice.
-    fit.state = mesh.replicate(jax.tree.map(jnp.array, changed), fit.run.mesh)
+    fit.state = fit.run.layout.place(jax.tree.map(jnp.array, changed))
     journal.say(f"stage {row.index} begins at step {start}: new {', '.join(sorted(replaced))}")
 
 

@@ -389,10 +389,10 @@ def sharing(programs):
     """`make_train_step` that keeps and reuses compiled programs, as a compilation cache would."""
     make = fit.make_train_step
 
-    def made(config, task, plan, groups, row):
+    def made(config, task, plan, groups, row, *places):
         def lower(*arguments):
             if row.program not in programs:
-                step = make(config, task, plan, groups, row)
+                step = make(config, task, plan, groups, row, *places)
                 programs[row.program] = step.lower(*arguments).compile()
             return types.SimpleNamespace(compile=lambda: programs[row.program])
 

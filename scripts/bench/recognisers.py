@@ -3,8 +3,8 @@
     python scripts/bench/recognisers.py --data build/demo/clips --out build/recognisers
 
 Same clips (RGB 64 px, heatmaps 32 px), same epochs, same seed for all: streams alone, their late
-fusion, RGBPoseConv3D started from the two single streams, X-Shift with two streams, with pose
-attention (EPAM), and an ensemble. Weights of fusions are equal: nothing is chosen on the test
+fusion, RGBPoseConv3D started from the two single streams (its epochs come after theirs), X-Shift
+with two streams, with pose attention (EPAM), and an ensemble. Weights of fusions are equal: nothing is chosen on the test
 clips. A row that is there already is not trained again; step times are taken at the end, in rounds
 over all models.
 """
@@ -36,7 +36,7 @@ TITLES = {
     "rgb_only": "SlowOnly, RGB alone",
     "pose_only": "SlowOnly, pose alone (PoseC3D)",
     "late fusion": "these two, late fusion 1:1",
-    "fusion": "RGBPoseConv3D, started from these two",
+    "fusion": "RGBPoseConv3D, started from the first two",
     "xshift": "X-Shift, two streams",
     "epam": "X-Shift, two streams, pose attention (EPAM)",
     "ensemble": "ensemble of the last three, equal weights",
@@ -74,6 +74,14 @@ def trained(name: str, out: Path, shared: list[str]) -> dict[str, str]:
     if not (out / name / "results.json").is_file():
         run(["--mode=train", *given, *init], out / f"{name}.log")
     results = json.loads((out / name / "results.json").read_text())
+    made = json.loads((out / name / "config.json").read_text())["config"]
+    wanted = dict(flag.removeprefix("--config.").split("=", 1) for flag in shared)
+    for field, now in (
+        ("length", made["length"]),
+        ("data.annotations", made["data"]["annotations"]),
+    ):
+        if now != wanted[field]:
+            raise SystemExit(f"{out / name} was trained with {field}={now!r}; remove it first")
     checked = run(["--mode=check", *given], out / f"{name}.check.log")
     macs = re.findall(r"^([\d,]+) multiply-adds", checked, re.M)
     return {

@@ -4,9 +4,9 @@
 
 Same clips (RGB 64 px, heatmaps 32 px), same epochs, same seed for all: streams alone, their late
 fusion, RGBPoseConv3D started from the two single streams (its epochs come after theirs), X-Shift
-with two streams, with pose attention (EPAM), and an ensemble. Weights of fusions are equal: nothing is chosen on the test
-clips. A row that is there already is not trained again; step times are taken at the end, in rounds
-over all models.
+with two streams, with pose attention (EPAM), and an ensemble. Weights of fusions are equal: nothing
+is chosen on the test clips. A row that is there already is not trained again; step times are taken
+at the end, in rounds over all models.
 """
 
 import argparse

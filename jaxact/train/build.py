@@ -162,8 +162,11 @@ def view_of(run: Run, where: str) -> Any:
     Those of its step, if its run had this schedule; else those of the last row.
     """
     path = pathlib.Path(where) if where else run.workdir
-    if path.is_dir():
+    try:
         folder = find_checkpoint(path)
+    except UserError:  # a foreign file, or nothing: whoever loads it says so
+        return plan.last_view(run.config)
+    else:
         made = folder.parent.parent / "config.json"
         if folder.name.isdigit() and made.is_file():
             stored, now = json.loads(made.read_text()), as_dict(run.config)

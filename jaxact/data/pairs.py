@@ -153,6 +153,10 @@ def source(data: Data, purpose: str) -> PairSource:
             "config.data.root is empty; allowed: the folder of JRDB-Social, or a CSV in "
             "config.data.annotations"
         )
+    if not Path(data.root).is_dir():
+        raise UserError(
+            f"config.data.root={data.root!r} does not exist; allowed: the folder of JRDB-Social"
+        )
     scenes = jrdb.splits(data.splits, data.root)
     if not scenes[purpose]:
         raise UserError(

@@ -120,7 +120,8 @@ def _csv(path: str) -> Iterator[Any]:
             column["label"] = column["name"]
         if not column["file"]:
             names = ", ".join(COLUMNS["file"])
-            raise UserError(f"{path}: has no column of files ({names}); it has {', '.join(there)}")
+            found = ", ".join(there) or "no header line"
+            raise UserError(f"{path}: has no column of files ({names}); it has {found}")
         yield frozenset(wanted for wanted, name in column.items() if name)
         try:
             for record in reader:

@@ -30,8 +30,8 @@ def _builder(annotations: str) -> Any:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"config.data.annotations={annotations!r} needs tensorflow-datasets and "
-            f"importlib-resources: {error}"
+            f"config.data.annotations={annotations!r} needs the extra [tfds] (tensorflow-datasets, "
+            f"importlib-resources): {error}"
         ) from None
     try:
         folder = Path(name).is_dir()

@@ -463,7 +463,7 @@ def test_a_healthy_picture_may_be_called_ungraded(tmp_path):
 
 def test_prepared_sets_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(UserError, match="needs tensorflow-datasets"):
+    with pytest.raises(UserError, match=r"needs the extra \[tfds\] \(tensorflow-datasets"):
         diseases.table(Data(annotations="tfds:plant_village"))
 
 
@@ -527,3 +527,9 @@ def test_real_data(real_data):
             assert diseases.audit(picture) == ""
             arrays = diseases.prepare(data, picture, rng(), stage(64, "full"), "train")
             assert arrays["image"].std() > 5
+
+
+def test_an_empty_list_is_named(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match=r"empty.csv: has no column of files .*no header line"):
+        diseases.source(Data(annotations=str(tmp_path / "empty.csv")), "train")

@@ -402,3 +402,8 @@ def test_survey(data, root):
     assert bool(said) == bool(gone)
     for name, n in zip(jrdb.CLASSES, counted, strict=True):
         assert (f"train: no pair of {name}" in findings) == (n == 0)
+
+
+def test_a_root_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"config.data.root='.*nowhere' does not exist; allowed"):
+        pairs.source(Data(root=str(tmp_path / "nowhere")), "train")

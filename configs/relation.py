@@ -19,6 +19,7 @@ Variants (`--config=configs/relation.py:NAME`):
 | resnet18_frozen | the same on a frozen ResNet, batch 24, lr 1e-3, 30 epochs |
 | resnet34 | batch 12, lr 5e-5 |
 | resnet50 | 512 features, hidden 1024, 512, 256, batch 8, lr 5e-5, 40 epochs |
+| geometry | resnet18 without pictures: the eight spatial features alone |
 | debug | five epochs on every tenth frame |
 | tiny | two steps of a small network, for tests |
 | scenes | laptop-sized, on the set that scripts/prepare_scenes.py draws |
@@ -29,6 +30,12 @@ Variants (`--config=configs/relation.py:NAME`):
     python scripts/prepare_scenes.py build/scenes
     python -m jaxact.main --config=configs/relation.py:scenes --workdir=runs/scenes \\
         --config.data.root=build/scenes
+
+Pictures of your own, in a CSV (`jaxact/data/pair_lists.py`), of any size and no panoramas:
+
+    python -m jaxact.main --config=configs/relation.py --workdir=runs/mine \\
+        --config.data.annotations=pairs.csv --config.data.classes="'hug','push'" \\
+        --config.data.size=0,0 --config.data.panorama=False
 
 Freezing another part: the first group of `resnet18_frozen` is what is frozen, as in
 --config.optim.groups[0].pattern='^backbone/(stem|layer1)/'. Groups of the first n stages are
@@ -82,6 +89,7 @@ def resnet18() -> Config:
         seed=42,
         length="50 epochs",
         batch_size=16,
+        pretrained=True,
         model=Model(),
         data=Data(),
         augment=Augment(),
@@ -125,6 +133,15 @@ def resnet50() -> Config:
     return config
 
 
+def geometry() -> Config:
+    """The eight spatial features alone; no picture is opened."""
+    config = resnet18()
+    config.pretrained = False
+    config.model.backbone = ""
+    config.optim.groups = (Group(),)
+    return config
+
+
 def debug() -> Config:
     """Five epochs on a tenth of the frames."""
     config = resnet18()
@@ -135,6 +152,7 @@ def debug() -> Config:
 def scenes() -> Config:
     """Laptop-sized: a small ResNet from scratch on drawn panoramas of 1200x160 px."""
     config = resnet18()
+    config.pretrained = False
     config.length, config.batch_size = "16 epochs", 32
     config.model = Model(backbone="resnet10_w8", visual=64, hidden=(64, 32), dropout=0.2)
     config.data = Data(splits="splits.json", size=(1200, 160), eval_interval=1)
@@ -215,6 +233,7 @@ VARIANTS = {
     "resnet18_frozen": resnet18_frozen,
     "resnet34": resnet34,
     "resnet50": resnet50,
+    "geometry": geometry,
     "debug": debug,
     "scenes": scenes,
     "scenes_add": scenes_add,

@@ -40,6 +40,7 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
 from jaxact.data import puppet, video
+from jaxact.data.drafts import draft
 
 CLASSES = (
     *("raise red flag", "raise blue flag", "lower red flag", "lower blue flag"),
@@ -356,6 +357,6 @@ def _read(manifest: Path) -> dict | None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = draft(path)
     part.write_bytes(content)
     part.replace(path)

@@ -78,10 +78,14 @@ def write(
       frames: of each scene; couples: pairs in each.
       size: px (w, h) of the panoramas, at least 96 px high and 120 px wide for each couple.
 
-    Raises: UserError for sizes that leave no room, or a folder that holds such a set already.
+    Raises: UserError for sizes that leave no room, or a folder that holds such a set already or
+    cannot be made.
     """
     root = Path(folder)
     wanted = SPLITS if scenes is None else scenes
+    for split, count in wanted.items():
+        if count < 0:
+            raise UserError(f"scenes {split} {count}; allowed: 0 or more")
     if size[1] < 96 or size[0] < 120 * couples or frames < 1 or couples < 1:
         raise UserError(
             f"scenes of {size[0]}x{size[1]} px with {couples} couples; allowed: 96 px of height or "
@@ -89,7 +93,10 @@ def write(
         )
     if (root / LABELS).exists():
         raise UserError(f"{root}: holds scenes already; give another folder")
-    (root / LABELS).mkdir(parents=True)
+    try:
+        (root / LABELS).mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"{root} cannot be made: {error.strerror}") from None
     names: dict[str, list[str]] = {}
     for split, count in wanted.items():
         names[split] = [f"{split}-place-{number:02}" for number in range(count)]

@@ -14,7 +14,7 @@ from PIL import Image
 
 from jaxact.config import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 px
@@ -31,6 +31,7 @@ DAMAGE = (
     Image.DecompressionBombError,
 )
 
+_LONGEST = 4  # sides of a thumbnail; a panorama's would be larger than a JPEG can be
 _ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,6 +75,12 @@ def decode(pixels: Pixels, side: int = 0, gap: float = 2.0, name: str = "") -> I
     except DAMAGE as error:
         raise UserError(f"{where}: cannot be read as a picture: {_line(error)}") from None
     return result if turn is None else result.transpose(turn)
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(w, h) px of an opened picture once it is turned as its EXIF orientation says."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
 
 
 def _line(error: Exception) -> str:
@@ -126,11 +133,15 @@ def resize(
 
 
 def thumbnail(pixels: Pixels, short: int, name: str = "") -> np.ndarray:
-    """u8[h, w, 3] of the whole picture, its shorter side `short` px. Raises: as `decode`."""
+    """u8[h, w, 3] of the picture, its shorter side `short` px; of one that is more than `_LONGEST`
+    times as long only the middle. Raises: as `decode`."""
     image = decode(pixels, short, name=name)
+    longest = _LONGEST * min(image.size)
+    across, down = (min(side, longest) for side in image.size)
+    left, top = (image.size[0] - across) / 2, (image.size[1] - down) / 2
     factor = short / min(image.size)
-    width, height = (max(1, round(side * factor)) for side in image.size)
-    return resize(image, (height, width))
+    shape = round(down * factor), round(across * factor)
+    return resize(image, shape, (left, top, left + across, top + down))
 
 
 def boxes(

@@ -15,6 +15,8 @@ import dataclasses
 import functools
 import json
 import math
+import re
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,7 @@ POLICIES = ("unique", "first")
 SIDES = ("both", "lower")
 VISIBLE = ("Fully_visible", "Mostly_visible")
 LONGEST = 5000  # px, sides of a box
+LARGEST = 2**31 - 1  # number of a person: batches hold them as i32
 
 Box = tuple[float, float, float, float]  # x, y, w, h px
 
@@ -54,7 +57,7 @@ class Rules:
 
     classes: tuple[str, ...] = CLASSES
     interval: int = 1  # every n-th frame in the order of names, from the first
-    policy: str = "unique"  # unique: one class, else the easiest | first: the first name listed
+    policy: str = "unique"  # unique: one class, else the easiest | first: the lower's first name
     sides: str = "both"  # both | lower: what the person of the lower number lists
     visible: bool = False  # both at least mostly visible
     border: int = 0  # px at both ends of the panorama in which no box may lie; 0 = off
@@ -70,12 +73,12 @@ def splits(name: str, root: str) -> dict[str, tuple[str, ...]]:
     """
     if name in PRESETS:
         return disjoint(PRESETS[name], f"config.data.splits={name}")
-    path = Path(name) if Path(name).is_file() else Path(root) / name
+    path = Path(root) / name if (Path(root) / name).is_file() else Path(name)
     if path.suffix.lower() != ".json" or not path.is_file():
         allowed = ", ".join(PRESETS)
         raise UserError(
             f"config.data.splits={name!r}: allowed: {allowed}, or a .json file of scene names "
-            f"(looked for at {path})"
+            f"(looked for at {Path(root) / name})"
         )
     found = _json(path)
     ok = isinstance(found, dict) and set(found) <= {"train", "val", "test"}
@@ -93,7 +96,9 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON: {error}") from None
 
 
@@ -175,7 +180,7 @@ class _Reader:
             seen[number] = self.within(record, box)
             listed.append((number, record))
         between: dict[tuple[int, int], list[dict[str, int]]] = {}
-        for number, record in listed:
+        for number, record in sorted(listed, key=lambda one: one[0]):  # the lower's list first
             for other, names in self.interactions(record, number):
                 low, high = sorted((number, other))
                 if other not in place:
@@ -204,7 +209,7 @@ class _Reader:
     def box(self, box: Any, number: int) -> Box | None:
         """A usable box, or None, counted."""
         who = f"pedestrian:{number} has box {box!r:.60}"
-        if not isinstance(box, list) or len(box) != 4 or not all(map(_finite, box)):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(finite, box)):
             raise UserError(f"{self.where}: {who}; allowed: 4 numbers x, y, w, h (px)")
         x, y, w, h = map(float, box)
         if not (0 < w <= LONGEST and 0 < h <= LONGEST and x >= 0 and y >= 0):
@@ -219,7 +224,8 @@ class _Reader:
     def within(self, record: Any, box: Box) -> bool:
         """Does a person pass the filters?"""
         rules, known = self.rules, record.get("attributes")
-        if rules.visible and isinstance(known, dict) and known.get("occlusion") not in VISIBLE:
+        occlusion = known.get("occlusion") if isinstance(known, dict) else None
+        if rules.visible and occlusion not in VISIBLE:
             return False
         x, _, w, _ = box
         return not rules.border or (x >= rules.border and x + w <= rules.width - rules.border)
@@ -232,7 +238,7 @@ class _Reader:
             raise UserError(f"{who}: H-interaction must be a list")
         for item in listed:
             names = item.get("inter_labels") if isinstance(item, dict) else None
-            if not isinstance(names, dict) or not all(map(_finite, names.values())):
+            if not isinstance(names, dict) or not all(map(finite, names.values())):
                 raise UserError(f"{who}: an interaction needs pair and inter_labels {{name: 1}}")
             other = _number(item.get("pair"), who)
             if other == number:
@@ -268,7 +274,7 @@ class _Reader:
         name = ALIASES.get(text, text)
         if name in self.rules.classes:
             return name
-        if name not in jrdb_scenes.OTHERS:
+        if name not in jrdb_scenes.OTHERS and name not in CLASSES:
             close = jrdb_scenes.nearest(name, self.rules.classes)
             if close or self.rules.strict:
                 hint = f"did you mean {close!r}?" if close else "allowed without data.strict"
@@ -283,9 +289,10 @@ class _Reader:
         self.counts[reason] += 1
 
 
-def _finite(found: Any) -> bool:
+def finite(found: Any) -> bool:
+    """Is it a number, and one that a float can be?"""
     plain = isinstance(found, int | float) and not isinstance(found, bool)
-    return plain and math.isfinite(found)
+    return plain and abs(found) <= sys.float_info.max  # of an int no float may be made
 
 
 def _number(text: Any, where: str) -> int | None:
@@ -295,6 +302,6 @@ def _number(text: Any, where: str) -> int | None:
     kind, _, number = text.partition(":")
     if kind != "pedestrian":
         return None
-    if not number.isascii() or not number.isdigit():
+    if not re.fullmatch(r"[0-9]{1,10}", number) or int(number) > LARGEST:
         raise UserError(f"{where}: {text!r:.40} must be text like 'pedestrian:7'")
     return int(number)

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import images
+from jaxact.data import drafts, images
 from jaxact.data.jrdb import Box
 
 _HEAD = 8  # bytes of a cache entry before its pixels
@@ -74,12 +74,17 @@ def crop(picture: np.ndarray, box: Box, cut: Cut) -> np.ndarray:
 def decode(path: str, size: tuple[int, int]) -> np.ndarray:
     """u8[h, w, 3] of a file. Raises: UserError for one that cannot be read or is not of `size`."""
     picture = np.asarray(images.decode(path))
-    found = picture.shape[1], picture.shape[0]
-    if found != tuple(size):
-        raise UserError(
-            f"{path}: is {found[0]}x{found[1]} px; config.data.size says {size[0]}x{size[1]}"
-        )
+    same_size(path, (picture.shape[1], picture.shape[0]), size)
     return picture
+
+
+def same_size(where: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+    """Raises: UserError for a picture of another size (w, h) px than `config.data.size`."""
+    if found != tuple(wanted):
+        raise UserError(
+            f"{where}: is {found[0]}x{found[1]} px; config.data.size says {wanted[0]}x{wanted[1]} "
+            "(0,0 = each picture's own)"
+        )
 
 
 def cut_all(path: str, size: tuple[int, int], boxes: Sequence[Box], cut: Cut) -> np.ndarray:
@@ -139,8 +144,10 @@ KEPT = Kept()  # of this process: sources are copied into worker processes, pixe
 def key(path: str, size: tuple[int, int], boxes: Sequence[Box], cut: Cut) -> str:
     """What the crops of a frame depend on, but for the content of its file."""
     drawn = np.asarray(boxes, np.float64).tobytes()
-    text = f"{os.path.abspath(path)}\n{size}\n{dataclasses.astuple(cut)}\n".encode()
-    return hashlib.sha1(text + drawn, usedforsecurity=False).hexdigest()
+    # Names in a file system need not be UTF-8.
+    text = f"{os.path.abspath(path)}\n{size}\n{dataclasses.astuple(cut)}\n"
+    given = text.encode(errors="surrogatepass") + drawn
+    return hashlib.sha1(given, usedforsecurity=False).hexdigest()
 
 
 def load(
@@ -176,6 +183,8 @@ def stored(
         state = os.stat(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     mark = f"{key(path, size, boxes, cut)}\n{state.st_mtime_ns}\n{state.st_size}".encode()
     name = hashlib.sha1(mark, usedforsecurity=False).hexdigest()
     entry = Path(folder) / name[:2] / name[2:]
@@ -194,7 +203,7 @@ def stored(
 
 
 def _write(entry: Path, content: bytes) -> None:
-    aside = entry.with_name(f"{entry.name}.{os.getpid()}.{threading.get_ident()}")
+    aside = drafts.draft(entry)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)

@@ -11,14 +11,16 @@ import functools
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxact.config import UserError
 from jaxact.data import images
-from jaxact.data.jrdb import Box, Frame
+from jaxact.data.jrdb import LARGEST, Box, Frame, finite
 from jaxact.data.jrdb_scenes import disjoint, nearest
+from jaxact.data.pair_crops import same_size
 
 COLUMNS = ("image", "box_a", "box_b", "label", "split")
 SPLITS = ("train", "val", "test")
@@ -26,19 +28,22 @@ SPLITS = ("train", "val", "test")
 Size = tuple[int, int]
 
 
-def inside(box: Box, size: Size | None, wrap: bool, where: str) -> Box:
-    """The box itself. Raises: UserError where it has no area or does not begin in the picture."""
+def inside(box: Box, size: Size, wrap: bool, where: str, named: bool = False) -> Box:
+    """The box itself. Raises: UserError where it has no area or does not begin in the picture.
+
+    named: `size` is not the picture's own but what `data.size` says.
+    """
     x, y, w, h = box
     if not all(map(math.isfinite, box)) or w <= 0 or h <= 0:
         raise UserError(f"{where}: box {_text(box)} is empty; allowed: x y w h with w, h above 0")
-    if size is not None:
-        width, height = size
-        ends = x + w if not wrap else x
-        if not (0 <= x < width and 0 <= y and y + h <= height and ends <= width and w <= width):
-            raise UserError(
-                f"{where}: box {_text(box)} is outside the picture of {width}x{height} px"
-                + (" (x may lie over the seam: 0 <= x < width)" if wrap else "")
-            )
+    width, height = size
+    ends = x + w if not wrap else x
+    if not (0 <= x < width and 0 <= y and y + h <= height and ends <= width and w <= width):
+        raise UserError(
+            f"{where}: box {_text(box)} is outside the picture of {width}x{height} px"
+            + (" (x may lie over the seam: 0 <= x < width)" if wrap else "")
+            + (" (config.data.size; 0,0 = each picture's own)" if named else "")
+        )
     return box
 
 
@@ -59,8 +64,9 @@ class Collected:
     def person(self, box: Box, number: str, where: str) -> int:
         """The place of a person: known by number, or by the box where there is none."""
         if number:
-            if not number.isascii() or not number.isdigit():
-                raise UserError(f"{where}: person {number!r}; allowed: numbers from 0, or nothing")
+            if not re.fullmatch(r"[0-9]{1,10}", number) or int(number) > LARGEST:
+                allowed = f"numbers from 0 to {LARGEST}, or nothing"
+                raise UserError(f"{where}: person {number!r:.40}; allowed: {allowed}")
             known = self.people.get(int(number))
             if known is not None and self.boxes[known] != box:
                 raise UserError(
@@ -121,7 +127,7 @@ def read(
         split = row.get("split") or "" if labelled else "test"
         if split not in SPLITS:
             raise UserError(f"{where}: split {split!r}; allowed: {', '.join(SPLITS)}")
-        name = row["image"]
+        name = Path(row["image"]).as_posix()  # the same for ./x.png and x.png
         found = frames[split].setdefault(name, Collected(str(base / name)))
         scene = row.get("scene") or name
         if found.scene not in ("", scene):
@@ -131,7 +137,7 @@ def read(
         sides = _size(found.path, where) if size == (0, 0) else size
         a, b = (
             found.person(
-                inside(_box(row[f"box_{side}"], where), sides, wrap, where),
+                inside(_box(row[f"box_{side}"], where), sides, wrap, where, size != (0, 0)),
                 row.get(side) or "",
                 where,
             )
@@ -161,6 +167,8 @@ def _rows(path: str, labelled: bool) -> Iterator[tuple[str, dict[str, str]]]:
                 if not row["image"]:
                     raise UserError(f"{where}: names no image")
                 yield where, row
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not text in UTF-8: {error.reason}") from None
     except csv.Error as error:
@@ -187,16 +195,15 @@ def _label(text: str, classes: Sequence[str], where: str, labelled: bool) -> int
 
 @functools.lru_cache(maxsize=65536)
 def header(path: str) -> Size:
-    """(w, h) px of a picture, by its first bytes. Raises: UserError for what is none."""
+    """(w, h) px of an upright picture, by its first bytes. Raises: UserError for what is none."""
     try:
         with images.Image.open(path) as image:
-            width, height = image.size
+            return images.upright_size(image)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except images.DAMAGE as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path}: cannot be read as a picture: {line}") from None
-    return width, height
 
 
 def _size(path: str, where: str) -> Size:
@@ -209,33 +216,44 @@ def _size(path: str, where: str) -> Size:
 # ------------------------------------------------------------------------------------- to predict
 
 
-def boxes(path: Path, wrap: bool) -> list[Frame]:
-    """The frames of a boxes file. Raises: UserError naming the entry."""
+def boxes(path: Path, wrap: bool, size: Size = (0, 0)) -> list[Frame]:
+    """The frames of a boxes file. Raises: UserError naming the entry.
+
+    size: px (w, h) that every picture must have; (0, 0) = any.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; a picture needs its boxes there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON: {error}") from None
     entries = content if isinstance(content, list) else [content]
-    return [_entry(entry, path, f"{path}: entry {n}", wrap) for n, entry in enumerate(entries)]
+    return [
+        _entry(entry, path, f"{path}: entry {n}", wrap, size) for n, entry in enumerate(entries)
+    ]
 
 
-def _entry(entry: Any, path: Path, where: str, wrap: bool) -> Frame:
+def _entry(entry: Any, path: Path, where: str, wrap: bool, wanted: Size) -> Frame:
     people = entry.get("people") if isinstance(entry, dict) else None
     if not isinstance(people, list) or not isinstance(entry.get("image"), str):
         raise UserError(f'{where}: must be {{"image": "x.jpg", "people": [{{"id", "box"}}, ...]}}')
     file = str(path.parent / entry["image"])
     size = _size(file, where)
+    if wanted != (0, 0):
+        same_size(f"{where}: {file}", size, wanted)
     place: dict[int, int] = {}
     found: list[Box] = []
     for person in people:
         number = person.get("id") if isinstance(person, dict) else None
         box = person.get("box") if isinstance(person, dict) else None
         numbers = box if isinstance(box, list) and len(box) == 4 else [None]
-        plain = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
-        if not isinstance(number, int) or isinstance(number, bool) or not plain:
-            raise UserError(f'{where}: a person is {{"id": 3, "box": [x, y, w, h]}}')
+        plain = all(map(finite, numbers))
+        if not plain or not isinstance(number, int) or not finite(number) or abs(number) > LARGEST:
+            raise UserError(
+                f'{where}: a person is {{"id": 3, "box": [x, y, w, h]}}, the id a number of 32 bits'
+            )
         if number in place:
             raise UserError(f"{where}: person {number} is listed twice")
         place[number] = len(found)

@@ -17,6 +17,7 @@ the crops of a frame come from one decoding (`data.pair_crops`).
 import dataclasses
 import functools
 import itertools
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ class Data:
     splits: str = "fixed"  # JRDB: fixed | jrdb_social | a .json file of scenes (in root)
     train_interval: int = 1  # JRDB: every n-th frame in training (15 frames a second)
     eval_interval: int = 15  # JRDB: in evaluation
-    policy: str = "unique"  # JRDB: unique | first: which of a pair's labels counts
+    policy: str = "unique"  # JRDB: unique | first (of the lower number): which label counts
     sides: str = "both"  # JRDB: both | lower: whose lists are read
     visible: bool = False  # JRDB: only pairs of people at least mostly visible
     border: int = 0  # px: JRDB: only boxes so far from the panorama's ends; 0 = off
@@ -204,7 +205,8 @@ def class_weights(data: Data) -> np.ndarray:
     """f32[k]: N / (K n_c) of the training pairs where the loss is to make up for rare classes, else
     ones."""
     classes = len(data.classes)
-    if data.balance not in ("weights", "both"):
+    # Without data a step can still be compiled and timed.
+    if data.balance not in ("weights", "both") or not (data.root or data.annotations):
         return np.ones(classes, np.float32)
     counted = counts(source(data, "train"), classes)
     return (counted.sum() / (len(counted) * np.maximum(counted, 1))).astype(np.float32)
@@ -235,9 +237,27 @@ def arrange(
 
 
 def size_of(data: Data, frame: Frame) -> tuple[int, int]:
-    """(w, h) px of a frame's picture. Raises: UserError where it has to be opened and cannot."""
+    """(w, h) px of a frame's picture.
+
+    Raises: UserError where it has to be opened and cannot, or a box of its pairs begins outside.
+    """
     width, height = data.size
-    return (width, height) if width else pair_lists.header(frame.path)
+    if width:
+        return width, height  # boxes were tested against it when they were read
+    width, height = pair_lists.header(frame.path)
+    for place in in_pairs(frame):
+        x, y, w, h = frame.boxes[place]
+        if x >= width or y >= height:
+            raise UserError(
+                f"{frame.path}: person {frame.people[place]} has box {x:g} {y:g} {w:g} {h:g}, "
+                f"outside the picture of {width}x{height} px"
+            )
+    return width, height
+
+
+def in_pairs(frame: Frame) -> list[int]:
+    """Places of the people who are in pairs: crowds hold many who are in none."""
+    return sorted({place for a, b, _ in frame.pairs for place in (a, b)})
 
 
 def cut_of(data: Data, side: int) -> Cut:
@@ -251,8 +271,7 @@ def crops(data: Data, pair: Pair, side: int) -> np.ndarray:
     if not data.memory and not data.cache_dir:
         both = [frame.boxes[pair.a], frame.boxes[pair.b]]
         return pair_crops.cut_all(frame.path, size, both, cut)
-    # Only people in pairs: crowds hold many who are in none.
-    wanted = sorted({place for a, b, _ in frame.pairs for place in (a, b)})
+    wanted = in_pairs(frame)
     chosen = [frame.boxes[place] for place in wanted]
     limit = data.memory * MEBIBYTE
     found = pair_crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
@@ -373,5 +392,9 @@ def examples(data: Data, path: str) -> PairSource:
         raise UserError(
             f"--input={path}: needed: a .json of boxes, or a picture with one beside it"
         )
-    frames = [frame for file in files for frame in pair_lists.boxes(file, data.panorama)]
+    size = (data.size[0], data.size[1])
+    frames = [frame for file in files for frame in pair_lists.boxes(file, data.panorama, size)]
+    for frame in frames:
+        if not frame.pairs:
+            print(f"left out: {frame.path}: has no pair of people", file=sys.stderr, flush=True)
     return PairSource([frame for frame in frames if frame.pairs])

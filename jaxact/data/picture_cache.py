@@ -7,14 +7,13 @@ time of change, bytes and the size kept, so a changed picture is another entry. 
 
 import hashlib
 import os
-import threading
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import images
+from jaxact.data import drafts, images
 from jaxact.data.pictures import Picture
 
 _HEAD = 8  # bytes
@@ -65,7 +64,7 @@ def _small(picture: Picture, short: int) -> np.ndarray:
 
 
 def _store(entry: Path, pixels: np.ndarray) -> None:
-    aside = entry.with_name(f"{entry.name}.{os.getpid()}.{threading.get_ident()}")
+    aside = drafts.draft(entry)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(np.array(pixels.shape[:2], np.uint32).tobytes() + pixels.tobytes())

@@ -50,7 +50,9 @@ class Model:
     visual: int = 256  # channels of a person after the mapper
     hidden: tuple[int, ...] = (128, 64, 32)  # widths of the relation MLP; half the first is a code
     fusion: str = "concat"  # concat | bilinear | add | interaction
-    full_bilinear: int = relation.FULL_BILINEAR  # weights from which a bilinear form is of low rank
+    full_bilinear: int = (
+        relation.FULL_BILINEAR
+    )  # weights above which a bilinear form is of low rank
     symmetric: bool = False  # the same answer for (A, B) and (B, A)
     dropout: float = 0.3  # of the codes and the MLP
     mapper_dropout: float = 0.2
@@ -168,6 +170,9 @@ def _validate(config: Config) -> None:
         require(0 <= found < 1, f"model.{field}", found, "0 to below 1")
     for field in ("gamma", "mpca", "acc"):
         require(getattr(loss, field) >= 0, f"loss.{field}", getattr(loss, field), "0 or more")
+    for index, stage in enumerate(config.stages):
+        allowed = "0 (as before), or 1 px or more"
+        require(stage.size >= 0, f"stages[{index}].size", stage.size, allowed)
     for field in relation_augment.names():
         found = getattr(config.augment, field)
         require(0 <= found <= 1, f"augment.{field}", found, "0 to 1")

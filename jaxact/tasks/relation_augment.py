@@ -18,7 +18,7 @@ class Augment:
     """Chances and strengths; all 0 as in the original."""
 
     hflip: float = 0.0  # chance that both crops are mirrored
-    jitter: float = 0.0  # brightness, contrast, saturation: factors of 1 - j to 1 + j, each crop's
+    jitter: float = 0.0  # brightness, contrast, saturation: factors of 1 - j to 1 + j, each pair's
     erase: float = 0.0  # chance that a rectangle of a crop is filled with the mean
     swap: float = 0.0  # chance that A and B change places
 

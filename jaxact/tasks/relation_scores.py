@@ -2,15 +2,18 @@
 
 import csv
 import io
-from collections.abc import Sequence
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from jaxact.config import UserError
-from jaxact.data import images, pair_features
+from jaxact.config import Group, UserError
+from jaxact.data import images, lettering, pair_features
 from jaxact.data.pairs import Pair
 from jaxact.data.render import CLASSES as COLOURS
 from jaxact.data.render import SHADE
@@ -62,16 +65,22 @@ def score(classes: Sequence[str], merged: Any, rows: dict[str, np.ndarray]) -> d
 
 def conclude(config: Any, end: Ending) -> Extra:
     """The numbers of the original's final_results.json, the best epochs, tables by class."""
-    numbers: dict[str, Any] = {"config": _model_facts(config)}
+    params = end.variables["params"]
+    numbers: dict[str, Any] = {
+        "config": _model_facts(config),
+        "model_info": _model_info(params, config.optim.groups),
+    }
     if end.scores:
         for name, ours in (("accuracy", "acc"), ("mpca", "mpca")):
             numbers[f"{end.split}_{name}"] = end.scores[ours]
     seen = [row for row in end.history if row["split"] == "val" and "mpca" in row]
     if seen:
-        best = max(seen, key=lambda row: row["mpca"])  # the first of equals
+        metric, sign = config.eval.metric, 1 if config.eval.maximise else -1
+        # As the checkpoint that is tested is chosen: the newest of equals.
+        best = max(seen, key=lambda row: (sign * row.get(metric, -sign * math.inf), row["step"]))
         numbers |= {
             "best_val_accuracy": max(row["acc"] for row in seen),
-            "best_val_mpca": best["mpca"],
+            "best_val_mpca": max(row["mpca"] for row in seen),
             "best_epoch": best["epoch"],
             "val_accuracy_at_best": best["acc"],
         }
@@ -101,6 +110,35 @@ def _model_facts(config: Any) -> dict[str, Any]:
         "learning_rate": config.optim.lr,
         "batch_size": config.batch_size,
     }
+
+
+def _model_info(params: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
+    """How many parameters there are, how many of them are trained, and where they are."""
+    sizes = {"/".join(path): int(np.size(leaf)) for path, leaf in _leaves(params, ())}
+    # The first group that a path matches holds it.
+    frozen = [
+        path
+        for path in sizes
+        if next((g.frozen for g in groups if re.search(g.pattern, path)), False)
+    ]
+    parts: Counter[str] = Counter()
+    for path, size in sizes.items():
+        parts[path.split("/")[0]] += size
+    total, still = sum(sizes.values()), sum(sizes[path] for path in frozen)
+    return {
+        "total_params": total,
+        "trainable_params": total - still,
+        "frozen_params": still,
+        "parts": dict(parts),
+    }
+
+
+def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
+    for name, branch in tree.items():
+        if isinstance(branch, Mapping):
+            yield from _leaves(branch, (*path, name))
+        else:
+            yield (*path, name), branch
 
 
 def class_table(confusion: Confusion, classes: Sequence[str]) -> str:
@@ -172,7 +210,7 @@ def render(
         image = Image.fromarray(images.resize(image, (height, width)))
     drawn = image.copy()  # what is decoded may be read-only
     pen = ImageDraw.Draw(drawn)
-    font = ImageFont.load_default(max(10, min(drawn.size) // 16))
+    font = lettering.font(classes, max(10, min(drawn.size) // 16))
     for number, found in enumerate(pieces[0]["pairs"]):
         colour = COLOURS[list(classes).index(found["behaviour"]) % len(COLOURS)]
         boxes = np.asarray(found["boxes"]) * factor

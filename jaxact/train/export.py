@@ -8,7 +8,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import numpy as np
 from jaxact import config as schema
 from jaxact import exported
 from jaxact.config import UserError
+from jaxact.data.drafts import draft
 from jaxact.ops import target
 from jaxact.task import Contract, Port
 from jaxact.train import build, journal, plan, predict, state
@@ -97,7 +97,7 @@ def write(
     stage = stage or plan.last_view(run.config)
     weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
     deal = contract_of(run, stage)
-    part = output.with_name(f".{output.name}.{os.getpid()}")  # renamed when it is whole
+    part = draft(output)  # renamed when it is whole
     part.mkdir(parents=True)
     try:
         arrays: dict[str, Any] = dict(weights)

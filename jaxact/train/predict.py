@@ -116,16 +116,29 @@ def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
 def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
     """The config with the class names of the run whose weights are used, if it names none.
 
-    As `data.class_names`, or, where classes have a meaning too, as `data.class_table`.
+    As `data.class_names`, where classes have a meaning too as `data.class_table`, or where a config
+    lists its classes as `data.classes`.
     """
     data: Any = getattr(config, "data", None)
-    for field, stored in (("class_names", "classes"), ("class_table", "class_table")):
-        if getattr(data, field, None) == "" and not getattr(data, "annotations", ""):
+    fields = dataclasses.fields(data) if dataclasses.is_dataclass(data) else ()
+    unset = {field.name for field in fields if getattr(data, field.name) == field.default}
+    for field, stored in (
+        ("class_names", "classes"),
+        ("class_table", "class_table"),
+        ("classes", "classes"),
+    ):
+        listed = field == "classes"
+        if listed and not isinstance(getattr(data, field, None), tuple):
+            continue  # a number of classes
+        if field in unset and (listed or not getattr(data, "annotations", "")):
             given = pathlib.Path(where)
             for folder in (given, *given.parents[:2]) if where else (workdir,):
                 path = folder / "config.json"
-                if path.is_file() and json.loads(path.read_text()).get(stored):
-                    named = dataclasses.replace(data, **{field: str(path)})
+                found = json.loads(path.read_text()).get(stored) if path.is_file() else None
+                if found:
+                    named = dataclasses.replace(
+                        data, **{field: tuple(found) if listed else str(path)}
+                    )
                     return dataclasses.replace(config, data=named)
     return config
 

@@ -6,7 +6,8 @@
 The three fusions of the original and the interaction form, the two kinds of input by themselves,
 and frozen networks: as they are drawn, or taken from the run on crops alone. Same scenes, epochs
 and seeds for all; the scene split has other people in the test scenes. With several seeds a cell is
-mean and deviation. A run that is there already is not trained again.
+mean and deviation. A run that is there already is not trained again, and refused if it was made
+with other scenes, epochs or seeds.
 """
 
 import argparse
@@ -46,6 +47,15 @@ def run(variant: str, out: Path, flags: list[str]) -> dict[str, float]:
             print(found.stderr[-2000:], file=sys.stderr)
             found.check_returncode()
     results = json.loads((out / "results.json").read_text())
+    made = json.loads((out / "config.json").read_text())["config"]
+    wanted = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
+    for field, now in (
+        ("length", made["length"]),
+        ("seed", str(made["seed"])),
+        ("data.root", made["data"]["root"]),
+    ):
+        if now != wanted[field]:
+            raise SystemExit(f"{out} was trained with {field}={now!r}; remove it first")
     return {**results["scores"], "parameters": results["parameters"], "wall": results["wall_s"]}
 
 

@@ -102,3 +102,8 @@ def test_mistakes(root, tmp_path):
             generated_scenes.write(tmp_path / "bad", **options)
     with pytest.raises(UserError, match="holds scenes already"):
         generated_scenes.write(root)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file/set cannot be made: Not a directory"):
+        generated_scenes.write(tmp_path / "file" / "set")
+    with pytest.raises(UserError, match=r"scenes train -1; allowed: 0 or more"):
+        generated_scenes.write(tmp_path / "bad", {"train": -1})

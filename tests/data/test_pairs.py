@@ -125,7 +125,7 @@ def epoch(data, source, order):
         pairs.crops(data, source[index], 16)
 
 
-def test_a_frame_is_decoded_once_for_all_its_pairs(data, decoded):
+def test_a_frame_is_decoded_once_for_all_its_pairs(data, decoded, monkeypatch):
     source = pairs.source(data, "train")
     drawn = np.random.default_rng(0).permutation(len(source))
     data.mix = 2
@@ -133,9 +133,14 @@ def test_a_frame_is_decoded_once_for_all_its_pairs(data, decoded):
     assert sorted(order) == list(range(len(source))) and (order != drawn).any()
     # Room for the crops of the two frames being mixed and no more.
     people = max(len({p for a, b, _ in f.pairs for p in (a, b)}) for f in source.frames)
-    data.memory = -(-2 * people * 16 * 16 * 3 // pairs.MEBIBYTE)
+    monkeypatch.setattr(pairs, "MEBIBYTE", 1)
+    data.memory = 2 * people * 16 * 16 * 3
     epoch(data, source, order)
     assert len(decoded) == len(set(decoded)) == len(source.frames) == 9
+    decoded.clear()
+    pair_crops.KEPT.clear()
+    epoch(data, source, drawn)  # in any order the same memory does not do
+    assert len(decoded) > 18
     decoded.clear()
     pair_crops.KEPT.clear()
     data.memory = data.mix = 0
@@ -279,6 +284,10 @@ LINES = [
     ),
     (
         "ramp.png,10 10 20 40,40 10 20 40,walking together,val",
+        r"scene ramp.png is in train and in val",
+    ),
+    (
+        ".//ramp.png,10 10 20 40,40 10 20 40,walking together,val",
         r"scene ramp.png is in train and in val",
     ),
     (",10 10 20 40,40 10 20 40,walking together,val", r":3: names no image"),

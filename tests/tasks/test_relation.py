@@ -21,13 +21,16 @@ from weights import writer
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import Group, UserError
-from jaxact.data import generated_scenes, pair_crops
+from jaxact.data import generated_scenes, lettering, pair_crops
+from jaxact.data.jrdb import Frame
+from jaxact.data.pairs import Pair
 from jaxact.data.pipeline import Order, train_batches
 from jaxact.evaluate import cost
 from jaxact.evaluate.metrics import Confusion
+from jaxact.task import Ending
 from jaxact.tasks import relation, relation_augment, relation_scores
 from jaxact.tasks.relation_augment import Augment
-from jaxact.train import build, check, checkpoint, evaluation, loop, state
+from jaxact.train import build, check, checkpoint, evaluation, loop, predict, state
 from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
 from jaxact.weights import table
@@ -99,6 +102,24 @@ def test_presets(name):
         assert rates == {"backbone": (0.1, False), "rest": (1.0, False)}
 
 
+def test_spatial_features_alone_by_name():
+    """Of the presets, on real scenes too."""
+    config = schema.load(RECIPE, "geometry")
+    run = build.open_run(config, pathlib.Path("unused"))
+    view = run.plan(10).rows[0].view
+    params = build.abstract_variables(run, view)["params"]
+    assert set(params) == {"spatial", "relation0", "relation1", "relation2", "label"}
+    assert state.resolve_groups(config.optim, params).trainable == {"all"}
+    assert (config.data.splits, config.data.size) == ("fixed", (3760, 480))
+
+
+def test_who_starts_from_drawn_weights_is_told():
+    """The presets have the rates of fine-tuning; what starts from nothing does not."""
+    for name in recipe().VARIANTS:
+        told = build.cold_start(schema.load(RECIPE, name))
+        assert bool(told) == (name in ("", *PRESETS)), name
+
+
 def test_other_fusions_through_the_task():
     """Totals of the spec's section 5; a bilinear form of 268 million weights is of low rank."""
     totals = {"add": 11_351_587, "bilinear": 11_884_195}
@@ -148,6 +169,7 @@ MISTAKES = [
     ("model__hidden", (), r"config.model.hidden=\(\)"),
     ("model__visual", 0, r"config.model.visual=0"),
     ("model__dropout", 1.0, r"config.model.dropout=1.0"),
+    ("stages", (relation.Stage(size=-5),), r"config.stages\[0\].size=-5 is not .* 1 px or more"),
     ("loss__kind", "mse", r"config.loss.kind='mse'"),
     ("loss__mpca_mode", "sum", r"config.loss.mpca_mode='sum'"),
     ("loss__acc", -1.0, r"config.loss.acc=-1.0"),
@@ -275,6 +297,45 @@ def test_scores_with_an_absent_class():
     assert relation_scores.score(classes, merged, {"label": np.full(2, -1)}) == {}
 
 
+def ending(history, variables):
+    """A run that ended with these rows of metrics.jsonl."""
+    rows = {"label": np.array([0, 1]), "logits": np.eye(3)[:2]}
+    return Ending("test", ("a", "b"), rows, {}, {}, history, variables, None, None, False)
+
+
+def test_the_best_epoch_is_that_of_the_weights_that_were_tested():
+    """Checkpoints are chosen by eval.metric, the newest of equals; the maxima stand alone."""
+    numbers = ((1, 0.7, 0.5, 0.9), (2, 0.6, 0.6, 0.8), (3, 0.65, 0.6, 1.0), (4, 0.1, 0.1, 1.1))
+    names = ("epoch", "acc", "mpca", "loss")
+    history = [
+        {"split": "val", "step": row[0], **dict(zip(names, row, strict=True))} for row in numbers
+    ]
+    history.insert(2, {"split": "train", "step": 2, "loss": 0.1})
+    for metric, maximise, epoch in (("mpca", True, 3), ("loss", False, 2), ("acc", True, 1)):
+        config = schema.load(RECIPE, "tiny")
+        config.eval.metric, config.eval.maximise = metric, maximise
+        found = relation_scores.conclude(config, ending(history, {"params": {}})).numbers
+        assert (found["best_val_accuracy"], found["best_val_mpca"]) == (0.7, 0.6)
+        assert found["best_epoch"] == epoch
+        assert found["val_accuracy_at_best"] == history[epoch - 1 + (epoch > 2)]["acc"]
+
+
+def test_the_model_is_counted_with_what_is_frozen():
+    config = schema.load(RECIPE, "resnet18_frozen")
+    params = {
+        "backbone": {"stem": {"conv": {"kernel": np.zeros(30)}}},
+        "mapper": {"kernel": np.zeros((4, 5)), "bias": np.zeros(5)},
+        "label": {"bias": np.zeros(3)},
+    }
+    found = relation_scores.conclude(config, ending((), {"params": params})).numbers["model_info"]
+    assert found == {
+        "total_params": 58,
+        "trainable_params": 28,
+        "frozen_params": 30,
+        "parts": {"backbone": 30, "mapper": 25, "label": 3},
+    }
+
+
 # --------------------------------------------------------------------------------------- reading
 
 
@@ -390,6 +451,9 @@ def test_results_of_a_run(done):
         "learning_rate": 2e-3,
         "batch_size": 4,
     }
+    model = results["model_info"]
+    assert model["total_params"] == model["trainable_params"] == results["parameters"]
+    assert sum(model["parts"].values()) == results["parameters"] and model["parts"]["mapper"]
     lines = (done[1] / "predictions" / "test_classes.csv").read_text().splitlines()
     assert lines[0] == "class,support,precision,recall,f1" and len(lines) == 4
     assert sum(int(line.split(",")[1]) for line in lines[1:]) == 8
@@ -445,6 +509,32 @@ def test_one_picture_to_a_file_of_ones_own(done, root, tmp_path):
     command.trained(*done[0], "--mode=predict", f"--input={picture}", *render)
     with Image.open(path) as drawn:
         assert drawn.size == (2400, 320)
+
+
+def test_names_in_other_letters_are_drawn_with_a_font_that_has_them(tmp_path, monkeypatch):
+    path = tmp_path / "x.png"
+    Image.new("RGB", (200, 60)).save(path)
+    asked, font = [], lettering.font
+    monkeypatch.setattr(lettering, "font", lambda texts, n: (asked.append(texts), font("a", n))[1])
+    frame = Frame("x", str(path), "s", (1, 2), ((10.0, 10.0, 15.0, 40.0),) * 2, ((0, 1, -1),))
+    found = {"a": 1, "b": 2, "behaviour": "同行", "probability": 0.5, "boxes": frame.boxes}
+    classes = ("同行", "b")
+    relation_scores.render(
+        classes, Pair("x", frame, 0, 1), tmp_path / "y.png", [{"pairs": [found]}]
+    )
+    assert asked == [classes] and (tmp_path / "y.png").is_file()
+
+
+def test_classes_of_ones_own_are_those_of_the_run(tmp_path):
+    """A prediction names what the weights were trained on, without being told again."""
+    workdir, classes = tmp_path / "run", ("hug", "push", "talk")
+    workdir.mkdir()
+    (workdir / "config.json").write_text(json.dumps({"classes": classes}))
+    config = schema.load(RECIPE, "tiny")
+    for where in ("", str(workdir / "checkpoints" / "2")):
+        assert predict.with_names(config, workdir, where).data.classes == classes
+    config.data.classes = ("a", "b", "c")
+    assert predict.with_names(config, workdir, "") is config
 
 
 def test_evaluation_repeats_the_test(done):

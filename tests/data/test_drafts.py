@@ -1,0 +1,45 @@
+"""Files are written under names that no other host takes, though their process numbers be equal."""
+
+import os
+import pathlib
+import socket
+import threading
+
+import numpy as np
+import pytest
+
+from jaxact.data import generated, pair_crops, picture_cache
+from jaxact.data.drafts import draft
+
+WRITERS = {
+    "pairs": lambda path: pair_crops._write(path, b"x"),
+    "pictures": lambda path: picture_cache._store(path, np.zeros((2, 2, 3), np.uint8)),
+    "generated": lambda path: generated._replace(path, b"x"),
+}
+
+
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS)
+def test_two_hosts_write_the_same_file(writer, tmp_path, monkeypatch):
+    """Containers often have process 1, thread 1 and the same folder."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(threading, "get_ident", lambda: 1)
+    drafts = []
+
+    def replace(source, target):
+        drafts.append(pathlib.Path(source))
+        os.rename(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(pathlib.Path, "replace", replace)
+    path = tmp_path / "entry"
+    for host in ("a", "b"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+        writer(path)
+    assert len(set(drafts)) == 2 and {p.parent for p in drafts} == {tmp_path}
+    assert os.listdir(tmp_path) == ["entry"]
+
+
+def test_a_draft_names_its_host_and_keeps_the_suffix(tmp_path):
+    found = draft(tmp_path / "video.mp4")
+    assert found.parent == tmp_path and found.suffix == ".mp4"
+    assert found.name.startswith(f".video.{socket.gethostname()}.")

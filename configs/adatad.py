@@ -23,7 +23,7 @@ Variants (`--config=configs/adatad.py:NAME`):
 | name | what learns, or what else differs |
 |---|---|
 | (none) | adapters in a ViT-S and the detector; windows of 768 frames of 160 px, 60 epochs |
-| frozen | the detector alone |
+| frozen | the detector alone, on frames as in evaluation: not augmented |
 | full | everything, the backbone at a tenth of the rate |
 | side | adapters beside the last six blocks: no gradient passes the ViT |
 | b, l | ViT-B, ViT-L (H and g: --config.model.backbone.size) |
@@ -95,6 +95,7 @@ def frozen() -> Config:
     config.model.backbone.mode, config.model.backbone.drop_path = "frozen", 0.0
     config.model.input_dropout = 0.2
     config.optim.groups = groups("frozen")
+    config.stages = (Stage(augment="none"),)
     config.post.nms = Nms(sigma=0.5, least=0.001)
     config.eval.every, config.eval.first = "5 epochs", "40 epochs"
     return config
@@ -141,7 +142,7 @@ def activitynet() -> Config:
         merging=Merging(single=True),
         protocol="activitynet",
     )
-    config.optim.lr, config.optim.decay_over = 1e-3, ""
+    config.optim.lr, config.optim.decay_over, config.optim.min_lr = 1e-3, "", 1e-8
     config.optim.groups = groups("adapter", 0.1)
     config.stages = (Stage(label_smoothing=(0.1,)),)
     config.eval = Eval(every="1 epochs", first="9 epochs", metric="mAP")
@@ -149,7 +150,11 @@ def activitynet() -> Config:
 
 
 def features() -> Config:
-    """THUMOS-14 from I3D features, as ActionFormer is trained; evaluated in windows."""
+    """THUMOS-14 from I3D features, as ActionFormer is trained; evaluated in windows.
+
+    Published by ActionFormer, which evaluates whole videos: mAP 82.13, 77.80, 70.95, 59.40, 43.87
+    at tIoU 0.3 to 0.7, mean 66.83.
+    """
     config = thumos()
     config.length, config.dtype = "35 epochs", "float32"
     config.model.backbone.size = "none"
@@ -163,8 +168,9 @@ def features() -> Config:
         offset=8.0,
         least=0.5,
     )
-    config.post = Post(nms=Nms(sigma=0.5, least=0.001), protocol="actionformer")
+    config.post = Post(nms=Nms(sigma=0.5, least=0.001, most=200), protocol="actionformer")
     config.optim.groups, config.optim.decay_over = groups(""), ""
+    config.optim.min_lr = 1e-8
     config.eval = Eval(every="5 epochs", metric="mAP")
     config.input.threads = 2
     return config

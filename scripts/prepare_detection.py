@@ -15,6 +15,7 @@ no times, so a second here is one row. Class 0 is the background.
 import argparse
 import itertools
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +64,24 @@ def framewise(source: Path, out: Path) -> str:
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file; needed: an .npz with {', '.join(KEYS)}")
-    with np.load(source, allow_pickle=False) as archive:
-        missing = [key for key in KEYS if key not in archive.files]
-        if missing:
-            raise UserError(f"{source}: lacks the arrays {', '.join(missing)}")
-        truth, scores, offsets, split = (archive[key] for key in KEYS)
-    if not len(truth) == len(scores) == offsets[-1] or len(offsets) != len(split) + 1:
+    try:
+        # Of a broken file np.load would leave its own open; of an .npy it gives an array.
+        with open(source, "rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            missing = [key for key in KEYS if key not in getattr(archive, "files", ())]
+            if missing:
+                raise UserError(f"{source}: lacks the arrays {', '.join(missing)}")
+            truth, scores, offsets, split = (archive[key] for key in KEYS)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{source}: cannot be read as arrays ({error})") from error
+    if scores.ndim != 2:
+        raise UserError(f"{source}: scores of shape {scores.shape}, needed: [frames, classes]")
+    if len(truth) and not 0 <= truth.min() <= truth.max() < scores.shape[1]:
+        raise UserError(
+            f"{source}: labels {truth.min()} to {truth.max()}, needed: 0 to {scores.shape[1] - 1}"
+        )
+    fits = len(truth) == len(scores) == offsets[-1] and len(offsets) == len(split) + 1
+    if not fits or offsets[0] != 0 or (np.diff(offsets) <= 0).any():
         raise UserError(
             f"{source}: {len(truth)} labels, {len(scores)} scores, offsets up to {offsets[-1]}, "
             f"{len(split)} videos; they contradict each other"

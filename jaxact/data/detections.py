@@ -52,13 +52,18 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Detect
 
 
 def results(found: Mapping[str, Detections], names: Sequence[str]) -> dict[str, Any]:
-    """{"results": {id: [{"segment", "label", "score"}]}}, JSON-able; `read` reads it."""
+    """{"results": {id: [{"segment", "label", "score"}]}}, JSON-able; `read` reads it.
+
+    ActivityNet's toolkit refuses a file without the two other fields.
+    """
     return {
+        "version": "VERSION 1.3",
+        "external_data": {},
         "results": {
             key: [
                 {"segment": [float(a), float(b)], "label": names[label], "score": float(score)}
                 for (a, b), score, label in zip(*rows, strict=True)
             ]
             for key, rows in found.items()
-        }
+        },
     }

@@ -5,6 +5,7 @@ Row i belongs to step i (`jaxact.data.windows`). In an .npz the array is its onl
 
 import os
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -17,11 +18,41 @@ SUFFIXES = (".npy", ".npz")
 
 def find(folder: str | os.PathLike[str], name: str) -> str:
     """The feature file of a video in a folder. Raises: UserError where there is none."""
-    for suffix in SUFFIXES:
-        path = Path(folder) / f"{name}{suffix}"
-        if path.is_file():
-            return str(path)
-    raise UserError(f"{folder}: has no features of {name!r} ({name}.npy or {name}.npz)")
+    path = _path(folder, name)
+    if path is None:
+        raise UserError(f"{folder}: {_absent(name)}")
+    return str(path)
+
+
+def check_present(folder: str | os.PathLike[str], names: Sequence[str]) -> None:
+    """All these videos must have features. Raises: UserError that says how many have none."""
+    lost = [name for name in names if _path(folder, name) is None]
+    if lost:
+        more = f" and of {len(lost) - 1} more; config.data.blocked leaves videos out"
+        raise UserError(f"{folder}: {_absent(lost[0])}{more if len(lost) > 1 else ''}")
+
+
+def _path(folder: str | os.PathLike[str], name: str) -> Path | None:
+    files = (Path(folder) / f"{name}{suffix}" for suffix in SUFFIXES)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _absent(name: str) -> str:
+    return f"has no features of {name!r} ({name}.npy or {name}.npz)"
+
+
+def steps(path: str, channels: int) -> int:
+    """How many rows the features have. Raises: UserError naming the file, for another shape too."""
+    found = shape(path)
+    _check(path, found, channels)
+    return found[0]
+
+
+def _check(path: str, found: tuple[int, ...], channels: int) -> None:
+    if len(found) != 2 or found[1] != channels or not found[0]:
+        raise UserError(
+            f"{path}: features of shape {found}, needed: [steps, {channels}] (config.data.channels)"
+        )
 
 
 def _member(names: list[str], path: str) -> str:
@@ -62,11 +93,7 @@ def read(path: str, channels: int) -> np.ndarray:
             found = loaded[_member(loaded.files, path)] if archive else loaded
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as features ({error})") from error
-    if found.ndim != 2 or found.shape[1] != channels or not len(found):
-        raise UserError(
-            f"{path}: features of shape {found.shape}, needed: [steps, {channels}] "
-            "(config.data.channels)"
-        )
+    _check(path, found.shape, channels)
     found = np.asarray(found, np.float32)
     if not np.isfinite(found).all():
         raise UserError(f"{path}: {np.sum(~np.isfinite(found))} features are NaN or infinite")

@@ -18,6 +18,27 @@ from jaxact.data.video import Video
 CHUNK = 64  # frames decoded at once
 
 
+def rate(video: Video) -> float:
+    """Mean frames/s by the frames' stamps, which hold where the container's word does not."""
+    span = float(video.times[-1])
+    return (video.frames - 1) / span if span > 0 else video.fps
+
+
+def even(video: Video) -> np.ndarray:
+    """The frame i64[frames] to show at each of as many times that are evenly spaced.
+
+    Frame i of an untrimmed video stands for the time i / `rate`. Where the rate varies (telephones,
+    screen recordings) that is not the i-th frame, but the nearest one; elsewhere it is.
+    """
+    same = np.arange(video.frames)
+    if video.frames < 3:
+        return same
+    middles = (video.times[1:] + video.times[:-1]) / 2
+    found = np.searchsorted(middles, same / rate(video), "right")
+    # One frame dropped or doubled somewhere is no reason to leave the count of the references.
+    return same if np.abs(found - same).max() <= 1 else found
+
+
 @dataclasses.dataclass(frozen=True)
 class Look:
     """One draw of the augmentation; the box depends on the frame's size, hence its seed."""
@@ -58,17 +79,17 @@ def draw(rng: np.random.Generator, data: Any, augment: str) -> Look:
 def read(
     data: Any,
     path: str,
-    numbers: Callable[[int], np.ndarray],
+    numbers: Callable[[Video], np.ndarray],
     side: int,
     look: Look | None,
 ) -> np.ndarray:
-    """u8[t, side, side, 3] at the frame `numbers` (given how many the file has).
+    """u8[t, side, side, 3] at the frame `numbers` (given the opened video).
 
     Without a look (evaluation): short side `side`, centre crop. Repeats at the end are not decoded
     again. Raises: UserError naming the file.
     """
     with Video(path) as video:
-        wanted, where = np.unique(numbers(video.frames), return_inverse=True)
+        wanted, where = np.unique(numbers(video), return_inverse=True)
         random = look is not None and look.box >= 0
         short = max(look.short, side) if look is not None and random else side
         size = geometry.short_side(video.size, short)

@@ -5,6 +5,7 @@ Every error is a UserError that names file and place.
 
 import csv
 import gzip
+import io
 import json
 import math
 import os
@@ -23,15 +24,15 @@ def suffix(path: str | os.PathLike[str]) -> str:
 
 
 def content(path: str | os.PathLike[str]) -> str:
-    """The text of a file. Raises: UserError where there is none."""
+    """The text of a file, without a byte order mark. Raises: UserError where there is none."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; needed: a .json or .csv, or one of them with .gz")
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding="utf-8") as file:
+            with gzip.open(path, "rt", encoding="utf-8-sig") as file:
                 return file.read()
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
 
@@ -64,8 +65,8 @@ _ALIASES = {
 
 def columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file, the columns under our names."""
-    reader = csv.DictReader(content(path).splitlines())
-    fields = reader.fieldnames or []
+    reader = csv.DictReader(io.StringIO(content(path)), skipinitialspace=True)
+    fields = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     rename = {}
     for name, aliases in _ALIASES.items():
         found = [alias for alias in aliases if alias in fields]
@@ -74,7 +75,8 @@ def columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]
         rename[found[0]] = name
     if "label" not in fields:
         raise UserError(f"{path}: has no column 'label'; columns: {', '.join(fields)}")
-    for line, row in enumerate(reader, 2):
+    for row in reader:
+        line = reader.line_num
         if None in row or None in row.values():
             raise UserError(f"{path} line {line}: {len(fields)} cells are needed")
         yield line, {rename.get(key, key): cell.strip() for key, cell in row.items()}

@@ -83,8 +83,11 @@ class Annotation:
         """
         found = [video for video in self.videos if name in ("", video.subset)]
         if not found:
-            known = ", ".join(self.subsets) or "none, the file has no videos"
-            raise UserError(f"{self.path}: subset {name!r} is unknown; subsets: {known}")
+            known = ", ".join(each or "''" for each in self.subsets)
+            known = f"subsets: {known}" if known else "the file has no videos"
+            if self.subsets == ("",):
+                known = "the file names no subsets; '' takes all of its videos"
+            raise UserError(f"{self.path}: subset {name!r} is unknown; {known}")
         if segments and not any(len(video.labels) for video in found):
             raise UserError(
                 f"{self.path}: subset {name!r} has no ground truth ({len(found)} videos without "

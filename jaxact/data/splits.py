@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import features, segment_files, segments, windows
+from jaxact.data import features, footage, segment_files, segments, windows
 from jaxact.data.segments import Annotation, Untrimmed
 from jaxact.data.untrimmed import Data, Sample
 from jaxact.data.video import Video
@@ -56,13 +56,22 @@ def _names(data: Data) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"config.data.class_names={data.class_names!r} does not exist")
     if path.suffix != ".json":
-        return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+        lines = segment_files.content(path).split("\n")
+        return _once(data, [line.strip() for line in lines if line.strip()])
     found = segment_files.parsed(path)  # config.json of a work dir, for one
     names = found.get("classes") if isinstance(found, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
             f"config.data.class_names={str(path)!r}: needed: JSON with a list 'classes'"
         )
+    return _once(data, names)
+
+
+def _once(data: Data, names: list[str]) -> tuple[str, ...]:
+    """The names; a name given twice would shift the labels after it."""
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise UserError(f"config.data.class_names={data.class_names!r}: names {twice[0]!r} twice")
     return tuple(names)
 
 
@@ -86,10 +95,17 @@ def class_names(data: Data, classes: int) -> tuple[str, ...]:
     return known
 
 
-def _blocked(data: Data) -> frozenset[str]:
+def _blocked(data: Data, found: Annotation) -> frozenset[str]:
+    """The ids to leave out. Raises: UserError for a list that has nothing to do with the videos."""
     if not data.blocked:
         return frozenset()
-    return segments.read_ids(data.blocked)
+    ids = segments.read_ids(data.blocked)
+    if ids and ids.isdisjoint(video.id for video in found.videos):
+        raise UserError(
+            f"{data.blocked}: none of its {len(ids)} ids is in {found.path} ({min(ids)!r}, ...); "
+            "needed: ids of the annotation"
+        )
+    return ids
 
 
 def _subset(data: Data, purpose: str) -> str:
@@ -105,32 +121,38 @@ def source(data: Data, classes: int, purpose: str) -> Windows:
     found = annotation(data)
     class_names(data, classes)
     subset = _subset(data, purpose)
-    blocked = _blocked(data)
+    blocked = _blocked(data, found)
     chosen = {id(video) for video in found.subset(subset) if video.id not in blocked}
     samples: list[Sample] = []
-    for number, video in enumerate(found.videos):
-        if id(video) not in chosen or (purpose == "train" and not len(video.labels)):
-            continue
+    rows = [
+        (number, video)
+        for number, video in enumerate(found.videos)
+        if id(video) in chosen and (purpose != "train" or len(video.labels))
+    ]
+    if data.features:
+        features.check_present(data.features, [f"{data.prefix}{video.id}" for _, video in rows])
+    for number, video in rows:
         whole = _measured(data, number, video, _path(data, video.id))
         samples += [whole] if purpose == "train" else _cut(data, whole)
     return Windows(samples)
 
 
 def truth(data: Data, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ground truth of the subset that these videos belong to: (video i64[n], f64[n, 2] s, label).
+    """Ground truth of the subsets that these videos belong to: (video i64[n], f64[n, 2] s, label).
 
-    `numbers` are places in the annotation; the first one names the subset.
-    Raises: UserError where it has no ground truth.
+    `numbers` are places in the annotation. Raises: UserError where there is no ground truth.
     """
     found = annotation(data)
-    subset = found.videos[int(np.asarray(numbers).ravel()[0])].subset
-    blocked = _blocked(data)
-    found.subset(subset)
+    subsets = {found.videos[number].subset for number in np.unique(numbers).tolist()}
+    blocked = _blocked(data, found)
     rows = [
         (number, video)
         for number, video in enumerate(found.videos)
-        if video.subset == subset and video.id not in blocked
+        if video.subset in subsets and video.id not in blocked
     ]
+    if not any(len(video.labels) for _, video in rows):
+        named = ", ".join(sorted(subsets))
+        raise UserError(f"{found.path}: subset {named!r} has no ground truth")
     return (
         np.concatenate([np.full(len(video.labels), number) for number, video in rows]),
         np.concatenate([video.segments for _, video in rows]),
@@ -150,7 +172,7 @@ def examples(data: Data, path: str, poses: str = "") -> Windows:
         raise UserError(f"--input={path} does not exist")
     suffixes = features.SUFFIXES if data.features else VIDEOS
     if given.is_file() and given.suffix.lower() in (".json", ".csv", ".gz"):
-        listed = segments.read(path, names=_names(data), ground_truth="keep").videos
+        listed = segments.read(path, ground_truth="keep").videos  # whatever their labels
         named = [(video, _path(data, video.id)) for video in listed]
     else:
         files = sorted(given.rglob("*")) if given.is_dir() else [given]
@@ -166,17 +188,20 @@ def examples(data: Data, path: str, poses: str = "") -> Windows:
 
 def _path(data: Data, name: str) -> str:
     if data.features:
-        return features.find(data.features, name)
+        return features.find(data.features, f"{data.prefix}{name}")
     if not data.videos:
         raise UserError("config.data.videos is empty; give the folder of the videos")
-    return str(pathlib.Path(data.videos) / f"{name}{data.video_suffix}")
+    suffixes = (data.video_suffix,) if data.video_suffix else ("", *VIDEOS)
+    files = [pathlib.Path(data.videos) / f"{data.prefix}{name}{suffix}" for suffix in suffixes]
+    # One that is not there is an error of its reading, or skipped, as config.input says.
+    return str(next((file for file in files if file.is_file()), files[0]))
 
 
 def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
     """A whole video with its length in steps, as annotated or else as the file says."""
     frames, fps, duration = video.frames, video.fps, video.duration
     if data.features:
-        steps = features.shape(path)[0]
+        steps = features.steps(path, data.channels)
         features.check_length(path, steps, frames if data.mode == "sliding" else 0, data.stride)
         fps = fps or (steps * data.stride / duration if duration else 0.0)
         if not fps:
@@ -185,7 +210,7 @@ def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
     elif not duration or (data.mode == "sliding" and not (frames and fps)):
         # A whole video needs no more than its duration: thousands of files stay closed.
         with Video(path) as opened:
-            frames, fps = opened.frames, frames / duration if frames and duration else opened.fps
+            frames, fps = opened.frames, footage.rate(opened)
         duration = duration or frames / fps
     if not data.features:
         steps = windows.count(frames, data.stride)

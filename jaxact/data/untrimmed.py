@@ -33,8 +33,9 @@ class Data:
     """Annotations, windows, decoding, augmentation."""
 
     annotations: str = ""  # .json (OpenTAD, ActionFormer, ActivityNet) or .csv, also .gz
-    videos: str = ""  # folder of the videos, <id><video_suffix>
-    video_suffix: str = ".mp4"
+    videos: str = ""  # folder of the videos, <prefix><id><video_suffix>
+    video_suffix: str = ".mp4"  # "" = in the id, or whichever is there
+    prefix: str = ""  # of names of video and feature files, where ids lack it (ActivityNet: v_)
     features: str = ""  # folder of <id>.npy or .npz, read instead of the videos
     channels: int = 0  # of those features; 0 = videos are decoded
     class_names: str = ""  # text file, a name a line, or .json; "" = the annotation's, sorted
@@ -116,7 +117,11 @@ def validate(data: Data) -> None:
         found = getattr(data, name)
         require(len(found) == count, f"data.{name}", found, f"{count} numbers")
         require(min(found) >= 0, f"data.{name}", found, "0 or more each")
-    require(data.area[0] > 0 and data.area[1] <= 1, "data.area", data.area, "above 0 to 1")
+    low, high = data.area
+    require(0 < low <= high <= 1, "data.area", data.area, "rising, above 0 to 1")
+    low, high = data.aspect
+    require(0 < low <= high, "data.aspect", data.aspect, "rising, above 0")
+    require(min(data.std) > 0, "data.std", data.std, "above 0 each")
 
 
 def prepare(
@@ -162,7 +167,8 @@ def in_steps(data: Data, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     large = seconds[:, 1] - seconds[:, 0] >= data.smallest * sample.duration
     seconds, labels = seconds[large], labels[large]
     if data.mode == "resize":
-        return seconds / sample.duration * data.window, labels
+        # ActivityNet has segments that end after their video: here the window ends with it.
+        return np.clip(seconds / sample.duration, 0, 1) * data.window, labels
     return windows.to_steps(seconds, sample.fps, data.stride, data.offset), labels
 
 
@@ -197,21 +203,46 @@ def _features(data: Data, sample: Sample, start: int, end: int) -> np.ndarray:
     return np.pad(part, ((0, data.window - len(part)), (0, 0)))
 
 
-def _numbers(data: Data, sample: Sample, start: int, end: int) -> Any:
-    """Frame numbers of a window, given how many frames the file turns out to have."""
-
-    def numbers(frames: int) -> np.ndarray:
-        annotated = sample.video.frames
-        if annotated and frames < annotated - max(2, annotated // 20):
+def _agree(data: Data, sample: Sample, video: Video) -> None:
+    """File and annotation must tell the same times. Raises: UserError naming the file."""
+    frames, said, rate = video.frames, sample.video, footage.rate(video)
+    if data.mode == "resize":
+        # Times are shares of the whole, whatever the frame rate: the duration has to agree.
+        lasts = frames / rate if rate else said.duration
+        if said.duration and abs(lasts - said.duration) > max(2, 0.05 * said.duration):
             raise UserError(
-                f"{sample.path}: {frames} frames, but the annotation has {annotated}; allowed: "
-                "up to 5 % (or 2) fewer"
+                f"{sample.path}: lasts {lasts:.4g} s, but the annotation says {said.duration:.4g} "
+                "s; allowed: 5 % (or 2 s) more or less"
             )
+        return
+    near = max(2, said.frames // 20)
+    if said.frames and frames < said.frames - near:
+        raise UserError(
+            f"{sample.path}: {frames} frames, but the annotation has {said.frames}; allowed: "
+            "up to 5 % (or 2) fewer"
+        )
+    # More are no harm where the video is only longer; at another rate all times would be wrong.
+    if said.frames and frames > said.frames + near and abs(rate / sample.fps - 1) > 0.05:
+        raise UserError(
+            f"{sample.path}: {frames} frames, {rate:.4g} a second, but the annotation has "
+            f"{said.frames}, {sample.fps:.4g} a second; allowed: rates within 5 %"
+        )
+
+
+def _numbers(data: Data, sample: Sample, start: int, end: int) -> Any:
+    """Frame numbers of a window, given its opened video."""
+
+    def numbers(video: Video) -> np.ndarray:
+        _agree(data, sample, video)
+        frames = video.frames
         if data.mode == "resize":
-            return windows.spread(frames, data.window * data.scale)
+            return footage.even(video)[windows.spread(frames, data.window * data.scale)]
         # Frames past the crop are repetitions of its last one, as past the end of the video.
         last = min(frames, end * data.stride)
-        return windows.frame_numbers(start, data.window, data.stride, data.scale, last)
+        at = windows.frame_numbers(start, data.window, data.stride, data.scale, last)
+        # Where the annotation's rate is another than the stamps', frames are counted, as there.
+        stamped = abs(footage.rate(video) / sample.fps - 1) <= 0.05
+        return footage.even(video)[at] if stamped else at
 
     return numbers
 
@@ -241,7 +272,7 @@ def audit(data: Data, sample: Sample) -> str:
             features.read(sample.path, data.channels)
         else:
             with Video(sample.path) as video:
-                at = _numbers(data, sample, sample.start, sample.end or sample.steps)(video.frames)
+                at = _numbers(data, sample, sample.start, sample.end or sample.steps)(video)
                 video.read([at[0], at[-1]])
     except UserError as error:
         return str(error)

@@ -86,8 +86,8 @@ def _json(path: Path, ids: Sequence[str], names: Sequence[str]) -> np.ndarray:
     columns = [order.index(name) for name in names]
     found = []
     for name in ids:
-        # CUHK's file names videos without the leading v_.
-        row = rows.get(name, rows.get(name.removeprefix("v_")))
+        # CUHK's file names videos without the leading v_, and so does ActivityNet's annotation.
+        row = rows.get(name, rows.get(name.removeprefix("v_"), rows.get(f"v_{name}")))
         if row is None:
             raise UserError(f"{path}: has no scores of video {name!r}")
         if len(row) != len(order):

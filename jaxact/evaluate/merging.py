@@ -4,7 +4,8 @@
 
 In the order of the reference: times in seconds, cut to the video; classes and scores of a
 video-level classifier, if any; rounding; all windows of a video together, suppression, rounding
-again. Videos that are one window each (ActivityNet) are thinned out first, in steps.
+again. Videos that are one window each (ActivityNet) are thinned out first, in steps; there each of
+the classifier's classes has all the segments that were left.
 """
 
 import dataclasses
@@ -107,7 +108,7 @@ def merge(
         found = _rounded(found, rule)
         if not rule.single:
             found = _rounded(nms.suppress(*found, thin), rule)
-        kept = np.argsort(-found.score, kind="stable")[: thin.most]
+        kept = np.argsort(-found.score, kind="stable")
         columns.append((np.full(len(kept), number), *(column[kept] for column in found)))
     if not columns:
         return instances(np.zeros(0), np.zeros((0, 2)), np.zeros(0))

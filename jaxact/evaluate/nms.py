@@ -20,6 +20,7 @@ import numpy as np
 from jaxact import config as schema
 
 LENGTH = 1e-6  # added to every length, so that an empty segment has one
+VOTES = 500_000  # pairs of segments compared at once
 
 
 @dataclasses.dataclass
@@ -131,6 +132,14 @@ def vote(chosen: np.ndarray, segment: np.ndarray, score: np.ndarray, least: floa
 
     chosen f[m, 2], segment f[n, 2], score f[n] (before suppression) -> f[m, 2].
     """
+    piece = max(1, VOTES // max(1, len(segment)))
+    parts = range(0, len(chosen), piece)
+    return np.concatenate(
+        [_mean(chosen[first : first + piece], segment, score, least) for first in parts] or [chosen]
+    )
+
+
+def _mean(chosen: np.ndarray, segment: np.ndarray, score: np.ndarray, least: float) -> np.ndarray:
     start = np.maximum(chosen[:, None, 0], segment[None, :, 0])
     inner = np.maximum(np.minimum(chosen[:, None, 1], segment[None, :, 1]) - start, 0)
     lengths = (chosen[:, 1] - chosen[:, 0])[:, None] + (segment[:, 1] - segment[:, 0])[None]

@@ -1,8 +1,10 @@
 """ActionFormer: a pyramid of transformers over time, one head for all of its levels.
 
 Features f[b, t, c] -> for each point of each level class logits and the distances to the two ends
-of its segment. Masked (padded) steps are zero between layers and are never attended to. The eps of
-normalisations differ: 1e-6 in convolution modules and the neck, 1e-5 in the transformer blocks.
+of its segment. Masked (padded) steps are zero after each layer and are never attended to; but a
+normalisation gives them its bias, which the filters of the last real steps see, as in the original.
+The eps of normalisations differ: 1e-6 in convolution modules and the neck, 1e-5 in the transformer
+blocks.
 (arXiv 2202.07925; OpenTAD `actionformer_proj.py`, `actionformer_head.py`.)
 """
 
@@ -19,7 +21,7 @@ from jaxact.models import layers, sequence
 from jaxact.ops import position
 
 _norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
-_dense = functools.partial(nn.Dense, kernel_init=layers.torch_uniform)
+_dense = functools.partial(sequence.Dense, kernel_init=layers.torch_uniform)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +91,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block f[b, t, c] -> f[b, t / stride, c].
+    """A pre-norm transformer block f[b, t, c] -> f32[b, t / stride, c].
 
     Both branches are scaled for each channel, from 1e-4 on, and dropped whole with probability
-    `drop_path` for each example; the shortcut of a stride is a max pool.
+    `drop_path` for each example; the shortcut of a stride is a max pool. Sums stay f32: in 16 bits
+    so small a part of a branch would be rounded away.
     """
 
     heads: int
@@ -117,7 +120,8 @@ class Block(nn.Module):
     def _branch(self, name: str, y: jax.Array, train: bool) -> jax.Array:
         scale = self.param(name, nn.initializers.constant(1e-4), (y.shape[-1],), jnp.float32)
         drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
-        return drop(y * scale.astype(y.dtype))
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return drop(y.astype(wide) * scale.astype(wide))
 
 
 class Projection(nn.Module):
@@ -170,7 +174,8 @@ class Projection(nn.Module):
             raise UserError(
                 f"detector: a training window of {length} steps; the position table has {count}"
             )
-        table = jnp.asarray(position.sincos(count, width), self.dtype) / math.sqrt(width)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        table = jnp.asarray(position.sincos(count, width), wide) / math.sqrt(width)
         return position.resample(table[None], length)[0] if length > count else table[:length]
 
 

@@ -40,7 +40,7 @@ class Spec:
 
 
 class TemporalAdapter(nn.Module):
-    """gamma * up(u + mix(u)) with u = gelu(down(x)): f[b, t, s, c] -> the same shape.
+    """gamma * up(u + mix(u)) with u = gelu(down(x)): f[b, t, s, c] -> f32, the same shape.
 
     `mix` runs along t, each place s of the frame by itself: a depthwise convolution of 3 taps, then
     a 1x1 convolution. `up` starts at zero and gamma at one, so it adds nothing at first. The whole
@@ -53,7 +53,7 @@ class TemporalAdapter(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width, hidden = x.shape[-1], int(x.shape[-1] * self.ratio)
-        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        dense = functools.partial(sequence.Dense, dtype=self.dtype)
         gamma = self.param("gamma", nn.initializers.ones, (1,), jnp.float32)
         down = dense(hidden, kernel_init=nn.initializers.normal(0.02), name="down")
         u = jax.nn.gelu(down(x), approximate=False)
@@ -65,7 +65,9 @@ class TemporalAdapter(nn.Module):
         )(u)
         mix = dense(hidden, kernel_init=nn.initializers.normal((2 / hidden) ** 0.5), name="mix")
         y = dense(width, kernel_init=nn.initializers.zeros, name="up")(u + mix(v))
-        return gamma.astype(self.dtype) * y
+        # Wide, as its gradient is one sum over all of it.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return gamma.astype(wide) * y.astype(wide)
 
 
 # Biases, scales of normalisation, of levels and of residual branches: no weight decay.

@@ -13,11 +13,41 @@ import jax.numpy as jnp
 from jaxact.models import layers
 
 
+class Dense(nn.Module):
+    """A linear layer f[..., c] -> f[..., k] whose product runs in `dtype`, its bias in f32.
+
+    Else the bias's gradient would be one sum of 16-bit numbers over all steps and places, which
+    loses percents (in a sum of thousands a bf16 addend may no longer count at all).
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = layers.torch_uniform
+    bias_init: Callable = nn.initializers.zeros
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
+        if not self.use_bias:
+            return y
+        return added(y, self.param("bias", self.bias_init, (self.features,), jnp.float32))
+
+
+def added(y: jax.Array, bias: jax.Array) -> jax.Array:
+    """y f[..., c] plus bias f[c], summed in f32 both ways; the dtype of y."""
+    wide = jnp.promote_types(y.dtype, jnp.float32)
+    return (y.astype(wide) + bias.astype(wide)).astype(y.dtype)
+
+
 class TemporalDepthwise(nn.Module):
     """Depthwise convolution of 3 taps along t: f[b, t, ..., c] -> f[b, ceil(t / stride), ..., c].
 
     One zero on both sides, whatever the stride. Shifted multiply-adds: XLA's grouped convolution is
-    slow on CPU, and on any device this reads its input once.
+    slow on CPU, and on any device this reads its input once. They and their gradients are summed in
+    f32, see `Dense`.
     """
 
     stride: int = 1
@@ -29,12 +59,13 @@ class TemporalDepthwise(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (3, 1, width), jnp.float32)
-        kernel = kernel.astype(self.dtype)
-        near = taps(x.astype(self.dtype), self.stride)
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        kernel = kernel.astype(wide)
+        near = [each.astype(wide) for each in taps(x.astype(self.dtype), self.stride)]
         y = near[0] * kernel[0] + near[1] * kernel[1] + near[2] * kernel[2]
         if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(y.dtype)
-        return y
+            y = y + self.param("bias", nn.initializers.zeros, (width,), jnp.float32).astype(wide)
+        return y.astype(self.dtype)
 
 
 class TemporalConv(nn.Module):
@@ -51,11 +82,9 @@ class TemporalConv(nn.Module):
         kernel = self.param("kernel", layers.torch_uniform, (3, width, self.features), jnp.float32)
         joined = jnp.concatenate(taps(x.astype(self.dtype)), axis=-1)
         y = joined @ kernel.astype(self.dtype).reshape(3 * width, self.features)
-        if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (self.features,), jnp.float32).astype(
-                y.dtype
-            )
-        return y
+        if not self.use_bias:
+            return y
+        return added(y, self.param("bias", self.bias_init, (self.features,), jnp.float32))
 
 
 def taps(x: jax.Array, stride: int = 1, fill: float = 0.0) -> list[jax.Array]:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxact.config import UserError
-from jaxact.models import adapters, layers
+from jaxact.models import adapters, layers, sequence
 from jaxact.ops import position, target
 
 CLIP = 16  # frames
@@ -50,7 +50,7 @@ SPECS = {
 }
 
 norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
-_dense = functools.partial(nn.Dense, kernel_init=nn.initializers.normal(0.02))
+_dense = functools.partial(sequence.Dense, kernel_init=nn.initializers.normal(0.02))
 
 
 class TubeEmbedding(nn.Module):
@@ -79,7 +79,7 @@ class TubeEmbedding(nn.Module):
         tubes = tubes.transpose(0, 1, 2, 4, 6, 3, 5, 7, 8)  # b, m, t', h', w', 2, p, p, 3
         size = TUBE * p * p * channels
         tubes = tubes.reshape(b, t // CLIP, -1, size)
-        tokens = nn.Dense(
+        tokens = sequence.Dense(
             spec.width,
             kernel_init=layers.torch_uniform,
             bias_init=layers.torch_bias(size),
@@ -104,11 +104,11 @@ class Attention(nn.Module):
         b, n, width = x.shape
         q_bias = self.param("q_bias", nn.initializers.zeros, (width,), jnp.float32)
         v_bias = self.param("v_bias", nn.initializers.zeros, (width,), jnp.float32)
-        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias]).astype(self.dtype)
-        qkv = _dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x) + bias
+        bias = jnp.concatenate([q_bias, jnp.zeros_like(q_bias), v_bias])
+        qkv = _dense(3 * width, use_bias=False, dtype=self.dtype, name="qkv")(x)
         q, k, v = (
             part.reshape(b, n, self.heads, width // self.heads)
-            for part in jnp.split(qkv, 3, axis=-1)
+            for part in jnp.split(sequence.added(qkv, bias), 3, axis=-1)
         )
         # cuDNN's fused kernel never holds the n x n scores; it takes 16-bit numbers only.
         fused = self.implementation == "cudnn" or (

@@ -190,6 +190,8 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
     """Focal loss of the classes and DIoU of the segments, each over the running positives.
 
     The loss is a sum over the batch; the trainer takes the mean of examples, hence the factor.
+    With `optim.accumulate` sums and running positives are a micro-batch's, as they are one device's
+    in OpenTAD: after the first dozens of steps the loss is the same.
     """
     found = detection_losses.detection(
         outputs["logits"],

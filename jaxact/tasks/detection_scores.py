@@ -57,17 +57,17 @@ def score(config: Any, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, fl
     protocol = scoring.PROTOCOLS[config.post.protocol]
     numbers = scoring.evaluate(truth, found, protocol, classes).numbers()
     if config.post.framewise >= 0:
-        numbers |= _framewise(config, truth, found, classes)
+        numbers |= _framewise(config, np.unique(rows["video"]), truth, found, classes)
     return numbers
 
 
 def _framewise(
-    config: Any, truth: Instances, found: Instances, background: int
+    config: Any, numbers: np.ndarray, truth: Instances, found: Instances, background: int
 ) -> dict[str, float]:
-    """Accuracy, edit score and F1 of the labels that detections give to steps."""
+    """Accuracy, edit score and F1 of the labels that detections give to steps of these videos."""
     videos, sequences = splits.annotation(config.data).videos, []
     found = found.at(found.score >= config.post.framewise)
-    for number in np.unique(truth.video).tolist():
+    for number in numbers.tolist():
         video = videos[number]
         if not video.fps or not video.duration:
             raise UserError(
@@ -112,7 +112,8 @@ def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
     videos = splits.annotation(config.data).videos
     protocol = scoring.PROTOCOLS[config.post.protocol]
     scores = scoring.evaluate(truth, found, protocol, len(names))
-    split = detection_errors.errors(truth, found, config.post.errors_at, len(names))
+    counted = scoring.clean(truth, protocol.duplicates, protocol.shortest)
+    split = detection_errors.errors(counted, found, config.post.errors_at, len(names))
     numbers = {
         "ap": {
             names[k]: [round(float(x), 6) for x in scores.ap[:, k]]
@@ -123,7 +124,8 @@ def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
     }
     listed: dict[str, detections.Detections] = {}
     pictures: list[str] = []
-    for number in np.unique(found.video).tolist():
+    # Those in which nothing was found are listed and drawn too.
+    for number in np.unique(ending.rows["video"]).tolist():
         own, video = found.at(found.video == number), videos[number]
         listed[video.id] = detections.Detections(own.segment, own.score, own.label)
         if len(pictures) < config.post.pictures:
@@ -131,7 +133,7 @@ def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
             known_track, own_track = (
                 timeline.Track(x.segment, x.label, x.score) for x in (known, own)
             )
-            length = video.duration or float(max(own.segment.max(), 1))
+            length = float(ending.rows["clock"][ending.rows["video"] == number][0, 2])
             pictures.append(timeline.svg(video.id, length, known_track, own_track, names))
     files = {
         "detections.json": json.dumps(detections.results(listed, names)),
@@ -147,4 +149,5 @@ def render(sample: Any, path: Any, pieces: Sequence[dict[str, Any]], side: int) 
     """Writes the timeline of one video, an HTML page. `side` is of no use to it."""
     del side
     title = sample.video.id
-    Path(path).write_text(timeline.page(title, [piece["timeline"] for piece in pieces]))
+    page = timeline.page(title, [piece["timeline"] for piece in pieces])
+    Path(path).write_text(page, encoding="utf-8")

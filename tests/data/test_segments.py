@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import runpy
 from pathlib import Path
 
@@ -69,6 +70,22 @@ def test_csv_in_two_spellings_and_gzip(tmp_path):
     packed.write_bytes(gzip.compress(plain.encode()))
     again = segments.read(packed)
     assert [v.labels.tolist() for v in again.videos] == [v.labels.tolist() for v in found.videos]
+
+
+def test_tables_of_spreadsheets(tmp_path):
+    """A byte order mark, blanks after commas, empty lines, quoted cells, names of any script."""
+    rows = ["video, start, end, label", "a, 1, 2, Läufer", "", '"b,1", 3, 4, "走る\u2028x"']
+    path = tmp_path / "notes.csv"
+    path.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    found = segments.read(path)
+    assert [video.id for video in found.videos] == ["a", "b,1"]
+    assert found.names == ("Läufer", "走る\u2028x")
+    path.write_bytes("\r\n".join([*rows[:3], "b, 5"]).encode("utf-8-sig"))
+    with pytest.raises(UserError, match="line 4: 4 cells"):  # the line of the file
+        segments.read(path)
+    text = json.dumps({"database": GOOD})
+    (tmp_path / "notes.json").write_bytes(text.encode("utf-8-sig"))
+    assert len(segments.read(tmp_path / "notes.json").videos) == 3
 
 
 def test_what_is_written_reads_the_same(tmp_path):
@@ -154,6 +171,10 @@ def test_a_subset_without_ground_truth_is_an_error(tmp_path):
     assert len(found.subset("validation", segments=False)) == 1
     with pytest.raises(UserError, match="'val' is unknown; subsets: training, validation, test"):
         found.subset("val")
+    table = tmp_path / "notes.csv"
+    table.write_text("video,start,end,label\na,1,2,run\n")
+    with pytest.raises(UserError, match="names no subsets; '' takes all of its videos"):
+        segments.read(table).subset("training")
 
 
 def test_rules_for_late_segments(tmp_path):
@@ -203,6 +224,8 @@ def test_detections_there_and_back(tmp_path):
     }
     path = tmp_path / "found.json"
     path.write_text(json.dumps(detections.results(found, ("run", "jump"))))
+    # The fields without which ActivityNet's toolkit refuses a file.
+    assert {"results", "version", "external_data"} == set(json.loads(path.read_text()))
     again = detections.read(path, ("run", "jump"))
     assert list(again) == ["a", "b"] and again["b"].segment.shape == (0, 2)
     for one, two in zip(found["a"], again["a"], strict=True):
@@ -237,6 +260,8 @@ def test_classifier_scores_of_json(tmp_path):
     path = tmp_path / "cuhk.json"
     path.write_text(json.dumps({"class": ["b", "a"], "results": {"x1": [0.25, 0.75]}}))
     assert video_scores.read(path, ["v_x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
+    path.write_text(json.dumps({"class": ["b", "a"], "results": {"v_x1": [0.25, 0.75]}}))
+    assert video_scores.read(path, ["x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
     for ids, names, message in (
         (["v_x2"], ("a", "b"), "video 'v_x2'"),
         (["x1"], ("a", "c"), "class 'c'"),
@@ -295,6 +320,35 @@ def test_prepare_framewise(tmp_path, prepare, capsys):
     np.testing.assert_array_equal(np.load(tmp_path / "out/features/video001.npy"), scores[5:])
     np.savez(source, **arrays, split=np.array([1], np.int8))
     assert prepare(given) == 2 and "contradict each other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (b"no archive", "cannot be read"),
+        (b"PK\x03\x04 cut off", "cannot be read"),
+        ({"scores": np.zeros(8)}, r"scores of shape \(8,\), needed: \[frames, classes\]"),
+        ({"gt": np.array([0, 0, 2, 2, 1, 0, 3, 1])}, "labels 0 to 3, needed: 0 to 2"),
+        ({"offsets": np.array([0, 9, 8])}, "contradict each other"),
+        ({"offsets": np.array([2, 5, 8])}, "contradict each other"),
+    ],
+)
+def test_broken_framewise_scores(tmp_path, prepare, capsys, arrays, message):
+    source = tmp_path / "scores.npz"
+    good = {
+        "gt": np.array([0, 0, 2, 2, 1, 0, 1, 1]),
+        "scores": np.zeros((8, 3), np.float32),
+        "offsets": np.array([0, 5, 8]),
+        "split": np.array([1, 2]),
+    }
+    if isinstance(arrays, bytes):
+        source.write_bytes(arrays)
+    else:
+        np.savez(source, **{**good, **arrays})
+    assert prepare(["framewise", "--source", str(source), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said) and said.count("\n") == 1 and "scores.npz" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_prepare_framewise_of_50_salads(tmp_path, prepare, real_data):

@@ -205,17 +205,17 @@ def test_all_frames_share_one_draw(tmp_path):
     looks = set()
     for seed in range(5):
         look = footage.draw(np.random.default_rng(seed), data, "full")
-        found = footage.read(data, str(path), lambda frames: np.arange(frames), 24, look)
+        found = footage.read(data, str(path), lambda video: np.arange(video.frames), 24, look)
         spread = np.abs(found.astype(int) - found[:1]).mean()
         assert spread < 4, "frames of a still video went different ways"  # the codec's own noise
         looks.add(found[0].tobytes())
     assert len(looks) == 5
     plain = footage.draw(np.random.default_rng(0), data, "none")
-    centre = footage.read(data, str(path), lambda frames: np.arange(2), 24, plain)
-    test = footage.read(data, str(path), lambda frames: np.arange(2), 24, None)
+    centre = footage.read(data, str(path), lambda video: np.arange(2), 24, plain)
+    test = footage.read(data, str(path), lambda video: np.arange(2), 24, None)
     np.testing.assert_array_equal(centre, test)
     light = footage.draw(np.random.default_rng(0), data, "light")
-    mirrored = footage.read(data, str(path), lambda frames: np.arange(2), 24, light)
+    mirrored = footage.read(data, str(path), lambda video: np.arange(2), 24, light)
     np.testing.assert_array_equal(mirrored, test[:, :, ::-1])
 
 
@@ -231,6 +231,87 @@ def test_whole_videos_resized(drawn):
     assert len(labels) == (np.diff(train.video.segments) >= 0.3 * 8).sum()
     every, _ = untrimmed.in_steps(dataclasses.replace(data, smallest=0.0), train)
     np.testing.assert_allclose(every, train.video.segments * 2)
+    late = dataclasses.replace(
+        train.video, segments=np.array([[6.0, 9.5], [8.5, 9.0]]), labels=np.array([0, 1])
+    )
+    cut, _ = untrimmed.in_steps(data, dataclasses.replace(train, video=late))
+    np.testing.assert_allclose(cut, [[12, 16]])  # as the reference: cut to the video
+    both, _ = untrimmed.in_steps(
+        dataclasses.replace(data, smallest=0.0), dataclasses.replace(train, video=late)
+    )
+    np.testing.assert_allclose(both, [[12, 16], [16, 16]])
+
+
+def test_whole_videos_may_have_another_frame_rate_than_annotated(drawn, tmp_path):
+    """ActivityNet is annotated at the original rate and read from files of 15 frames/s."""
+    database = json.loads((drawn / "annotations.json").read_text())["database"]
+    database["test0000"]["frame"] = 240  # still 8 s
+    database["test0001"] |= {"duration": 30.0, "frame": 900}
+    (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
+    fields = dict(annotations=str(tmp_path / "notes.json"), mode="resize", window=16, scale=2)
+    data = settings(drawn, **fields)
+    source = splits.source(data, 2, "val")
+    found = untrimmed.prepare(data, 2, source[0], np.random.default_rng(0), PLAIN, "val")
+    usual = settings(drawn, **{**fields, "annotations": str(drawn / "annotations.json")})
+    wanted = untrimmed.prepare(
+        usual, 2, splits.source(usual, 2, "val")[0], np.random.default_rng(0), PLAIN, "val"
+    )
+    np.testing.assert_array_equal(found["frames"], wanted["frames"])
+    assert untrimmed.audit(data, source[0]) == ""
+    with pytest.raises(UserError, match=r"test0001\.mp4: lasts 8 s, but the annotation says 30 s"):
+        untrimmed.prepare(data, 2, source[1], np.random.default_rng(0), PLAIN, "val")
+
+
+def test_more_frames_than_annotated_at_another_rate_are_refused(drawn, tmp_path):
+    """A file of 12 frames/s annotated at 6: its second half would never be read."""
+    database = json.loads((drawn / "annotations.json").read_text())["database"]
+    database["test0000"]["frame"] = 48
+    database["test0001"] |= {"frame": 60, "duration": 5.0, "annotations": []}
+    (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
+    data = settings(drawn, annotations=str(tmp_path / "notes.json"), stride=1)
+    half, longer = splits.source(data, 2, "val")[0], splits.source(data, 2, "val")[-1]
+    with pytest.raises(UserError, match=r"96 frames, 12 a second, but .* 48, 6 a second"):
+        untrimmed.prepare(data, 2, half, np.random.default_rng(0), PLAIN, "val")
+    # Of the same rate and only longer than annotated: what is annotated is read.
+    assert longer.number == 4 and untrimmed.audit(data, longer) == ""
+
+
+def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
+    """4 s at 20 frames/s, then 4 s at 5: steps are evenly spaced in time all the same."""
+    from jaxact.data import video
+
+    times = np.concatenate([np.arange(80) / 20, 4 + np.arange(20) / 5])
+    levels = np.rint(times * 25).astype(np.uint8) + 20
+    path = tmp_path / "phone.mp4"
+    frames = [np.full((32, 32, 3), level, np.uint8) for level in levels]
+    video.write(path, frames, 20, crf=1, gop=10, times=times)
+    data = Data(videos=str(tmp_path), stride=2, window=32, test_size=32)
+    parts = splits.examples(data, str(path))
+    seen = 0
+    for sample in parts.samples:
+        found = untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "predict")
+        at = found["clock"][0] + np.arange(32) * found["clock"][1]
+        shown = (found["frames"].mean((1, 2, 3)) - 20) / 25
+        near = found["valid"] & (at <= times[-1])
+        assert np.abs(shown - at)[near].max() < 0.15  # half of a slow frame, and rounding
+        seen = max(seen, shown.max())
+    assert seen > 7.6 and abs(parts[0].duration - 8) < 0.2
+    with Video(path) as opened:
+        assert (footage.even(opened) != np.arange(100)).any()
+    # Stamps that the annotation contradicts (a jump of 1000 s) are not gone by: frames are counted.
+    jump = np.where(np.arange(100) < 5, 0, 1000) + np.arange(100) / 10
+    video.write(tmp_path / "jump.mp4", frames, 10, crf=1, gop=10, times=jump)
+    (tmp_path / "notes.csv").write_text(
+        "video,start,end,label,duration,frames\njump,1,2,x,10,100\n", encoding="utf-8"
+    )
+    data = dataclasses.replace(data, annotations=str(tmp_path / "notes.csv"), val_split="")
+    counted = splits.source(data, 1, "val")[0]
+    found = untrimmed.prepare(data, 1, counted, np.random.default_rng(0), PLAIN, "val")
+    assert np.abs(found["frames"].mean((1, 2, 3)) - levels[0:64:2]).max() < 4
+    steady = tmp_path / "steady.mp4"
+    video.write(steady, frames[:50], 29.97, gop=10)
+    with Video(steady) as opened:
+        np.testing.assert_array_equal(footage.even(opened), np.arange(50))
 
 
 def test_truth_of_the_subset_that_was_predicted(drawn, tmp_path):
@@ -243,6 +324,44 @@ def test_truth_of_the_subset_that_was_predicted(drawn, tmp_path):
     blocked = settings(drawn, blocked=str(tmp_path / "blocked.json"))
     assert set(splits.truth(blocked, np.array([4]))[0].tolist()) == {4}
     assert {sample.number for sample in splits.source(blocked, 2, "val").samples} == {4}
+    (tmp_path / "blocked.json").write_text(json.dumps([f"v_{found.videos[3].id}"]))
+    with pytest.raises(UserError, match=r"blocked\.json: none of its 1 ids is in .*'v_test0000'"):
+        splits.source(blocked, 2, "val")
+
+
+def test_truth_of_all_subsets_together(drawn):
+    """val_split="" evaluates every video of the file; so must the ground truth be of every one."""
+    data = settings(drawn, val_split="")
+    numbers = np.array([sample.number for sample in splits.source(data, 2, "val").samples])
+    assert set(splits.truth(data, numbers)[0].tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_names_of_files(drawn, tmp_path):
+    """ActivityNet's videos are v_<id> with whatever suffix the download had."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for name in ("test0000", "test0001"):
+        suffix = ".mp4" if name == "test0000" else ".mkv"
+        (videos / f"v_{name}{suffix}").write_bytes((drawn / "videos" / f"{name}.mp4").read_bytes())
+    data = settings(drawn, videos=str(videos), prefix="v_", video_suffix="")
+    source = splits.source(data, 2, "val")
+    assert {sample.video.id for sample in source.samples} == {"test0000", "test0001"}
+    assert {sample.path.rsplit("/", 1)[1] for sample in source.samples} == {
+        "v_test0000.mp4",
+        "v_test0001.mkv",
+    }
+    assert [untrimmed.audit(data, sample) for sample in source.samples] == [""] * len(source)
+    assert "no such file" in untrimmed.audit(data, splits.source(data, 2, "train")[0])
+    (tmp_path / "own.csv").write_text("video,start,end,label\nv_test0001.mkv,1,2,across\n")
+    data = settings(drawn, videos=str(videos), video_suffix="", val_split="")
+    data.annotations = str(tmp_path / "own.csv")  # whose ids are file names
+    assert splits.source(data, 1, "val")[0].path.endswith("/v_test0001.mkv")
+
+
+def test_labels_do_not_matter_in_prediction(drawn, tmp_path):
+    (tmp_path / "names.txt").write_text("run\njump\n")
+    data = settings(drawn, class_names=str(tmp_path / "names.txt"))
+    assert len(splits.examples(data, str(drawn / "annotations.json"))) == 15
 
 
 def test_examples_of_a_file_a_folder_and_a_list(drawn):
@@ -323,8 +442,16 @@ def test_features_that_contradict_the_annotation(extracted):
     with pytest.raises(UserError, match=r"a.npy: 150 features, .* 400 frames make 200 steps"):
         splits.source(featured(extracted), 1, "train")
     (extracted / "a.npy").unlink()
-    with pytest.raises(UserError, match="has no features of 'a'"):
+    with pytest.raises(UserError, match=r"has no features of 'a' \(a\.npy or a\.npz\)"):
         splits.source(featured(extracted), 1, "train")
+
+
+def test_all_missing_features_are_counted_at_once(extracted):
+    (extracted / "a.npy").unlink()
+    (extracted / "b.npz").unlink()
+    data = featured(extracted, val_split="")
+    with pytest.raises(UserError, match=r"features of 'a' .* and of 1 more; config\.data\.blocked"):
+        splits.source(data, 1, "val")
 
 
 @pytest.mark.parametrize(
@@ -342,6 +469,13 @@ def test_broken_features(extracted, array, message):
     with pytest.raises(UserError, match=message):
         untrimmed.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "train")
     assert "a.npy" in untrimmed.audit(data, sample)
+
+
+def test_features_that_are_no_table(extracted):
+    """A dictionary saved with np.save is an array without axes."""
+    np.save(extracted / "a.npy", np.array({"feats": 1}))
+    with pytest.raises(UserError, match=r"a\.npy: features of shape \(\), needed: \[steps, 6\]"):
+        splits.source(featured(extracted), 1, "train")
 
 
 def test_archives_of_features(tmp_path):
@@ -389,6 +523,15 @@ def test_classes_of_model_and_annotation(drawn, tmp_path):
     (tmp_path / "names.txt").write_text("down\nacross\n")
     named = settings(drawn, class_names=str(tmp_path / "names.txt"))
     assert splits.class_names(named, 2) == ("down", "across")
+    (tmp_path / "names.txt").write_bytes("\ufeffdown\nacross\n".encode())  # of a Windows editor
+    assert splits.class_names(named, 2) == ("down", "across")
+    assert len(splits.source(named, 2, "val")) == 6
+    (tmp_path / "names.txt").write_bytes("Läufer\nb".encode("latin-1"))
+    with pytest.raises(UserError, match=r"names\.txt: cannot be read"):
+        splits.class_names(named, 2)
+    (tmp_path / "names.txt").write_text("down\nacross\ndown\n")
+    with pytest.raises(UserError, match="names 'down' twice"):
+        splits.source(named, 3, "train")
     (tmp_path / "names.txt").write_text("down\nup\n")
     with pytest.raises(UserError, match="label 'across' is none of the 2 classes"):
         splits.source(named, 2, "train")
@@ -406,6 +549,10 @@ def test_classes_of_model_and_annotation(drawn, tmp_path):
         ({"jitter": (0.1,)}, r"config\.data\.jitter=\(0\.1,\)"),
         ({"least": 0.0}, r"config\.data\.least=0\.0"),
         ({"most": 0}, r"config\.data\.most=0"),
+        ({"std": (58.0, 0.0, 57.0)}, r"config\.data\.std=\(58\.0, 0\.0, 57\.0\)"),
+        ({"aspect": (0.0, 1.0)}, r"config\.data\.aspect=\(0\.0, 1\.0\)"),
+        ({"aspect": (2.0, 1.0)}, r"config\.data\.aspect=\(2\.0, 1\.0\)"),
+        ({"area": (1.0, 0.5)}, r"config\.data\.area=\(1\.0, 0\.5\)"),
     ],
 )
 def test_fields_are_checked(fields, message):

@@ -1,5 +1,6 @@
 """Mean average precision: published detections, a naive evaluator, and small cases by hand."""
 
+import dataclasses
 import json
 import time
 import xml.etree.ElementTree as ElementTree
@@ -322,6 +323,11 @@ def test_a_video_of_one_window_is_thinned_in_steps():
     found = merging.merge(given, thin, rule, {0: np.array([0.0, 0.5])})
     np.testing.assert_allclose(found.segment, [[0, 1], [2, 3]])
     assert found.label.tolist() == [1, 1]
+    # The cut is that of the suppression: each of the classifier's classes has all that is left.
+    both = dataclasses.replace(rule, best=2)
+    every = merging.merge(given, thin, both, {0: np.array([0.25, 0.5])})
+    assert every.label.tolist() == [1, 1, 0, 0]
+    np.testing.assert_allclose(every.score, [0.45, 0.35, 0.225, 0.175], atol=1e-6)
     with pytest.raises(UserError, match="no scores of it"):
         merging.merge(given, thin, rule, {})
     double = windows([0, 0], np.ones((2, 3)), np.zeros((2, 1, 2)), *[np.ones((2, 1))] * 2)

@@ -1,5 +1,6 @@
 """ActionFormer and the whole detector: golden vectors, counts, masks, windows, gradients."""
 
+import dataclasses
 import functools
 import re
 
@@ -203,6 +204,24 @@ def test_masked_steps_are_not_seen(features, window):
     np.testing.assert_array_equal(a["mask"].sum(1), [11 + 6 + 3, 0])
 
 
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_padded_window_equals_the_unpadded_one(features, window):
+    """But for the biases of normalisations: as in the golden network, the padding has those."""
+    model = small(window=window)
+    run = jax.jit(model.apply)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if re.search("(ln1|neck).*bias", jax.tree_util.keystr(path)) else x,
+        variables_of(model),
+    )
+    short = run(variables, features, np.ones((2, 16), bool))
+    padded = np.pad(features, ((0, 0), (0, 16), (0, 0)))
+    long = run(variables, padded, np.arange(32)[None].repeat(2, 0) < 16)
+    real = np.asarray(long["mask"][0])
+    assert real.sum() == 16 + 8 + 4
+    for name in ("logits", "offsets"):
+        np.testing.assert_allclose(long[name][:, real], short[name], atol=2e-5, err_msg=name)
+
+
 def test_fresh_heads_expect_nothing(features):
     model = small()
     video = jax.ShapeDtypeStruct(features.shape, jnp.float32)
@@ -214,6 +233,26 @@ def test_fresh_heads_expect_nothing(features):
     stem = variables["params"]["projection"]["stem0"]
     np.testing.assert_allclose(stem["attn_scale"], 1e-4)
     np.testing.assert_allclose(np.abs(stem["fc1"]["kernel"]).max(), 16**-0.5, rtol=0.05)
+
+
+def test_bf16_keeps_sums_wide(features):
+    """A fresh branch adds 1e-4 of itself, which a sum of 16 bits would swallow."""
+    mask, added = np.ones((2, 16), bool), []
+    for dtype in (jnp.float32, jnp.bfloat16):
+        spec = actionformer.Spec(width=16, heads=2, stem=1, branch=0)
+        whole, short = (
+            actionformer.Projection(dataclasses.replace(spec, stem=stem), dtype) for stem in (1, 0)
+        )
+        params = initialise(whole, jax.random.key(0), features, mask, train=False)["params"]
+        before = {name: leaf for name, leaf in params.items() if "stem" not in name}
+        runs = ((whole, params), (short, before))
+        (after, _), (first, _) = (
+            jax.jit(functools.partial(model.apply, train=False))({"params": p}, features, mask)[0]
+            for model, p in runs
+        )
+        assert after.dtype == jnp.float32
+        added.append(np.asarray(after, np.float32) - np.asarray(first, np.float32))
+    assert np.linalg.norm(added[0] - added[1]) < 0.05 * np.linalg.norm(added[0])
 
 
 @pytest.mark.parametrize("window", [3, 9, 17, 33])

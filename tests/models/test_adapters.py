@@ -227,6 +227,23 @@ def test_side_adapters_add_to_the_last_map(batch):
     np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1e-5)
 
 
+def test_gamma_gathers_its_gradient_in_full():
+    """It is one sum over all tokens of a window; in bf16 that sum loses percents."""
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 384, 50, 16)), jnp.float32)
+    params = adapters.TemporalAdapter().init(jax.random.key(0), x)["params"]
+    params["up"]["bias"] = params["up"]["bias"] + 0.7
+
+    def found(gamma, dtype):
+        y = adapters.TemporalAdapter(dtype=dtype).apply({"params": {**params, "gamma": gamma}}, x)
+        return y.astype(jnp.float32).sum()
+
+    exact, half = (
+        jax.jit(jax.grad(functools.partial(found, dtype=dtype)))(params["gamma"])
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    np.testing.assert_allclose(half, exact, rtol=5e-3)
+
+
 def test_modes_are_named():
     for wrong in (lambda: adapters.Spec("lora"), lambda: adapters.groups("lora")):
         with pytest.raises(UserError, match="adapter, frozen, full, side"):

@@ -204,6 +204,42 @@ def test_the_end_of_a_run(extracted):
     assert len(extra.figures) == 1 and "<svg" in extra.figures[0].html
 
 
+def test_the_end_of_a_run_with_empty_videos_and_doubled_truth(extracted, tmp_path):
+    """A video without detections is listed and drawn; errors are split on the truth that counts."""
+    notes = json.loads((extracted / "notes.json").read_text())
+    first = notes["database"]["v6"]["annotations"]
+    first.append(dict(first[0]))
+    notes["database"]["v8"]["annotations"] = []
+    path = tmp_path / "notes.json"
+    path.write_text(json.dumps(notes))
+    task = detection.make(
+        config(
+            extracted,
+            data__annotations=str(path),
+            post__nms=Nms(method="hard"),
+            post__framewise=0.5,
+        )
+    )
+    rows, source = rows_of(task)
+    rows["score"][rows["video"] == 7] = 0
+    ending = Ending("val", source.ids, rows, {}, {}, [], None, source, VIEW, True)
+    extra = task.conclude(ending)
+    stored = json.loads(extra.files["detections.json"])["results"]
+    assert {name: len(found) for name, found in stored.items()} == {"v6": 2, "v7": 0, "v8": 0}
+    assert "v7" in extra.files["timeline.html"]
+    split = extra.numbers["errors"]
+    assert split["share/missed"] == pytest.approx(2 / 4)  # of v6 two, of v7 two
+    last = extra.files["errors.txt"].splitlines()[-2].split()
+    assert last[0] == "all" and last[-1] == "4"
+    # Frames of a video without any segment count too.
+    given = {"windows": np.int32(len(source))}
+    right = task.score(given, rows)
+    rows["score"][rows["video"] == 8, 0] = 0.9
+    rows["segment"][rows["video"] == 8, 0] = [0, 20]
+    wrong = task.score(given, rows)
+    assert wrong["accuracy"] < right["accuracy"] and wrong["f1@10"] < right["f1@10"]
+
+
 def test_describe_joins_windows(extracted):
     task = detection.make(config(extracted, post__nms=Nms(method="hard")))
     rows, source = rows_of(task)

@@ -20,11 +20,13 @@ Variants (`--config=configs/crop.py:NAME`):
 |---|---|
 | (none) | ResNet-50, 50 epochs, AdamW 5e-4, staged schedule below, EMA |
 | advanced | all of the schedule: weighted sampler, cosine head and center loss as well |
-| multitask | heads for label, crop, disease and severity, losses 1 : 0.3 : 0.3 : 0.5 |
+| multitask | heads for label, crop, disease and severity, losses 1 : 0.3 : 0.3 : 0.5, or weighed \
+by how low they are (loss.dynamic) |
 | fewshot | ten pictures a class, frozen backbone, two-layer head at five times the rate |
 | deferred | natural data first; LDAM's margins, class weights in the last 20 % (LDAM-DRW) |
 | adjusted | logit adjustment (balanced softmax), nothing else against the long tail |
-| crt | natural data first, then the head is drawn anew and trained alone on balanced classes |
+| crt | natural data first, then the head (every layer of it) is drawn anew and trained alone on \
+balanced classes |
 | leaves | CPU-sized: a small ResNet from scratch, 64 px, `crop_disease_lt` (52 classes), plain |
 | leaves_staged | CPU-sized: the same with this schedule's order (weighted sampling first) |
 | leaves_deferred | CPU-sized: the same with balancing in the last fifth |
@@ -59,6 +61,8 @@ val_annotations; data.balance.file |
 | model-type, backbone, dropout | model.kind, model.backbone, model.dropout |
 | pretrained | init_from |
 | epochs, batch-size, seed, resume | length, batch_size, seed, --resume_from (or nothing) |
+| keep-schedule | optim.decay_over, for a run that goes on longer (the cosine: 45 epochs of 50) |
+| task-weights, dynamic-task-weights | loss.weights, loss.dynamic |
 | lr, weight-decay, optimizer, scheduler | optim.lr, weight_decay, name, schedule (step: \
 milestones, and warmup=0) |
 | warmup-epochs, warmup-start-factor, min-lr | optim.warmup, warmup_from, min_lr |

@@ -3,6 +3,7 @@
     python scripts/prepare_crop.py ai_challenger --source DIR --out labels.csv [--drop 44 45]
     python scripts/prepare_crop.py metadata --train-dir DIR --val-dir DIR --train-meta train.csv \\
         --val-meta val.csv --out labels.csv
+    python scripts/prepare_crop.py folders --source DIR --out labels.csv [--val 0.2] [--seed 0]
     python scripts/prepare_crop.py table --out classes.csv
     python scripts/prepare_crop.py clean --annotations labels.csv --out clean.csv [--images DIR]
 
@@ -14,6 +15,10 @@ leaves classes out and renumbers the rest, as many did with the two of a single 
 the columns image_name and label_61. Paths are written relative to the folder of `--out`. Crop,
 disease and severity come from the class table, not from the CSV: a published one calls the twelve
 classes named like "(Fungus, Serious)" general.
+`folders`: DIR/<class name>/ with the pictures of a class, however deep; or that below DIR/train,
+DIR/val (valid, validation) and DIR/test. Without such splits the share `--val` of each class, drawn
+by `--seed` and rounded, is for validation, never a class's only picture. Names like
+`Apple___black_rot` tell crop and disease. Paths are written relative to the folder of `--out`.
 `clean`: the same CSV without the rows whose pictures cannot be read, which are named one a line.
 """
 
@@ -25,12 +30,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from jaxact.config import UserError
-from jaxact.data import class_table, image_audit, picture_lists, pictures
+from jaxact.data import class_table, image_audit, images, picture_lists, pictures
 from jaxact.data.class_table import Meaning
 from jaxact.data.pictures import Picture
 
 COLUMNS = ("file", "label", "class", "crop", "disease", "severity", "split")
+SPLIT_FOLDERS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "val")}
+SPLIT_FOLDERS["test"] = "test"
 SPLITS = {"train": "*train*annotations*.json", "val": "*validation*annotations*.json"}
 
 
@@ -64,7 +73,7 @@ def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[
 
 
 def metadata(
-    folders: dict[str, Path], tables: dict[str, Path], out: Path
+    pictured: dict[str, Path], tables: dict[str, Path], out: Path
 ) -> tuple[list[list[str]], str]:
     """Rows of both splits, and how many grades of the CSVs they correct, in a line.
 
@@ -78,7 +87,7 @@ def metadata(
             if not re.fullmatch(r"\d+", label) or int(label) >= len(everything):
                 raise UserError(f"{where}: label_61 {label!r}; allowed: 0 to {len(everything) - 1}")
             number = int(label)
-            file = folders[split] / f"class_{number:02d}" / name
+            file = pictured[split] / f"class_{number:02d}" / name
             relative = Path(os.path.relpath(file, out.parent)).as_posix()
             rows.append([relative, str(number), *values(everything[number]), split])
             if severity and grades.severity(severity) != grades.severity_of[number]:
@@ -86,6 +95,38 @@ def metadata(
                 classes.add(number)
     named = f" (classes {' '.join(map(str, sorted(classes)))})" if classes else ""
     return rows, f"severity: {wrong} of {len(rows)} rows corrected by the class table{named}"
+
+
+def folders(source: Path, share: float, seed: int, out: Path) -> list[list[str]]:
+    """Rows of a folder of each class. Raises: UserError for a bad share, or nothing found."""
+    if not 0 <= share < 1:
+        raise UserError(f"--val {share}; allowed: a share, 0 to below 1")
+    there = {p.name.lower(): p for p in sorted(source.glob("*")) if p.is_dir()}
+    split = {name: kind for name, kind in SPLIT_FOLDERS.items() if name in there}
+    if "train" in split and len(split) < len(there):
+        other = next(name for name in there if name not in split)
+        raise UserError(f"{there[other]}: stands beside train; allowed: {', '.join(SPLIT_FOLDERS)}")
+    parts = {there[name]: kind for name, kind in split.items()} if "train" in split else {}
+    found: list[tuple[Path, str, str]] = []  # file, class, split or ""
+    for part, kind in (parts or {source: ""}).items():
+        for folder in sorted(p for p in part.glob("*") if p.is_dir()):
+            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES)
+            found += [(file, folder.name, kind) for file in files]
+    names = sorted({name for _, name, _ in found})
+    if not names:
+        raise UserError(f"{source}: no pictures in folders of their classes; see --source")
+    rows = []
+    for label, name in enumerate(names):
+        crop, _, disease = name.partition("___")
+        meaning = Meaning(name, crop if disease else "", disease)
+        mine = [entry for entry in found if entry[1] == name]
+        order = np.random.default_rng((seed, label)).permutation(len(mine))
+        held = set(order[: min(round(share * len(mine)), len(mine) - 1)].tolist())
+        for index, (file, _, kind) in enumerate(mine):
+            relative = Path(os.path.relpath(file, out.parent)).as_posix()
+            kind = kind or ("val" if index in held else "train")
+            rows.append([relative, str(label), *values(meaning), kind])
+    return rows
 
 
 def _metadata_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -142,15 +183,19 @@ def clean(annotations: Path, images: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the four; 2 for the user's mistakes."""
+    """Does one of the five; 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for name in ("ai_challenger", "metadata", "table", "clean"):
+    for name in ("ai_challenger", "metadata", "folders", "table", "clean"):
         kind = kinds.add_parser(name)
         kind.add_argument("--out", type=Path, required=True, help="CSV to write")
         if name == "ai_challenger":
             kind.add_argument("--source", type=Path, required=True, help="folder of both sets")
             kind.add_argument("--drop", type=int, nargs="*", default=[], help="classes left out")
+        if name == "folders":
+            kind.add_argument("--source", type=Path, required=True, help="folder of class folders")
+            kind.add_argument("--val", type=float, default=0.2, help="share held out")
+            kind.add_argument("--seed", type=int, default=0, help="which pictures are held out")
         for split in ("train", "val") if name == "metadata" else ():
             kind.add_argument(f"--{split}-dir", type=Path, required=True, help="folder of classes")
             kind.add_argument(f"--{split}-meta", type=Path, required=True, help="its CSV")
@@ -162,11 +207,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.kind == "table":
             write_table(options.out, list(class_table.ai_challenger()))
         elif options.kind == "metadata":
-            folders = {"train": options.train_dir, "val": options.val_dir}
+            pictured = {"train": options.train_dir, "val": options.val_dir}
             tables = {"train": options.train_meta, "val": options.val_meta}
-            rows, corrected = metadata(folders, tables, options.out)
+            rows, corrected = metadata(pictured, tables, options.out)
             write(options.out, [list(COLUMNS), *rows])
             print(corrected)
+        elif options.kind == "folders":
+            rows = folders(options.source, options.val, options.seed, options.out)
+            write(options.out, [list(COLUMNS), *rows])
         elif options.kind == "clean":
             if options.annotations.suffix.lower() != ".csv":
                 raise UserError(f"--annotations {options.annotations}: suffix must be .csv")

@@ -160,9 +160,7 @@ def ai_challenger() -> tuple[Meaning, ...]:
 
 
 def as_rows(meanings: Sequence[Meaning]) -> list[dict[str, str]]:
-    """The rows of a table, as the config.json of a run keeps them; [] if there are names only."""
-    if not all(meaning.crop and meaning.disease for meaning in meanings):
-        return []
+    """The rows of a table, as a run's config.json keeps them; "" for what is not known."""
     return [
         {"class_id": str(k), **dataclasses.asdict(meaning)} for k, meaning in enumerate(meanings)
     ]

@@ -268,6 +268,11 @@ def examples(data: Data, path: str) -> Sequence[Picture]:
         return [Picture(str(p), str(p)) for p in files]
     if given.suffix.lower() in images.SUFFIXES:
         return [Picture(path, path)]
+    if given.suffix.lower() not in picture_lists.SUFFIXES:
+        allowed = ", ".join((*images.SUFFIXES, *picture_lists.SUFFIXES))
+        raise UserError(
+            f"--input={path}: suffix {given.suffix!r}; allowed: a folder of pictures, or {allowed}"
+        )
     listing = picture_lists.parse(path, labelled=False)
     folder = pictures.folder_of(listing, data.images)
     known = table(data)

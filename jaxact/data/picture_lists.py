@@ -18,6 +18,7 @@ from typing import Any
 
 from jaxact.config import UserError
 
+SUFFIXES = (".csv", ".json", ".txt")
 # column wanted -> the names it goes by, in the order they are looked for
 COLUMNS = {
     "file": ("file", "image_path", "path", "filename", "image_name", "image"),
@@ -80,7 +81,12 @@ def parse(path: str | Path, labelled: bool = True) -> Listing:
     Raises: UserError for a missing file, another suffix, or a record that is not of its form.
     """
     path = Path(path)
-    readers = {".csv": _csv, ".json": _json, ".txt": _txt}
+    readers = dict(zip(SUFFIXES, (_csv, _json, _txt), strict=True))
+    if path.is_dir():
+        raise UserError(
+            f"{path}: is a folder; allowed: a list of its pictures ({', '.join(SUFFIXES)}), as "
+            "`python scripts/prepare_crop.py folders` writes for a folder of each class"
+        )
     if path.suffix.lower() not in readers:
         raise UserError(f"{path}: suffix {path.suffix!r}; allowed: {', '.join(readers)}")
     if not path.is_file():

@@ -64,10 +64,18 @@ def meanings(listings: tuple[Listing, ...], classes: int = 0) -> tuple[Meaning, 
     Args:
       classes: how many there are; 0 = as many as are named.
 
-    Raises: UserError for a class whose rows disagree, or with a number out of range.
+    Raises: UserError for a class whose rows disagree, or with a number out of range, and for
+    numbers among names: 1 could be the class of that name or of that number.
     """
     rows = [row for listing in listings for row in listing.rows if row.label not in ("", "-1")]
-    numbered = all(re.fullmatch(r"\d+", row.label) for row in rows)
+    numbers = [bool(re.fullmatch(r"\d+", row.label)) for row in rows]
+    numbered = all(numbers)
+    if any(numbers) and not numbered:
+        number, name = rows[numbers.index(True)], rows[numbers.index(False)]
+        raise UserError(
+            f"{number.where}: label {number.label} is a number and {name.label!r} at {name.where} "
+            "is a name; allowed: one kind of labels (a column with the names may stand beside)"
+        )
     labels = sorted({row.label for row in rows}, key=int if numbered else None)
     by_label: dict[str, Meaning] = {}
     first: dict[tuple[str, str], Row] = {}  # (label, field) -> the row that gave it

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxact.config import UserError
 from jaxact.models import layers
 from jaxact.models.backbones import Backbone, info
-from jaxact.ops import losses
+from jaxact.ops import longtail, losses
 
 KINDS = ("baseline", "multitask", "fewshot")
 PARTS = ("crop", "disease", "severity")
@@ -40,6 +40,9 @@ class Heads(nn.Module):
 
     Which of the two label heads speaks is a number (`gate`, in training) or what training last
     wrote into the collection "switch" (in evaluation), so a checkpoint knows its own head.
+
+    With `momentum` the collection "balance" holds the moving mean of each head's cross entropy (in
+    nats, without smoothing or class weights; 0 = nothing seen yet), and training returns it.
     """
 
     classes: int
@@ -49,11 +52,17 @@ class Heads(nn.Module):
     cosine: bool = False
     scale: float = 30.0
     center: bool = False
+    momentum: float = 0.0  # multitask; 0 = no moving means
 
     @nn.compact
     def __call__(
-        self, features: jax.Array, gate: jax.Array | None = None, train: bool = False
+        self,
+        features: jax.Array,
+        gate: jax.Array | None = None,
+        train: bool = False,
+        known: dict[str, jax.Array] | None = None,
     ) -> dict[str, Any]:
+        """`known`: head -> label distributions f32[b, k] that the moving means are taken of."""
         found: dict[str, Any] = {"features": features}
         width = features.shape[-1]
 
@@ -69,6 +78,18 @@ class Heads(nn.Module):
             if not count:  # no class is graded
                 continue
             found[name] = _dense(count, width, name)(dropped(features, name))
+        if self.parts and self.momentum:
+            means = {}
+            for name in ("label", *(name for name in PARTS if name in found)):
+                # A name apart from the layer's.
+                mean = self.variable("balance", f"mean_{name}", jnp.zeros, (), jnp.float32)
+                if train and known is not None:
+                    logits = found["logits" if name == "label" else name]
+                    now, mass = longtail.mean_loss(jax.lax.stop_gradient(logits), known[name])
+                    mixed = self.momentum * mean.value + (1 - self.momentum) * now
+                    now = jnp.where(mean.value > 0, mixed, now)
+                    mean.value = means[name] = jnp.where(mass > 0, now, mean.value)
+            found |= {"balance": means} if means else {}
         xavier = nn.initializers.xavier_uniform()
         if self.cosine:
             kernel = self.param("cosine_kernel", xavier, (width, self.classes), jnp.float32)
@@ -93,6 +114,7 @@ class Classifier(nn.Module):
     cosine: bool = False
     scale: float = 30.0
     center: bool = False
+    momentum: float = 0.0
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     drop_path: float = 0.0
@@ -111,6 +133,7 @@ class Classifier(nn.Module):
             self.cosine,
             self.scale,
             self.center,
+            self.momentum,
         )
 
     def __call__(
@@ -119,15 +142,21 @@ class Classifier(nn.Module):
         gate: jax.Array | None = None,
         train: bool = False,
         with_map: bool = False,
+        known: dict[str, jax.Array] | None = None,
     ) -> dict[str, Any]:
-        """`gate` f32[] > 0 selects the cosine head in training."""
+        """`gate` f32[] > 0 selects the cosine head in training; `known` as in `Heads`."""
         last, pooled = self.backbone(image, train)
-        found = self.head(pooled.astype(jnp.float32), gate, train)
+        found = self.head(pooled.astype(jnp.float32), gate, train, known)
         return {**found, "map": last} if with_map else found
 
 
-def build(model: Model, classes: int, parts: tuple[int, int, int], dtype: str) -> Classifier:
-    """The classifier of `config.model` for k classes and the sizes of the other heads."""
+def build(
+    model: Model, classes: int, parts: tuple[int, ...], dtype: str, momentum: float = 0.0
+) -> Classifier:
+    """The classifier of `config.model` for k classes and the sizes of the other heads.
+
+    `momentum`: of the moving means of their losses; 0 = none are kept.
+    """
     return Classifier(
         backbone_kind=model.backbone,
         classes=classes,
@@ -137,6 +166,7 @@ def build(model: Model, classes: int, parts: tuple[int, int, int], dtype: str) -
         cosine=model.cosine,
         scale=model.scale,
         center=model.center,
+        momentum=momentum if model.kind == "multitask" else 0.0,
         dtype=jnp.dtype(dtype),
         remat=model.remat,
         drop_path=model.drop_path,
@@ -173,8 +203,19 @@ def activation_map(model: Any, variables: Any, image: jax.Array, label: jax.Arra
     return found / jnp.maximum(found.max((1, 2), keepdims=True), 1e-12)
 
 
+def redrawn(key: jax.Array, head: Any) -> dict[str, Any]:
+    """Every linear layer of a head, few-shot's inner one included, as it was drawn at the start.
+
+    What else the head holds (cosine kernel, centres) is left out.
+    """
+    names = [name for name in ("label", "hidden", *PARTS) if name in head]
+    # The label's key does not depend on what other layers there are.
+    keys = [key, *(jax.random.fold_in(key, k) for k in range(1, len(names)))]
+    return {name: label_head(k, head[name]) for k, name in zip(keys, names, strict=True)}
+
+
 def label_head(key: jax.Array, head: Any) -> Any:
-    """A fresh copy of a label head {kernel, bias}, as it was drawn at the start."""
+    """A fresh copy of a linear layer {kernel, bias}, as it was drawn at the start."""
     kernel, bias = jax.random.split(key)
     fan_in = head["kernel"].shape[0]
     return {

@@ -22,6 +22,7 @@ from jaxact.ops import losses
 Scalar = jax.Array | float
 Row = jax.Array | np.ndarray  # a number for each class
 CENTER_NORMS = ("none", "size", "unit")
+_LEARNT = 0.01  # nats: where the weight of a loss stops to grow
 
 
 def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -131,6 +132,29 @@ def center(
         centers = losses.unit(centers.astype(jnp.float32), -1)
     found = losses.center(features, targets, centers)
     return found / features.shape[-1] if norm == "size" else found
+
+
+def mean_loss(logits: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(mean cross entropy f32[], mass f32[]) of logits f[b, k] under distributions f[b, k].
+
+    Rows of zeros, and what a mixed row lacks to 1, are not known and do not count: they have no
+    mass. Without any mass the mean is 0.
+    """
+    share = losses.onehot(share, logits.shape[-1])
+    mass = jnp.sum(share)
+    return jnp.sum(share * _nll(logits, None)) / _positive(mass), mass
+
+
+def inverse_loss_weights(base: Sequence[float], means: jax.Array) -> jax.Array:
+    """Weights f32[n] of n losses: `base` over their means f32[n], scaled to the sum of `base`.
+
+    A mean of 0 has not been seen: that loss keeps its base, and the others share theirs. Means
+    count as 0.01 at least, or a head that is learnt would take everything.
+    """
+    wanted, seen = jnp.asarray(base, jnp.float32), means > 0
+    raw = jnp.where(seen, wanted / jnp.maximum(means, _LEARNT), 0.0)
+    total = jnp.sum(jnp.where(seen, wanted, 0.0))
+    return jnp.where(seen, raw * (total / _positive(jnp.sum(raw))), wanted)
 
 
 def _nll(logits: jax.Array, weights: Row | None) -> jax.Array:

@@ -60,8 +60,9 @@ def make(config: Config) -> Task:
     table = class_table.build(classes, data.diseases)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
-    sizes = (len(table.crops), len(table.diseases), len(table.severities))
-    model: Any = networks.build(config.model, len(table.names), sizes, config.dtype)
+    sizes = (len(table.names), len(table.crops), len(table.diseases), len(table.severities))
+    dynamic = config.loss.dynamic
+    model: Any = networks.build(config.model, sizes[0], sizes[1:], config.dtype, dynamic)
     counted = functools.cache(bound(_counts, data, len(table.names)))
     before = functools.cache(bound(_counts, data, len(table.names), True))
     scoring = crop_scores.Scoring(config, table, counted, before)
@@ -71,7 +72,7 @@ def make(config: Config) -> Task:
         counted=model.clone(implementation="conv"),
         classes=table.names,
         meanings=class_table.as_rows(classes),
-        source=bound(diseases.source, data),
+        source=bound(_source, data, scoring),
         prepare=bound(diseases.prepare, data),
         shapes=bound(diseases.shapes, data),
         inputs=bound(_inputs, config, sizes),
@@ -94,6 +95,14 @@ def make(config: Config) -> Task:
         survey=bound(_survey, data, table),
         conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
     )
+
+
+def _source(data: Data, scoring: Any, purpose: str) -> PictureSource:
+    """The pictures of a split; of validation, those that `eval.metric` can be measured on."""
+    found = diseases.source(data, purpose)
+    if purpose == "val":
+        scoring.require_metric(found)
+    return found
 
 
 def _survey(data: Data, table: Any, sources: Any) -> tuple[Sequence[str], str]:
@@ -123,9 +132,12 @@ def _normalised(data: Data, image: Any) -> Any:
 
 
 def _inputs(
-    config: Config, sizes: tuple[int, int, int], batch: Batch, hyper: Hyper, key: Any, stage: Any
+    config: Config, sizes: tuple[int, ...], batch: Batch, hyper: Hyper, key: Any, stage: Any
 ) -> tuple[dict[str, Any], Any]:
-    """Normalised pictures; in training also mixed, with a distribution for each head."""
+    """Normalised pictures; in training also mixed, with a distribution for each head.
+
+    `sizes`: classes of the heads, the label's first; () in evaluation.
+    """
     image = _normalised(config.data, batch["image"])
     if stage is None:
         return {"image": image}, None
@@ -150,9 +162,13 @@ def _inputs(
         "order": mix.order,
     }
     if config.model.kind == "multitask":
-        for name, size in zip(PARTS, sizes, strict=True):
+        for name, size in zip(PARTS, sizes[1:], strict=True):
             targets[name] = mixing.targets(mix, losses.onehot(known[name], size))
-    return {"image": mixing.apply(mix, image), "gate": hyper["cosine"]}, targets
+    arguments = {"image": mixing.apply(mix, image), "gate": hyper["cosine"]}
+    if config.loss.dynamic:
+        shares = {name: targets[name] for name in PARTS}
+        arguments["known"] = {"label": _share(targets, sizes[0]), **shares}
+    return arguments, targets
 
 
 Facts = Callable[[], dict[str, np.ndarray]]
@@ -209,11 +225,12 @@ def _loss(config: Config, facts: Facts, outputs: Any, targets: Any, hyper: Hyper
         each = jnp.where(on, apart, each)
     found = {"label": each}
     if config.model.kind == "multitask":
-        found["label"] = settings.weights[0] * each
-        for name, weight in zip(PARTS, settings.weights[1:], strict=True):
+        scale = _head_weights(settings, outputs)
+        found["label"] = scale["label"] * each
+        for name in PARTS:
             if name in outputs:
                 entropy = losses.cross_entropy(outputs[name], targets[name], smoothing)
-                found[name] = weight * entropy
+                found[name] = scale[name] * entropy
     if config.model.center:
         features, centers = outputs["features"], outputs["centers"]
         lam, norm = targets["lam"], settings.center_norm
@@ -221,6 +238,17 @@ def _loss(config: Config, facts: Facts, outputs: Any, targets: Any, hyper: Hyper
         partner = longtail.center(features, targets["partner"], centers, norm)
         found["center"] = hyper["center"] * (lam * own + (1 - lam) * partner)
     return found
+
+
+def _head_weights(settings: Loss, outputs: Any) -> dict[str, Any]:
+    """Head -> its weight in the loss: fixed, or by what the heads' losses have been."""
+    fixed = dict(zip(("label", *PARTS), settings.weights, strict=True))
+    means = outputs.get("balance")
+    if not means:
+        return fixed
+    base, seen = [fixed[name] for name in means], jnp.stack(list(means.values()))
+    found = longtail.inverse_loss_weights(base, jax.lax.stop_gradient(seen))
+    return {**fixed, **dict(zip(means, found, strict=True))}
 
 
 def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
@@ -240,7 +268,7 @@ def _infer(
     names = ("logits", *(PARTS if config.model.kind == "multitask" else ()))
 
     def one(image: Any) -> Any:
-        arguments, _ = _inputs(config, (0, 0, 0), {"image": image}, {}, None, None)
+        arguments, _ = _inputs(config, (), {"image": image}, {}, None, None)
         found = apply(**arguments)
         return {name: jax.nn.softmax(found[name]) for name in names if name in found}
 
@@ -326,7 +354,7 @@ def _contract(config: Config, stage: Any = None) -> Contract:
     ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:
-        arguments, _ = _inputs(config, (0, 0, 0), batch, {}, None, None)
+        arguments, _ = _inputs(config, (), batch, {}, None, None)
         logits = apply(**arguments)["logits"].astype(jnp.float32)
         return {"logits": logits, "scores": jax.nn.softmax(logits)}
 

@@ -27,7 +27,7 @@ class Stage(schema.Stage):
     center: tuple[float, ...] = schema.value(0.0)  # weight of the center loss
     sampler: str = schema.choice("natural", diseases.SAMPLERS)
     augment: str = schema.choice("full", diseases.AUGMENTS)
-    restart: str = schema.choice("none", ("none", "head"))  # head: its label head is drawn anew
+    restart: str = schema.choice("none", ("none", "head"))  # head: all of it is drawn anew
     size: int = schema.shape(224)  # px
 
 
@@ -41,6 +41,7 @@ class Loss:
     tail_form: str = "per_sample"  # per_sample | sum_of_means (tail and rest, each with its mean)
     center_norm: str = "size"  # none | size (divided by it) | unit: scale of the center loss
     weights: tuple[float, ...] = (1.0, 0.3, 0.3, 0.5)  # multitask: label, crop, disease, severity
+    dynamic: float = 0.0  # multitask: weights over moving means of the losses, of this decay; 0 off
 
 
 @dataclasses.dataclass
@@ -85,6 +86,14 @@ def validate(config: Config) -> None:
         "loss.weights",
         loss.weights,
         "4 numbers from 0: label, crop, disease, severity",
+    )
+    dynamic = loss.dynamic
+    require(0 <= dynamic < 1, "loss.dynamic", dynamic, "0 (off) to below 1, a decay for each step")
+    require(
+        not dynamic or model.kind == "multitask",
+        "loss.dynamic",
+        dynamic,
+        "0 but for config.model.kind=multitask",
     )
     for field in ("cosine", "center"):
         held = getattr(model, field)

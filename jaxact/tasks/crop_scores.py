@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxact.config import UserError
 from jaxact.data import diseases
 from jaxact.evaluate import calibration, figures, longtail, metrics
 from jaxact.evaluate.metrics import Confusion
@@ -85,6 +86,29 @@ class Scoring:
         for tau in self.config.eval.taus:
             found |= self._adjusted(logits, labels, tau)
         return found
+
+    def require_metric(self, validation: Any) -> None:
+        """Raises: UserError where `eval.metric` is of classes that have no validation picture."""
+        metric = self.config.eval.metric
+        labels = validation.labels()
+        for name in PIECES:
+            taus = (f"tau{tau:g}_{name}_acc" for tau in self.config.eval.taus)
+            if metric not in (f"{name}_acc", *taus):
+                continue
+            mine = self.pieces()[name]
+            if not mine[labels[labels >= 0]].any():
+                members = f"{int(mine.sum())} of {len(mine)} classes are, by config.loss.tail"
+                members = members if name in ("tail", "mid", "head") else "see evaluate/longtail.py"
+                raise UserError(
+                    f"config.eval.metric={metric!r}: no validation picture is of a {name!r} class "
+                    f"({members}); allowed: another metric, as macro_f1"
+                )
+        if metric in ("severity_acc", "severity_head_acc"):
+            if not any(p.severity >= 0 for p in validation.pictures):
+                raise UserError(
+                    f"config.eval.metric={metric!r}: no validation picture is graded; allowed: "
+                    "another metric, as macro_f1"
+                )
 
     def pieces(self) -> dict[str, np.ndarray]:
         """bool[k] of each part of the tail."""

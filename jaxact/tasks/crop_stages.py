@@ -1,4 +1,4 @@
-"""What changes in the state when a stage begins: cosine head, centres, a label head drawn anew.
+"""What changes in the state when a stage begins: cosine head, centres, a head drawn anew.
 
 Pure functions of the variables, the two rows and a key (`Task.enter`). crop.md sections 4 and 5.
 """
@@ -24,7 +24,8 @@ def enter(
 ) -> Any:
     """Variables as the row's first step finds them; the same object where nothing changes.
 
-    - `restart` turns "head": the label heads are drawn anew (classifier re-training, cRT).
+    - `restart` turns "head": all of the head is drawn anew (classifier re-training, cRT): every
+      head of `multitask`, both layers of `fewshot`, the cosine kernel with the label's.
     - `cosine` rises from 0: its columns are the trained linear ones, so accuracy goes on.
     - `center` rises from 0: the centres are the class means of the features over the training split
       (classes without a picture keep theirs). With a restarted head the backbone is the same, and
@@ -33,7 +34,7 @@ def enter(
     head = dict(variables["params"]["head"])
     old = dict(head)
     if row.data["restart"] == "head" and before.data["restart"] != "head":
-        head["label"] = classifier.label_head(key, head["label"])
+        head |= classifier.redrawn(key, head)
         if "cosine_kernel" in head:
             head["cosine_kernel"] = head["label"]["kernel"]
     if rises("cosine", before, row):

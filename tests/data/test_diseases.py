@@ -194,9 +194,13 @@ def test_bad_files_of_annotations(folder):
         ("l.json", '[{"image_id": "a", "disease_class": "x"}]', "record 0: disease_class 'x'"),
         ("l.txt", "a0.png\n", r":1: a0\.png has no label"),
         ("l.tsv", "a", "suffix '.tsv'; allowed: .csv, .json, .txt"),
+        # 1 would be the second of the sorted names, not the class of that name.
+        ("l.csv", "file,label\na,rust\nb,1\nc,blight\n", r":3: label 1 is a number and 'rust' at"),
     ):
         with pytest.raises(UserError, match=message):
             diseases.table(annotated(folder, text, name))
+    with pytest.raises(UserError, match=r"is a folder; allowed: a list .*prepare_crop.py folders"):
+        diseases.table(Data(annotations=str(folder)))
     with pytest.raises(UserError, match="no such file"):
         diseases.table(Data(annotations=str(folder / "none.csv")))
     with pytest.raises(UserError, match=r"config\.data\.annotations is empty"):
@@ -348,6 +352,16 @@ def test_examples_for_predict(folder):
     for path, message in (("gone.png", "does not exist"), ("empty", "no pictures in it")):
         with pytest.raises(UserError, match=message):
             diseases.examples(data, str(folder / path))
+    # Animations count as their first frame, whether named, listed or found.
+    frames = [Image.new("RGB", (40, 30), (k, 200, 10)) for k in (250, 0)]
+    frames[0].save(folder / "empty" / "b.GIF", save_all=True, append_images=frames[1:])
+    for given in (folder / "empty", folder / "empty" / "b.GIF"):
+        (found,) = diseases.examples(data, str(given))
+        pixels = diseases.prepare(data, found, None, stage(), "predict")["image"]
+        assert np.abs(pixels.astype(int) - (250, 200, 10)).max() < 12
+    (folder / "clip.mp4").write_bytes(b"")
+    with pytest.raises(UserError, match=r"suffix '.mp4'; allowed: a folder .*\.jpg.*\.csv"):
+        diseases.examples(data, str(folder / "clip.mp4"))
 
 
 # ----------------------------------------------------------------------------------------- cache

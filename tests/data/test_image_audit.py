@@ -252,6 +252,53 @@ def test_prepare_metadata(script, tmp_path, capsys):
     assert "val.csv:2: label_61 '61'; allowed: 0 to 60" in capsys.readouterr().err
 
 
+def test_prepare_folders_of_classes(script, tmp_path, capsys):
+    """Names with spaces and letters of other alphabets, a class of one picture, a deeper folder."""
+    sizes = {"Blatt flecken": 10, "Ähre gesund": 5, "玉米 锈病": 1}
+    for name, count in sizes.items():
+        for index in range(count):
+            folder = tmp_path / "own" / name / ("more" if index == 0 else "")
+            folder.mkdir(parents=True, exist_ok=True)
+            scene(index).save(folder / f"bild {index}.JPG")
+    (tmp_path / "own" / "notes.txt").write_text("not a picture")
+    out = tmp_path / "lists" / "labels.csv"
+    flags = ["folders", "--source", str(tmp_path / "own"), "--out", str(out)]
+    assert script.main(flags) == 0
+    from jaxact.data import diseases
+
+    data = diseases.Data(str(out))
+    assert diseases.table(data).names == tuple(sorted(sizes)) and not diseases.table(data).crops
+    found = {split: diseases.source(data, split) for split in ("train", "val")}
+    counts = {split: np.bincount(f.labels(), minlength=3).tolist() for split, f in found.items()}
+    assert counts == {"train": [8, 4, 1], "val": [2, 1, 0]}
+    for source in found.values():
+        assert [diseases.audit(p) for p in source.pictures] == [""] * len(source)
+    before = out.read_text()
+    assert script.main(flags) == 0 and out.read_text() == before
+    assert script.main([*flags, "--seed", "1"]) == 0 and out.read_text() != before
+    assert script.main([*flags, "--val", "0.99"]) == 0
+    assert [line.rsplit(",", 1)[1] for line in out.read_text().splitlines()].count("train") == 3
+    # With splits of its own, and names that tell crop and disease.
+    for name in ("Train", "valid", "test"):
+        for kind in ("pea___healthy", "pea___rust"):
+            (tmp_path / "split" / name / kind).mkdir(parents=True)
+            scene(3).save(tmp_path / "split" / name / kind / "a.png")
+    flags[2] = str(tmp_path / "split")
+    assert script.main(flags) == 0
+    data = diseases.Data(str(out), test_split="test")
+    assert diseases.table(data).diseases == ("healthy", "rust")
+    assert [len(diseases.source(data, split)) for split in ("train", "val", "test")] == [2, 2, 2]
+    (tmp_path / "split" / "holdout").mkdir()
+    capsys.readouterr()
+    for bad, said in (
+        (flags, "holdout: stands beside train"),
+        ([*flags[:2], str(tmp_path / "lists"), *flags[3:]], "no pictures in folders"),
+        ([*flags, "--val", "1"], "--val 1.0; allowed: a share"),
+    ):
+        assert script.main(bad) == 2
+        assert said in capsys.readouterr().err
+
+
 def test_prepare_says_what_is_missing(script, tmp_path, capsys):
     out = str(tmp_path / "l.csv")
     assert script.main(["ai_challenger", "--source", str(tmp_path), "--out", out]) == 2

@@ -147,4 +147,9 @@ def test_boxes_of_evaluation():
 
 def test_thumbnail():
     assert images.thumbnail(scene(60, 90), 20).shape == (20, 30, 3)
-    assert images.thumbnail(scene(1, 300), 20).shape == (20, 6000, 3)
+    # Of a long one the middle: a strip of all of it could not be stored.
+    assert images.thumbnail(scene(1, 4000), 20).shape == (20, 80, 3)
+    assert images.thumbnail(scene(4000, 1), 20).shape == (80, 20, 3)
+    strip = scene(10, 400)
+    strip[:, 180:220] = 255
+    assert images.thumbnail(strip, 10).min() == 255

@@ -361,6 +361,25 @@ def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
         class_table.read(workdir / "config.json")
 
 
+def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations, tmp_path):
+    """Names only: no crop, no disease, no severity."""
+    rows = [line.split(",") for line in annotations.read_text().splitlines()]
+    place = [rows[0].index(name) for name in ("file", "class", "split")]
+    bare = tmp_path / "names.csv"
+    lines = [",".join(row[k] for k in place) for row in rows]
+    bare.write_text("\n".join(lines).replace("file,class", "file,label"), encoding="utf-8")
+    config = small(bare)
+    table = tasks.make(config).meanings
+    assert [row["name"] for row in table] == sorted(name for name, *_ in leaves.CLASSES)
+    names = {"classes": [row["name"] for row in table], "class_table": table}
+    (tmp_path / "config.json").write_text(json.dumps(names))
+    # With annotations they say it; a number of classes is no list of them.
+    assert predict.with_names(config, tmp_path, "").data == config.data
+    data = named(config, tmp_path)
+    task = tasks.make(dataclasses.replace(config, data=data))
+    assert task.classes == tasks.make(config).classes and task.describe.args[0].crops == ()
+
+
 def named(config, workdir):
     """Its data without annotations, the class table being the run's."""
     data = dataclasses.replace(config.data, annotations="", class_table="")

@@ -262,6 +262,21 @@ def test_a_step_schedule_needs_milestones_and_has_the_guides():
         schema.validate(config)
 
 
+def test_a_longer_run_may_keep_its_schedule():
+    """Of 80 epochs instead of 50: the curve over all, or that of 50 and then its floor."""
+    first = plan.resolve(schema.load(RECIPE), 2)
+    config = schema.load(RECIPE)
+    config.length = "80 epochs"
+    over = plan.resolve(config, 2)
+    config.optim.decay_over = "45 epochs"  # it begins after the warm-up
+    kept = plan.resolve(config, 2)
+    for epoch in range(50):
+        rates = [float(found.hyper(2 * epoch)["lr"]) for found in (first, kept, over)]
+        assert rates[1] == pytest.approx(rates[0], rel=1e-6), epoch
+        assert epoch < 10 or rates[2] > rates[0]
+    assert float(kept.hyper(2 * 79)["lr"]) == pytest.approx(1e-6, rel=1e-3)
+
+
 def test_rebalanced_variants_choose_among_rebalanced_epochs():
     for name in ("crt", "deferred"):
         config = schema.load(RECIPE, name)

@@ -32,6 +32,7 @@ Variants (`--config=configs/adatad.py:NAME`):
 | salads | 50Salads from framewise scores, at laptop size; annotations are a fold each |
 | composed | end to end at laptop size on composed videos: adapters in a small random ViT |
 | composed_frozen, composed_full | the same, the detector alone or everything learning |
+| drawn, drawn_frozen, drawn_full | the same three on drawn videos of a moving square |
 | tiny | two steps on generated videos, for tests |
 
     python scripts/prepare_detection.py framewise --source salads50_mid_svm.npz --out salads
@@ -41,9 +42,10 @@ Variants (`--config=configs/adatad.py:NAME`):
     python -m jaxact.main --config=configs/adatad.py:composed --workdir=runs/composed \\
         --config.data.annotations=composed/annotations.json --config.data.videos=composed/videos
 
-`scripts/bench/detection.py` runs salads and composed and prints their tables. A class-agnostic
-model is scored with the classes of a video-level classifier, a file of whose scores goes into
---config.post.merging.classifier (and the videos to leave out into --config.data.blocked).
+`scripts/bench/detection.py` runs salads, composed and drawn and prints their tables. A
+class-agnostic model is scored with the classes of a video-level classifier, a file of whose scores
+goes into --config.post.merging.classifier (and the videos to leave out into
+--config.data.blocked).
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
@@ -236,19 +238,23 @@ def composed() -> Config:
     return config
 
 
-def composed_frozen() -> Config:
-    """The detector alone on the same random ViT."""
-    config = composed()
-    config.model.backbone.mode, config.model.backbone.drop_path = "frozen", 0.0
-    config.optim.groups = groups("frozen")
+def learning(config: Config, mode: str) -> Config:
+    """The same with another part of the small ViT learning: "frozen" none of it, "full" all."""
+    config.model.backbone.mode = mode
+    if mode == "frozen":
+        config.model.backbone.drop_path = 0.0
+    config.optim.groups = groups(mode, 1.0)
     return config
 
 
-def composed_full() -> Config:
-    """The whole small ViT learns."""
+def drawn() -> Config:
+    """Squares that move across or down (`prepare_detection.py drawn`), end to end."""
     config = composed()
-    config.model.backbone.mode = "full"
-    config.optim.groups = groups("full", 1.0)
+    config.length, config.model.classes = "100 epochs", 2
+    config.data.window, config.data.stride = 192, 1
+    config.data.resize, config.data.test_size, config.data.area = 36, 32, (0.8, 1.0)
+    config.stages = (Stage(size=32),)
+    config.eval.every = "20 epochs"
     return config
 
 
@@ -279,8 +285,11 @@ VARIANTS = {
     "features": features,
     "salads": salads,
     "composed": composed,
-    "composed_frozen": composed_frozen,
-    "composed_full": composed_full,
+    "composed_frozen": lambda: learning(composed(), "frozen"),
+    "composed_full": lambda: learning(composed(), "full"),
+    "drawn": drawn,
+    "drawn_frozen": lambda: learning(drawn(), "frozen"),
+    "drawn_full": lambda: learning(drawn(), "full"),
     "tiny": tiny,
 }
 

@@ -2,11 +2,13 @@
 
     python scripts/prepare_detection.py convert --source FILE --out FILE.json [--ground-truth NAME]
     python scripts/prepare_detection.py composed --source DIR --out DIR
+    python scripts/prepare_detection.py drawn --out DIR
     python scripts/prepare_detection.py framewise --source FILE.npz --out DIR
 
 `convert`: an annotation of ActionFormer, ActivityNet or OpenTAD, or a CSV, to OpenTAD's JSON.
 `composed`: untrimmed videos from the clips of fight_surv (DIR holds labels.csv and videos), with
 boundaries known by construction; train and test share no source video.
+`drawn`: videos of a square that rests, or moves across or down; needs no source.
 `framewise`: scores [frames, classes] of many videos (50Salads, GTEA) as features, a file each, and
 an annotation for every split left out: split1.json, ... (training = the other splits). The file has
 no times, so a second here is one row. Class 0 is the background.
@@ -47,6 +49,11 @@ def compose(source: Path, out: Path, train: int, test: int, seed: int) -> str:
     clips = composed.pieces(source / "labels.csv", source / "videos")
     path = composed.write(out, clips, "noFight", train=train, test=test, seed=seed)
     return summary(path)
+
+
+def draw(out: Path, train: int, test: int, seed: int) -> str:
+    """Writes the drawn set."""
+    return summary(composed.draw(out, train=train, test=test, frames=192, seed=seed))
 
 
 def summary(path: Path) -> str:
@@ -118,21 +125,24 @@ def framewise(source: Path, out: Path) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Does one of the jobs and says what came of it; 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=("convert", "composed", "framewise"))
-    parser.add_argument("--source", type=Path, required=True, help="file or folder to read")
+    parser.add_argument("job", choices=("convert", "composed", "drawn", "framewise"))
+    parser.add_argument("--source", type=Path, help="file or folder to read, but for drawn")
     parser.add_argument("--out", type=Path, required=True, help="file or folder to write")
     parser.add_argument(
         "--ground-truth", default="strict", choices=segments.GROUND_TRUTHS, help="convert"
     )
-    parser.add_argument("--train", type=int, default=60, help="composed: training videos")
-    parser.add_argument("--test", type=int, default=20, help="composed: test videos")
-    parser.add_argument("--seed", type=int, default=0, help="composed")
+    parser.add_argument("--train", type=int, default=60, help="composed, drawn: training videos")
+    parser.add_argument("--test", type=int, default=20, help="composed, drawn: test videos")
+    parser.add_argument("--seed", type=int, default=0, help="composed, drawn")
     options = parser.parse_args(arguments)
+    if options.job != "drawn" and options.source is None:
+        parser.error(f"{options.job} needs --source")
     jobs = {
         "convert": lambda: convert(options.source, options.out, options.ground_truth),
         "composed": lambda: compose(
             options.source, options.out, options.train, options.test, options.seed
         ),
+        "drawn": lambda: draw(options.out, options.train, options.test, options.seed),
         "framewise": lambda: framewise(options.source, options.out),
     }
     try:

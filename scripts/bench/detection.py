@@ -2,6 +2,7 @@
 
     python scripts/bench/detection.py salads --source DIR --out build/salads
     python scripts/bench/detection.py composed --source DIR --out build/composed
+    python scripts/bench/detection.py drawn --out build/drawn
 
 `salads`: DIR holds salads50_mid_svm.npz and salads50_mid_edtcn.npz. The five folds of 50Salads are
 trained from the first file's scores (`configs/adatad.py:salads`). Beside them stand labels taken
@@ -11,6 +12,7 @@ All rows are scored by the same functions, each fold by itself; the mean of the 
 The second file has half as many rows of the same videos.
 `composed`: DIR holds labels.csv and videos (fight_surv). `:composed` and its `_frozen` and `_full`
 on the same videos, one table row each: mAP of the test videos as training went on.
+`drawn`: the same for `:drawn`, whose videos are made here.
 A run that is there already is not trained again.
 """
 
@@ -32,10 +34,10 @@ RECIPE = "configs/adatad.py"
 FOLDS = (1, 2, 3, 4, 5)
 BACKGROUND = 0
 COLUMNS = ("mAP", "mAP@0.3", "mAP@0.5", "mAP@0.7", "f1@10", "f1@25", "f1@50", "edit", "accuracy")
-COMPOSED = {
-    "composed": "adapters in a random ViT",
-    "composed_frozen": "the same ViT, detector alone",
-    "composed_full": "the same ViT, everything learns",
+MODES = {
+    "": "adapters in a random ViT",
+    "_frozen": "the same ViT, detector alone",
+    "_full": "the same ViT, everything learns",
 }
 
 
@@ -138,17 +140,19 @@ def salads(source: Path, out: Path) -> None:
 # -------------------------------------------------------------------------------------- composed
 
 
-def composed(source: Path, out: Path) -> None:
-    """The table of composed videos."""
+def composed(source: Path | None, out: Path) -> None:
+    """The table of composed videos; without a source, of drawn ones."""
+    job = "composed" if source else "drawn"
     videos, script = out.resolve() / "set", str(ROOT / "scripts" / "prepare_detection.py")
-    flags = [script, "composed", f"--source={source.resolve()}", f"--out={videos}"]
-    run(flags, out / "prepare.log")
+    given = [f"--source={source.resolve()}"] if source else []
+    run([script, job, *given, f"--out={videos}"], out / "prepare.log")
     given = [
         f"--config.data.annotations={videos / 'annotations.json'}",
         f"--config.data.videos={videos / 'videos'}",
     ]
     head = ""
-    for variant, title in COMPOSED.items():
+    for mode, title in MODES.items():
+        variant = job + mode
         results = trained(variant, out.resolve() / variant, given)
         lines = (out / variant / "metrics.jsonl").read_text().splitlines()
         history = [row for row in map(json.loads, lines) if row["split"] == "val"]
@@ -165,12 +169,14 @@ def composed(source: Path, out: Path) -> None:
 def main() -> int:
     """Trains what is missing and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("job", choices=("salads", "composed"))
-    parser.add_argument("--source", type=Path, required=True, help="folder of the data")
+    parser.add_argument("job", choices=("salads", "composed", "drawn"))
+    parser.add_argument("--source", type=Path, help="folder of the data, but for drawn")
     parser.add_argument("--out", type=Path, required=True, help="folder of the work dirs")
     options = parser.parse_args()
+    if (options.source is None) != (options.job == "drawn"):
+        parser.error("--source is for salads and composed, which need it")
     options.out.mkdir(parents=True, exist_ok=True)
-    {"salads": salads, "composed": composed}[options.job](options.source, options.out)
+    (salads if options.job == "salads" else composed)(options.source, options.out)
     return 0
 
 

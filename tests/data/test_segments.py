@@ -366,3 +366,18 @@ def test_prepare_composes(tmp_path, prepare, real_data, capsys):
     assert "2 videos, 8 segments" in capsys.readouterr().out
     found = segments.read(tmp_path / "annotations.json")
     assert found.names == ("fight",) and found.subsets == ("training", "validation")
+
+
+def test_prepare_draws(tmp_path, prepare, capsys):
+    out = tmp_path / "drawn"
+    assert prepare(["drawn", "--out", str(out), "--train", "1", "--test", "1"]) == 0
+    assert "2 videos" in capsys.readouterr().out
+    found = segments.read(out / "annotations.json")
+    assert [(video.id, video.subset, video.frames) for video in found.videos] == [
+        ("train0000", "training", 192),
+        ("test0000", "validation", 192),
+    ]
+    assert found.names == ("across", "down")
+    with pytest.raises(SystemExit):
+        prepare(["composed", "--out", str(out)])
+    assert "composed needs --source" in capsys.readouterr().err

@@ -150,7 +150,7 @@ class Mesh:
     fsdp: int = 1  # ways that parameters, optimiser state and average are split; a batch too
     tensor: int = 1  # ways that heads and MLPs of a vision transformer are split
     min_size: int = 65536  # numbers; smaller arrays are not split by fsdp
-    hosts: str = "one"  # one | given (the three below) | auto (Slurm, Open MPI, TPU tell them)
+    hosts: str = "one"  # one | given (the three below) | auto (Slurm, TPU ... tell them)
     coordinator: str = ""  # given: host:port of process 0
     processes: int = 0  # given
     process: int = -1  # given: number of this one, from 0

@@ -120,18 +120,19 @@ def run() -> int:
             f"config.mesh.hosts={config.mesh.hosts!r} with --mode={mode}; allowed: one "
             "(only train and eval run on several hosts)"
         )
-    hosts.keep(config.mesh, pathlib.Path(WORKDIR.value or "."))
-    # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.train import bench, build, check, export, journal, loop, predict
-
-    hosts.begin(config.mesh)
     if not WORKDIR.value and (
         mode in ("train", "eval") or (mode in ("predict", "export") and not CHECKPOINT.value)
     ):
         raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
+    workdir = pathlib.Path(WORKDIR.value or ".")
+    hosts.keep(config.mesh, workdir)
+    # Imported late, so that a misspelt flag is answered at once.
+    from jaxact.train import bench, build, check, export, journal, loop, predict
+
+    hosts.begin(config.mesh, workdir, saves=mode == "train")
     if mode in ("predict", "export"):
-        config = predict.with_names(config, pathlib.Path(WORKDIR.value), CHECKPOINT.value)
-    opened = build.open_run(config, pathlib.Path(WORKDIR.value or "."), RESUME.value)
+        config = predict.with_names(config, workdir, CHECKPOINT.value)
+    opened = build.open_run(config, workdir, RESUME.value)
     if mode == "train":
         loop.train(opened)
     elif mode == "eval":

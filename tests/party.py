@@ -76,10 +76,29 @@ def flags(count: int, index: int, coordinator: str) -> tuple[str, ...]:
     )
 
 
+def slurm(count: int, index: int) -> dict[str, str]:
+    """What Slurm tells a process of the others; JAX makes the port of the job's number."""
+    return {
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": "0",
+    }
+
+
 def start(
-    count: int, workdir: pathlib.Path, *more: str, only: tuple[int, ...] = (), **env: str
+    count: int,
+    workdir: pathlib.Path,
+    *more: str,
+    only: tuple[int, ...] = (),
+    auto: bool = False,
+    **env: str,
 ) -> Party:
-    """`python -m jaxact.main` on the toy system in `count` processes, or `only` some of them."""
+    """`python -m jaxact.main` on the toy system in `count` processes, or `only` some of them.
+
+    With `auto` they find each other by the environment.
+    """
     coordinator = f"localhost:{port()}"
     full = {
         **os.environ,
@@ -94,6 +113,9 @@ def start(
         log = workdir / f"{index}.log"
         party.logs.append(log)
         mine = (*flags(count, index, coordinator), f"--workdir={workdir / 'run'}", *more)
+        if auto:
+            full |= slurm(count, index)
+            mine = ("--config.mesh.hosts=auto", *mine[4:])
         with log.open("w") as file:
             party.processes.append(
                 subprocess.Popen(
@@ -107,9 +129,11 @@ def start(
     return party
 
 
-def trained(count: int, workdir: pathlib.Path, *more: str, **env: str) -> pathlib.Path:
+def trained(
+    count: int, workdir: pathlib.Path, *more: str, auto: bool = False, **env: str
+) -> pathlib.Path:
     """A training on so many hosts, to its end; returns the work dir."""
-    party = start(count, workdir, *more, **env)
+    party = start(count, workdir, *more, auto=auto, **env)
     codes = party.codes()
     assert codes == [0] * count, "\n".join(party.says(k)[-3000:] for k in range(count))
     return workdir / "run"

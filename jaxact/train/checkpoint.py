@@ -5,6 +5,7 @@ read, and `progress` (step, opt_state). Orbax renames a finished directory into 
 write leaves no broken checkpoint.
 """
 
+import functools
 import json
 import pathlib
 import shutil
@@ -24,6 +25,15 @@ from jaxact.train.state import TrainState
 ITEMS = ("weights", "progress")
 # What the storage raises for files that are missing, cut off or altered.
 UNREADABLE = (ValueError, OSError, KeyError, TypeError)
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, but only the training loop asks JAX whether a signal has come."""
+
+    def reached_preemption(self, step: int) -> bool:
+        # Its writing thread would ask about the step that is being written. JAX takes the step
+        # asked about for where this host is, so all might stop at one that it has passed.
+        return False
 
 
 class Checkpoints:
@@ -52,7 +62,7 @@ class Checkpoints:
         wanted += [policies.EveryNSteps(keep_every)] if keep_every else []
         keep = policies.AnyPreservationPolicy(wanted)
         self._set_broken_metrics_aside()
-        self.manager = ocp.CheckpointManager(
+        self.manager = _Manager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
                 # Without best_fn the manager does not write metrics at all.
@@ -79,14 +89,14 @@ class Checkpoints:
         hosts.meet()
 
     def steps(self) -> list[int]:
-        """Finished checkpoints, oldest first."""
-        return sorted(self.manager.all_steps())
+        """Finished checkpoints, oldest first, as the first host sees them."""
+        return hosts.agreed(lambda: sorted(self.manager.all_steps()))
 
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts writing; raises UserError if this or the previous write failed (disk full)."""
         step = int(state.step)
         try:
-            if step in self.manager.all_steps():
+            if step in self.steps():
                 if metrics is None:
                     return
                 self.manager.wait_until_finished()
@@ -134,13 +144,16 @@ class Checkpoints:
         """
         corrupt: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
+            reason = hosts.agreed(functools.partial(self._fault, step, state))
             try:
-                for item in ITEMS:
-                    verify(self.folder / str(step) / item)
-                self._compare(step, state)
-                found = self._read(step, state)
+                found = None if reason else self._read(step, state)
             except UNREADABLE as error:
-                corrupt.append((step, _first_line(error)))
+                if hosts.several():  # the others may have read it
+                    hosts.blame(error)
+                    raise
+                reason = _first_line(error)
+            if found is None:
+                corrupt.append((step, reason))
                 continue
             hosts.meet()  # all have read what they are about to lose
             for number, reason in corrupt if hosts.first() else ():
@@ -158,6 +171,16 @@ class Checkpoints:
                 "delete the folder to start afresh"
             )
         return None
+
+    def _fault(self, step: int, state: TrainState) -> str:
+        """What is wrong with the files of a checkpoint, or ""."""
+        try:
+            for item in ITEMS:
+                verify(self.folder / str(step) / item)
+            self._compare(step, state)
+        except UNREADABLE as error:
+            return _first_line(error)
+        return ""
 
     def _read(self, step: int, state: TrainState) -> TrainState:
         def abstract(tree: Any) -> Any:
@@ -201,7 +224,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best checkpoint by the named metric, or None."""
-        return best_of(self.folder, self.steps(), self.metric, self.maximise)
+        names = (self.metric, self.maximise)
+        return hosts.agreed(lambda: best_of(self.folder, self.manager.all_steps(), *names))
 
     def metrics(self, step: int) -> dict[str, float]:
         """The validation numbers stored with a checkpoint."""

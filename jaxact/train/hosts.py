@@ -6,6 +6,7 @@ texts; each process counts up its own line there, and one whose line stands stil
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import signal
@@ -13,14 +14,17 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from jaxact.config import Mesh, UserError
 
 LOST = 4  # exit code: another process is gone, or did not come
+FINAL = (2, 3)  # exit codes that the same command would end with again; the others pass them on
 BEATS, NAMES = "jaxact/beat/", "jaxact/name/"
 ENDED = "ended "  # what a line says, with the exit code, when its process stops before the others
 ROLL = ".hosts"  # folder in the work dir: who came, while some are waited for
+COORDINATOR, DEVICES = "coordinator_address", "local_device_ids"  # as JAX calls them
 AGAIN = "checkpoints stay as they are: start the same command on all hosts again"
 DAY = 86_400  # s; how long waits last whose ends the watch decides
 
@@ -35,8 +39,10 @@ class Party:
     beat: float = 0.0  # s from sign to sign
     client: Any = None
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    line: Any = dataclasses.field(default_factory=threading.Lock)  # of who writes the own line
     heard: float = 0.0  # s, when the coordinator last answered
     barriers: int = 0
+    asked: int = 0  # answers of the first process so far
     joined: int = -1  # pipe to the keeper
 
 
@@ -62,10 +68,6 @@ def keep(options: Mesh, workdir: pathlib.Path) -> None:
     if options.hosts == "one":
         return
     begun = time.time()
-    roll = workdir / ROLL
-    if options.hosts == "given":
-        roll.mkdir(parents=True, exist_ok=True)
-        (roll / str(options.process)).write_text(socket.gethostname())
     reading, _party.joined = os.pipe()
     child = os.fork()
     if not child:
@@ -75,26 +77,27 @@ def keep(options: Mesh, workdir: pathlib.Path) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child, number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the child as well
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code == -signal.SIGABRT:
-        if os.read(reading, 1):
-            place = f" ({options.coordinator})" if options.coordinator else ""
-            who = f"host 0{place}, which all talk to, or one that the lines above name,"
-            speak(f"{who} is gone; {AGAIN}")
+    told, _, joined = os.read(reading, 4096).decode().partition("\n")
+    if code == -signal.SIGABRT and told:
+        where = json.loads(told)
+        if joined:
+            who = f"host 0 ({where[COORDINATOR]}), which all talk to, or one that the lines above"
+            speak(f"{who} name, is gone; {AGAIN}")
         else:
             limit = f"within {options.start_timeout} s (config.mesh.start_timeout)"
-            speak(f"{_absent(options, roll, begun)} did not come {limit}; {AGAIN}")
+            absent = _absent(where, workdir / ROLL, begun - options.start_timeout)
+            speak(f"{absent} did not come {limit}; {AGAIN}")
         code = LOST
     os._exit(code if code >= 0 else 128 - code)
 
 
-def _absent(options: Mesh, roll: pathlib.Path, begun: float) -> str:
-    """Who has not written to the roll since about when this process began."""
-    since = begun - options.start_timeout
+def _absent(where: dict[str, Any], roll: pathlib.Path, since: float) -> str:
+    """Who has not written to the roll since then (s)."""
     here = {path.name for path in roll.glob("*") if path.stat().st_mtime >= since}
-    missing = [str(k) for k in range(options.processes) if str(k) not in here]
+    missing = [str(k) for k in range(where["num_processes"]) if str(k) not in here]
     if not missing:
-        return f"host 0{f' ({options.coordinator})' if options.coordinator else ''} or another"
-    return f"host {', '.join(missing)} of {options.processes} (no sign of it in {roll})"
+        return f"host 0 ({where[COORDINATOR]}) or another"
+    return f"host {', '.join(missing)} of {where['num_processes']} (no sign of it in {roll})"
 
 
 def speak(text: str) -> None:
@@ -102,39 +105,69 @@ def speak(text: str) -> None:
     print(f"error: {text}", file=sys.stderr, flush=True)
 
 
-def begin(options: Mesh) -> None:
-    """Joins the other processes, before any device is used.
+def place(options: Mesh) -> dict[str, Any]:
+    """Where this process stands: address of the coordinator, number of processes, own number.
+
+    Of `auto` also the device it may use, where Slurm or Open MPI counts processes of a node.
 
     Raises:
-      UserError: the environment names no hosts; a process did not come in time.
+      UserError: the environment names no hosts.
+      SystemExit: it does, but they cannot be found (code 4).
+    """
+    if options.hosts == "given":
+        found: Any = (options.coordinator, options.processes, options.process, None)
+    else:
+        from jax._src.clusters import ClusterEnv
+
+        known = os.environ.get("JAX_COORDINATOR_ADDRESS")
+        try:
+            found = ClusterEnv.auto_detect_unset_distributed_params(
+                known, None, None, None, None, options.start_timeout
+            )
+        except RuntimeError as error:
+            speak(f"config.mesh.hosts='auto': {str(error).splitlines()[0]}; {AGAIN}")
+            sys.exit(LOST)
+        if None in found[:3]:
+            raise UserError(
+                "config.mesh.hosts='auto', but nothing here says which hosts there are; allowed: "
+                "one, given with coordinator, processes and process, or auto under Slurm, Open "
+                "MPI, a TPU slice, or Kubernetes with the package kubernetes installed"
+            )
+        if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+            found = (*found[:3], None)  # JAX reads it by itself
+    return dict(zip((COORDINATOR, "num_processes", "process_id", DEVICES), found, strict=True))
+
+
+def begin(options: Mesh, workdir: pathlib.Path, saves: bool) -> None:
+    """Joins the other processes, before any device is used.
+
+    With `saves` SIGTERM is kept until `stopping` is asked; without it ends the process at once.
+
+    Raises:
+      UserError: the environment names no hosts; the work dir cannot be made.
+      SystemExit: see `place`.
     """
     if options.hosts == "one":
         return
     import jax
     from jax._src import distributed
 
-    given: dict[str, Any] = {}
-    if options.hosts == "given":
-        given = {
-            "coordinator_address": options.coordinator,
-            "num_processes": options.processes,
-            "process_id": options.process,
-            "cluster_detection_method": "deactivate",
-        }
+    mine, roll = place(options), workdir / ROLL
     try:
-        jax.distributed.initialize(
-            **given,
-            initialization_timeout=options.start_timeout,
-            # The watch below is quicker and says who it was.
-            heartbeat_timeout_seconds=3 * options.timeout,
-        )
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"config.mesh.hosts={options.hosts!r}, but nothing here says which hosts there are "
-            f"({str(error).splitlines()[0]}); allowed: one, or given with coordinator, processes "
-            "and process"
-        ) from None
-    os.write(_party.joined, b"j")
+        roll.mkdir(parents=True, exist_ok=True)
+        (roll / str(mine["process_id"])).write_text(socket.gethostname())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be made: {error.strerror}") from None
+    os.write(_party.joined, json.dumps(mine).encode() + b"\n")
+    jax.config.update("jax_enable_preemption_service", saves)
+    jax.distributed.initialize(
+        **mine,
+        cluster_detection_method="deactivate",
+        initialization_timeout=options.start_timeout,
+        # The watch below is quicker and says who it was.
+        heartbeat_timeout_seconds=3 * options.timeout,
+    )
+    os.write(_party.joined, b"joined")
     found = distributed.global_state
     _party.index, _party.count, _party.client = found.process_id, found.num_processes, found.client
     _party.limit = float(options.timeout)
@@ -157,7 +190,10 @@ def _watch(parent: int) -> None:
     while not _party.over.wait(_party.beat):
         number += 1
         try:
-            client.key_value_set(f"{BEATS}{_party.index}", str(number), allow_overwrite=True)
+            with _party.line:
+                if _party.over.is_set():
+                    return
+                client.key_value_set(f"{BEATS}{_party.index}", str(number), allow_overwrite=True)
             lines = dict(client.key_value_dir_get(BEATS))
         except RuntimeError as error:
             _lost(0, f"does not answer ({str(error).splitlines()[0][:120]})")
@@ -169,7 +205,8 @@ def _watch(parent: int) -> None:
             if line.startswith(ENDED):
                 # Time for an error of our own: the same mistake is often found on all hosts.
                 if now - seen[index][1] > 2 * _party.beat + 1:
-                    _lost(index, f"{line}; its own output says why")
+                    code = int(line.rsplit(" ", 1)[1])
+                    _lost(index, f"{line}; its own output says why", code)
             elif now - seen[index][1] > _party.limit:
                 _lost(index, f"gave no sign of life for {_party.limit:g} s (config.mesh.timeout)")
 
@@ -184,23 +221,37 @@ def _listen(parent: int) -> None:
             _lost(0, f"has not answered for {silent:.0f} s (config.mesh.timeout)")
 
 
-def _lost(index: int, how: str) -> None:
-    """Says who is gone and ends this process; a collective that waits for them never would."""
+def _lost(index: int, how: str, code: int = LOST) -> None:
+    """Says who is gone and ends this process; a collective that waits for them never would.
+
+    `code`: with which the other ended. A launcher looks at the first or the largest of all.
+    """
     if _party.over.is_set():
         return
     try:
         name = "" if index == 0 else _party.client.key_value_try_get(f"{NAMES}{index}")
     except RuntimeError as error:
         name = f"name unknown: {str(error).splitlines()[0][:80]}"
-    speak(f"host {index} of {_party.count}{f' ({name})' if name else ''} {how}; {AGAIN}")
-    _say_end(LOST)
-    os._exit(LOST)
+    code, rest = (code, "") if code in FINAL else (LOST, f"; {AGAIN}")
+    speak(f"host {index} of {_party.count}{f' ({name})' if name else ''} {how}{rest}")
+    if index:  # to a host 0 that does not answer, speaking may take for ever
+        _say_end(code, index)
+    os._exit(code)
 
 
-def _say_end(code: int) -> None:
-    text = f"{ENDED}with exit code {code}"
+def _say_end(code: int, gone: int = 0) -> None:
+    """The last line of this process. Host 0 stays until the others have read it in its table."""
+    deadline = time.monotonic() + _party.limit
+    waiting = {f"{BEATS}{k}" for k in range(_party.count)} - {f"{BEATS}{k}" for k in (0, gone)}
     try:
-        _party.client.key_value_set(f"{BEATS}{_party.index}", text, allow_overwrite=True)
+        with _party.line:
+            _party.over.set()
+            text = f"{ENDED}with exit code {code}"
+            _party.client.key_value_set(f"{BEATS}{_party.index}", text, allow_overwrite=True)
+        while first() and waiting and time.monotonic() < deadline:
+            time.sleep(_party.beat / 2)
+            lines = _party.client.key_value_dir_get(BEATS)
+            waiting -= {key for key, line in lines if line.startswith(ENDED)}
     except RuntimeError as error:
         print(f"host 0 does not hear of it: {str(error).splitlines()[0]}", file=sys.stderr)
 
@@ -211,7 +262,9 @@ def blame(error: BaseException) -> None:
     If it is, this process ends here, with the message that names the lost one.
     """
     if several() and not isinstance(error, KeyboardInterrupt | SystemExit):
-        _party.over.wait(_party.limit + 3 * _party.beat)
+        time.sleep(_party.limit + 3 * _party.beat)
+        while _party.over.is_set():  # it has, and is about to end this process
+            time.sleep(_party.beat)
 
 
 def leave(code: int, together: bool) -> int:
@@ -226,9 +279,6 @@ def leave(code: int, together: bool) -> int:
         jax.distributed.shutdown()
         return code
     _say_end(code)
-    # The coordinator stays a little longer, for the others to read that in its table.
-    wait = 3 * _party.beat + 1
-    time.sleep(2 * wait if first() else wait)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -239,6 +289,20 @@ def meet() -> None:
     if several():
         _party.barriers += 1
         _party.client.wait_at_barrier(f"jaxact/{_party.barriers}", 1000 * DAY)
+
+
+def agreed(find: Callable[[], Any]) -> Any:
+    """What the first process finds (plain values), on all of them; all must call it.
+
+    For what is looked up in a shared folder, whose listing may be some seconds old elsewhere.
+    """
+    if not several():
+        return find()
+    _party.asked += 1
+    key = f"jaxact/said/{_party.asked}"
+    if first():
+        _party.client.key_value_set(key, json.dumps(find()))
+    return json.loads(_party.client.blocking_key_value_get(key, 1000 * DAY))
 
 
 def stopping(step: int) -> bool:

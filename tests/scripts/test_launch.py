@@ -187,69 +187,28 @@ CLUSTER = {
 }
 TPU = {**CLUSTER, "ACCELERATOR": "tpu-v6e-slice", "TOPOLOGY": "4x4", "SLICES": "2", "DEVICES": "4"}
 
-# What a JobSet v1alpha2 of ours may hold: nested keys, a list being that of its items, None any.
-POD = {
-    "restartPolicy": None,
-    "terminationGracePeriodSeconds": None,
-    "nodeSelector": None,
-    "containers": {
-        "name": None,
-        "image": None,
-        "command": None,
-        "args": None,
-        "ports": {"containerPort": None},
-        "resources": {"limits": None},
-        "volumeMounts": {"name": None, "mountPath": None},
-    },
-    "volumes": {
-        "name": None,
-        "persistentVolumeClaim": {"claimName": None},
-        "emptyDir": {"medium": None},
-    },
-}
-JOB = {
-    "completionMode": None,
-    "parallelism": None,
-    "completions": None,
-    "backoffLimit": None,
-    "podFailurePolicy": {
-        "rules": {
-            "action": None,
-            "onExitCodes": {"containerName": None, "operator": None, "values": None},
-        }
-    },
-    "template": {"spec": POD},
-}
-SCHEMA = {
-    "apiVersion": None,
-    "kind": None,
-    "metadata": {"name": None, "annotations": None},
-    "spec": {
-        "network": {"enableDNSHostnames": None, "subdomain": None},
-        "failurePolicy": {
-            "maxRestarts": None,
-            "rules": {"name": None, "action": None, "onJobFailureReasons": None},
-        },
-        "replicatedJobs": {"name": None, "replicas": None, "template": {"spec": JOB}},
-    },
-}
+# The fields that ours may set, of the schema that a cluster checks a JobSet with.
+SCHEMA = json.loads(pathlib.Path(__file__).with_name("jobset.json").read_text())["openAPIV3Schema"]
+KINDS = {"object": dict, "array": list, "string": str, "boolean": bool, "integer": int}
 
 
-def unknown(node, schema, path=""):
-    """Paths that the schema does not have."""
-    if schema is None:
-        return []
+def faults(node, schema, path=""):
+    """What an API server would refuse: unknown, missing and mistyped fields, values not listed."""
+    if "x-kubernetes-int-or-string" in schema:
+        return [] if type(node) in (int, str) else [f"{path} is {node!r}"]
+    if type(node) is not KINDS[schema["type"]]:
+        return [f"{path} is {node!r}, no {schema['type']}"]
+    if node not in schema.get("enum", [node]):
+        return [f"{path} is {node!r}"]
     if isinstance(node, list):
-        return [bad for item in node for bad in unknown(item, schema, path)]
+        return [bad for item in node for bad in faults(item, schema["items"], f"{path}[]")]
     if not isinstance(node, dict):
-        return [path]
-    bad = [f"{path}.{key}" for key in node if key not in schema]
-    return bad + [
-        deep
-        for key, value in node.items()
-        if key in schema
-        for deep in unknown(value, schema[key], f"{path}.{key}")
-    ]
+        return []
+    found = [f"{path}.{key} is missing" for key in schema.get("required", ()) if key not in node]
+    for key, value in node.items():
+        of = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
+        found += faults(value, of, f"{path}.{key}") if of else [f"{path}.{key} is unknown"]
+    return found
 
 
 def applied(desk, kind, environment):
@@ -260,7 +219,7 @@ def applied(desk, kind, environment):
     (call,) = desk.calls("kubectl")
     assert call["arguments"] == ["apply", "-f", "-"]
     found = yaml.safe_load(call["input"])
-    assert unknown(found, SCHEMA) == []
+    assert faults(found, SCHEMA) == []
     assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert found["metadata"]["name"] == "x3d"
     assert found["spec"]["failurePolicy"]["maxRestarts"] == 20
@@ -311,6 +270,30 @@ def test_tpu_jobset(desk):
     assert container["args"] == [*RUN, ODD, "--config.mesh.hosts=auto"]
     pool = found["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
     assert pool == "cloud.google.com/gke-nodepool"
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "fault"),
+    [
+        (("spec", "failurePolicy", "rules", 0, "action"), "StopJobSet", "action is 'StopJobSet'"),
+        (("spec", "failurePolicy", "rules", 0, "name"), None, "rules[].name is missing"),
+        (("spec", "replicatedJobs", 0, "replicas"), "1", "replicas is '1', no integer"),
+        (("spec", "replicatedJobs", 0, "completions"), 1, "completions is unknown"),
+        (("spec", "network"), [], "network is [], no object"),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_what_the_schema_refuses(desk, where, value, fault):
+    found = applied(desk, "gpu", CLUSTER)[0]
+    node = found
+    for key in where[:-1]:
+        node = node[key]
+    if value is None:
+        del node[where[-1]]
+    else:
+        node[where[-1]] = value
+    (told,) = faults(found, SCHEMA)
+    assert told.endswith(fault)
 
 
 def test_a_dry_run_only_prints(desk):

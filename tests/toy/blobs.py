@@ -25,6 +25,7 @@ class Data:
     poison: int = -1  # this training example is not a number
     broken: int = -1  # this training example cannot be read
     pause: float = 0.0  # s, before each training example
+    rest: float = 0.0  # s, before each other example
 
 
 @dataclasses.dataclass
@@ -75,7 +76,7 @@ class Source:
         centres = np.random.default_rng(7).normal(size=(config.model.classes, 4))
         noise = rng.normal(size=(count, 4)) * 0.7
         self.x = np.repeat(centres[self.labels] + noise, 4, 1).astype(np.float32)
-        self.pause = config.data.pause if purpose == "train" else 0.0
+        self.pause = config.data.pause if purpose == "train" else config.data.rest
         self.bad = (config.data.poison, config.data.broken) if purpose == "train" else (-1, -1)
         self.ids = [f"{purpose}{i}" for i in range(count)]
 

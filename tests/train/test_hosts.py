@@ -62,7 +62,7 @@ def counted_once(workdir):
 
 @pytest.mark.parametrize("more", [(), (FSDP,)], ids=["data", "fsdp"])
 def test_two_hosts_train_as_one(alone, tmp_path, more):
-    found = party.trained(2, tmp_path, *TWENTY, *more)
+    found = party.trained(2, tmp_path, *TWENTY, *more, auto=bool(more))
     alike(alone, found)
     counted_once(found)
     with np.load(alone / "predictions" / "test.npz") as a:
@@ -162,7 +162,11 @@ def test_sigterm_on_any_host_saves_on_all(alone, tmp_path):
     run = tmp_path / "run"
     try:
         running.until(lambda: steps_done(run) >= 3)
-        running.processes[1].send_signal(signal.SIGTERM)
+        worker = running.worker(1)
+        for _ in range(3):  # Slurm signals each process of a step, and may do so again
+            running.processes[1].send_signal(signal.SIGTERM)
+            os.kill(worker, signal.SIGTERM)
+            time.sleep(0.4)
         assert running.codes(60) == [143, 143], running.says(0)
     finally:
         running.end()
@@ -191,7 +195,9 @@ def test_the_same_hosts_go_on_bit_for_bit(tmp_path, more):
 
 @pytest.mark.parametrize("came", [0, 1])
 def test_a_host_that_does_not_come_is_named(tmp_path, came):
-    running = party.start(2, tmp_path, "--config.mesh.start_timeout=2", only=(came,))
+    """Whether flags or the environment say how many there are."""
+    flags = ("--config.mesh.start_timeout=2",)
+    running = party.start(2, tmp_path, *flags, only=(came,), auto=bool(came))
     try:
         assert running.codes(60) == [4]
     finally:
@@ -208,23 +214,73 @@ def test_a_mistake_of_one_host_ends_all(tmp_path):
         codes = running.codes(60)
     finally:
         running.end()
-    assert sorted(codes) == [2, 4], running.says(0)
-    mistaken = codes.index(2)
-    assert "error: blob 3 cannot be read" in running.says(mistaken)
+    assert codes == [2, 2], running.says(0)  # 4 would make a launcher try it again
+    mistaken = ["error: blob 3 cannot be read" in running.says(k) for k in (0, 1)].index(True)
     told = running.says(1 - mistaken)
-    assert f"host {mistaken} of 2" in told or mistaken == 0, told
-    assert "error: host" in told
+    assert f"error: host {mistaken} of 2 (" in told or mistaken == 0, told
+    assert "ended with exit code 2; its own output says why\n" in told
 
 
-def test_modes_for_one_host_say_so(tmp_path):
-    coordinator = f"localhost:{party.port()}"
-    ended = command.run(command.TOY, *party.flags(2, 0, coordinator), "--mode=bench")
-    assert ended.code == 2 and "--mode=bench" in ended.error and "one" in ended.error
+@pytest.mark.slow
+def test_sigterm_ends_an_evaluation(alone, tmp_path):
+    """There is nothing to save, so nothing to wait for."""
+    shutil.copytree(alone, tmp_path / "run")
+    running = party.start(2, tmp_path, "--mode=eval", "--config.data.rest=2")
+    try:
+        running.until(lambda: "weights of" in running.says(0))
+        begin = time.monotonic()
+        for process in running.processes:
+            process.send_signal(signal.SIGTERM)
+        assert running.codes(60) == [143, 143], running.says(0)
+        assert time.monotonic() - begin < 5
+    finally:
+        running.end()
 
 
-def test_places_that_nothing_names(tmp_path):
+# ---------------------------------------------------------------------- answered before they meet
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """The command in forks of one process that has imported everything."""
+    found = command.Forks(tmp_path_factory.mktemp("forks"))
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("mode", ["predict", "check", "bench", "export"])
+@pytest.mark.parametrize("where", ["given", "auto"])
+def test_modes_for_one_host_say_so(forks, tmp_path, mode, where):
+    flags = party.flags(2, 0, "localhost:1") if where == "given" else ("--config.mesh.hosts=auto",)
+    ended = forks.run(command.TOY, *flags, f"--workdir={tmp_path}", f"--mode={mode}")
+    assert ended.code == 2
+    assert ended.error == (
+        f"error: config.mesh.hosts='{where}' with --mode={mode}; allowed: one (only train and eval "
+        "run on several hosts)"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_hosts_that_nothing_names(forks, tmp_path):
     where = f"--workdir={tmp_path}"
-    ended = command.run(command.TOY, where, "--config.mesh.hosts=auto")
+    ended = forks.run(command.TOY, where, "--config.mesh.hosts=auto")
     assert ended.code == 2 and "config.mesh.hosts='auto'" in ended.only_error
-    ended = command.run(command.TOY, where, "--config.mesh.hosts=given")
+    ended = forks.run(command.TOY, where, "--config.mesh.hosts=given")
     assert ended.code == 2 and "config.mesh.coordinator" in ended.error
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_work_dir_that_is_missing_needs_no_other_host(forks, mode):
+    """Nobody is waited for, and nothing is written anywhere."""
+    begin = time.monotonic()
+    ended = forks.run(command.TOY, *party.flags(2, 0, "localhost:1"), f"--mode={mode}")
+    assert ended.code == 2 and "--workdir is missing" in ended.error
+    assert time.monotonic() - begin < 30
+    assert not (command.ROOT / ".hosts").exists()
+
+
+def test_a_work_dir_that_cannot_be(forks, tmp_path):
+    (tmp_path / "file").write_text("")
+    where = f"--workdir={tmp_path / 'file' / 'run'}"
+    ended = forks.run(command.TOY, *party.flags(2, 0, "localhost:1"), where)
+    assert ended.code == 2 and f"{where} cannot be made: Not a directory" in ended.only_error

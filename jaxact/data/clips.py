@@ -41,7 +41,7 @@ class Data:
     """Annotations, sampling, geometry, augmentation."""
 
     annotations: str = ""  # .pkl (PySKL, MMAction2), .csv (file,label,split) or .jsonl
-    videos: str = ""  # folder of the videos, for records that name none or a relative path
+    videos: str = ""  # folder of the videos (or shards:FOLDER), for relative paths
     video_suffix: str = ".mp4"  # of <videos>/<id><suffix> where a record names no file
     class_names: str = ""  # text file, a name a line, or a run's config.json; "" = as annotated
     train_split: str = "train"

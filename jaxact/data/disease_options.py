@@ -38,7 +38,7 @@ class Data:
     annotations: str = ""  # .csv, .json (AI Challenger), .txt (path label) or tfds:NAME
     val_annotations: str = ""  # "" = annotations; a file without splits is taken whole
     test_annotations: str = ""  # "" = val's, or annotations where test_split is given
-    images: str = ""  # folder of the pictures; "" = that of the annotations, or its `images`
+    images: str = ""  # folder, or shards:FOLDER; "" = that of the annotations, or its `images`
     train_split: str = "train"  # tfds: "train[:80%]" and the like
     val_split: str = "val"
     test_split: str = ""  # "" = val's

@@ -23,6 +23,7 @@ from jaxact.data import (
     class_table,
     image_audit,
     images,
+    media,
     picture_cache,
     picture_lists,
     pictures,
@@ -256,7 +257,9 @@ def examples(data: Data, path: str) -> Sequence[Picture]:
 
     Raises: UserError for a path that is missing or holds none.
     """
-    given = Path(path)
+    given, held = Path(path), media.held(path, images.SUFFIXES)
+    if held:
+        return [Picture(file, file) for file in held]
     if not given.exists():
         raise UserError(f"--input={path} does not exist")
     if given.is_dir():

@@ -9,6 +9,7 @@ before.
 """
 
 import dataclasses
+import io
 import os
 import threading
 from array import array
@@ -20,6 +21,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from jaxact.config import UserError
+from jaxact.data import media
 
 # Containers with a stored stamp per packet, and codecs whose packets hold one shown picture each.
 STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
@@ -53,10 +55,9 @@ _cache: OrderedDict[tuple[str, int, int], Index] = OrderedDict()
 _cache_lock = threading.Lock()
 
 
-def cached(path: str, build: Callable[[], Index]) -> Index:
-    """The index of this path, time of change and length: remembered, or made by `build`."""
-    stat = os.stat(path)
-    name = (os.path.abspath(path), stat.st_mtime_ns, stat.st_size)
+def cached(path: str, build: Callable[[], Index], content: bytes | None = None) -> Index:
+    """The index of this path, or bytes: remembered under its `media.stamp`, or made by `build`."""
+    name = media.stamp(path, content)
     with _cache_lock:
         if name in _cache:
             _cache.move_to_end(name)
@@ -159,17 +160,19 @@ def _rate(stream: Any, stamps: list[int], unit: float) -> float:
     return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * unit) if len(stamps) > 1 else 0.0
 
 
-def check_whole(path: str) -> None:
+def check_whole(path: str, content: bytes | None = None) -> None:
     """Raises UserError where `path` is missing, empty, or shorter than its container promises.
+
+    With `content` these bytes are looked at, and the path only names them.
 
     Reads the outermost structure of MP4 (boxes), AVI (RIFF length) and Matroska (segment length);
     other containers promise nothing.
     """
-    if os.path.isdir(path):
+    if content is None and os.path.isdir(path):
         raise UserError(f"{path}: is a folder, not a video")
     try:
-        length = os.path.getsize(path)
-        with open(path, "rb") as file:
+        length = os.path.getsize(path) if content is None else len(content)
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
             head = file.read(64)
             boxes = _boxes(file) if head[4:8] in _FIRST_BOXES else []
     except FileNotFoundError as error:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import class_table, images
+from jaxact.data import class_table, images, media
 from jaxact.data.pictures import Picture, PictureSource
 
 _SIDE = 16  # px of the grey picture that confirms a likeness
@@ -43,10 +42,12 @@ def inspect(picture: Picture) -> Look:
     if picture.pixels is not None:
         return _look(picture.content, picture.id)
     try:
-        state = os.stat(picture.path)
+        _, version, length = media.stamp(picture.path)
     except OSError:
         return Look(f"{picture.path}: no such file")
-    return _remembered(picture.path, state.st_mtime_ns, state.st_size)
+    except UserError as error:
+        return Look(str(error))
+    return _remembered(picture.path, version, length)
 
 
 @functools.cache
@@ -58,8 +59,7 @@ def _remembered(path: str, changed: int, size: int) -> Look:
 def _look(content: Any, name: str) -> Look:
     try:
         if isinstance(content, str):
-            with open(content, "rb") as file:
-                content = file.read()
+            content = media.read(content)
         image = images.decode(content, _SIDE, 1.0, name)
     except (UserError, OSError) as error:
         return Look(str(error))

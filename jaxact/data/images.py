@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
+from jaxact.data import media
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 px
-Pixels = str | Path | bytes | np.ndarray  # a file, its content, or u8[h, w, 3]
+Pixels = str | Path | bytes | np.ndarray  # a file (or in shards), its content, or u8[h, w, 3]
 
 # What Pillow raises for files that are damaged, hostile or no pictures.
 DAMAGE = (
@@ -61,7 +62,8 @@ def decode(pixels: Pixels, side: int = 0, gap: float = 2.0, name: str = "") -> I
     if isinstance(pixels, np.ndarray):
         return _from_array(pixels, where)
     try:
-        with Image.open(io.BytesIO(pixels) if isinstance(pixels, bytes) else pixels) as image:
+        opened = io.BytesIO(pixels) if isinstance(pixels, bytes) else media.source(pixels)
+        with Image.open(opened) as image:
             turn = _UPRIGHT.get(_orientation(image))
             if side and gap and image.format == "JPEG":
                 wanted = int(np.ceil(side * gap))

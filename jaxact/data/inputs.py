@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxact.config import UserError
-from jaxact.data import clips, records, skeletons
+from jaxact.data import clips, media, records, skeletons
 from jaxact.data.clips import ClipSource, Data, Streams
 from jaxact.data.listings import Entry, Listing, parse
 from jaxact.data.records import Clip
@@ -124,17 +124,17 @@ def examples(
     Raises:
       UserError: for what does not exist, and for missing poses where there is no `poses`.
     """
-    given = Path(path)
+    given, held = Path(path), media.held(path, VIDEOS)
     for flag, named in (("input", given), ("poses", Path(poses))):
-        if str(named) and not named.exists():
+        if str(named) and not named.exists() and not (held and named is given):
             raise UserError(f"--{flag}={named} does not exist")
     if poses and Path(poses).is_file() and Path(poses).suffix not in POSES:
         raise UserError(f"--poses={poses}: suffix {Path(poses).suffix!r}, allowed: {POSES}")
-    if given.is_file() and given.suffix.lower() not in VIDEOS:
+    if not held and given.is_file() and given.suffix.lower() not in VIDEOS:
         needed: Streams = () if poses else streams
         listed = clips.read(data, needed, classes, path, "", labelled=False)
         return PosedSource(data, listed, poses) if poses else ClipSource(listed)
-    files = [given]
+    files = [Path(file) for file in held or [path]]
     if given.is_dir():
         files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
     if "pose" in streams and not poses:

@@ -64,6 +64,7 @@ class Rules:
     width: int = 3760  # px, of the panorama
     height: int = 480
     strict: bool = False  # what is left out and counted otherwise is an error
+    images: str = ""  # folder (or shards) of <scene>/<frame>; "" = <root>/images/image_stitched
 
 
 def splits(name: str, root: str) -> dict[str, tuple[str, ...]]:
@@ -143,7 +144,8 @@ def _scene(
         people, boxes, pairs = one.read(labels[name])
         counts["frames"] += 1
         if pairs:
-            file = Path(root) / jrdb_scenes.IMAGES / scene / name
+            images = Path(rules.images) if rules.images else Path(root) / jrdb_scenes.IMAGES
+            file = images / scene / name
             where = f"{scene}/{Path(name).stem}"
             found.append(Frame(where, str(file), scene, people, boxes, pairs))
     return tuple(found), counts

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import drafts, images
+from jaxact.data import drafts, images, media
 from jaxact.data.jrdb import Box
 
 _HEAD = 8  # bytes of a cache entry before its pixels
@@ -180,12 +180,12 @@ def stored(
     Raises: as `load`.
     """
     try:
-        state = os.stat(path)
+        _, version, length = media.stamp(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    mark = f"{key(path, size, boxes, cut)}\n{state.st_mtime_ns}\n{state.st_size}".encode()
+    mark = f"{key(path, size, boxes, cut)}\n{version}\n{length}".encode()
     name = hashlib.sha1(mark, usedforsecurity=False).hexdigest()
     entry = Path(folder) / name[:2] / name[2:]
     shape = (len(boxes), cut.side, cut.side, 3)

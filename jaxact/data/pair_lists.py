@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.config import UserError
-from jaxact.data import images
+from jaxact.data import images, media
 from jaxact.data.jrdb import LARGEST, Box, Frame, finite
 from jaxact.data.jrdb_scenes import disjoint, nearest
 from jaxact.data.pair_crops import same_size
@@ -197,7 +197,7 @@ def _label(text: str, classes: Sequence[str], where: str, labelled: bool) -> int
 def header(path: str) -> Size:
     """(w, h) px of an upright picture, by its first bytes. Raises: UserError for what is none."""
     try:
-        with images.Image.open(path) as image:
+        with images.Image.open(media.source(path)) as image:
             return images.upright_size(image)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None

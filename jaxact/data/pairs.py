@@ -41,7 +41,7 @@ class Data:
 
     root: str = ""  # JRDB-Social: the folder that holds images/ and labels/
     annotations: str = ""  # instead of root: a CSV (`data.pair_lists`)
-    images: str = ""  # folder of the CSV's pictures; "" = that of the CSV
+    images: str = ""  # folder or shards: of the CSV's ("" = its own), or of JRDB's scenes
     classes: tuple[str, ...] = jrdb.CLASSES  # names of the labels
     splits: str = "fixed"  # JRDB: fixed | jrdb_social | a .json file of scenes (in root)
     train_interval: int = 1  # JRDB: every n-th frame in training (15 frames a second)
@@ -176,6 +176,7 @@ def source(data: Data, purpose: str) -> PairSource:
         width=width,
         height=height,
         strict=data.strict,
+        images=data.images,
     )
     frames, found = jrdb.read(data.root, scenes[purpose], rules)
     if not frames:
@@ -190,9 +191,8 @@ def source(data: Data, purpose: str) -> PairSource:
 def _listed(data: Data, path: str, labelled: bool = True) -> dict[str, tuple[Frame, ...]]:
     given = Path(path)
     stamp = given.stat().st_mtime_ns if given.is_file() else 0
-    width, height = data.size
-    classes, wrap = tuple(data.classes), data.panorama
-    return pair_lists.read(path, data.images, classes, (width, height), wrap, labelled, stamp)
+    size, classes, wrap = (data.size[0], data.size[1]), tuple(data.classes), data.panorama
+    return pair_lists.read(path, data.images, classes, size, wrap, labelled, stamp)
 
 
 def counts(source: PairSource, classes: int) -> np.ndarray:

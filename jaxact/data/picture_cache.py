@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import drafts, images
+from jaxact.data import drafts, images, media
 from jaxact.data.pictures import Picture
 
 _HEAD = 8  # bytes
@@ -47,10 +47,9 @@ def _name(picture: Picture, short: int) -> str:
         key = content if isinstance(content, bytes) else np.ascontiguousarray(content).tobytes()
     else:
         try:
-            state = os.stat(picture.path)
+            key = "\n".join(map(str, media.stamp(picture.path))).encode()
         except FileNotFoundError:
             raise UserError(f"{picture.path}: no such file") from None
-        key = f"{os.path.abspath(picture.path)}\n{state.st_mtime_ns}\n{state.st_size}".encode()
     found = hashlib.sha1(key, usedforsecurity=False).hexdigest()
     return f"{found[:2]}/{found[2:]}_{short}"
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import geometry, lettering
+from jaxact.data import geometry, lettering, media
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import Skeleton
 from jaxact.data.sliding import length
@@ -54,7 +54,7 @@ def render(
     """
     if not clip.video:
         raise UserError(f"{clip.id}: names no video to draw on")
-    if Path(path).exists() and Path(path).samefile(clip.video):
+    if media.same_file(path, clip.video):
         raise UserError(f"--render={path} is the input itself; give another name")
     with Video(clip.video, threads=0) as video:
         size = geometry.short_side(video.size, side) if side else video.size

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import features, footage, segment_files, segments, windows
+from jaxact.data import features, footage, media, segment_files, segments, windows
 from jaxact.data.segments import Annotation, Untrimmed
 from jaxact.data.untrimmed import Data, Sample
 from jaxact.data.video import Video
@@ -168,10 +168,13 @@ def examples(data: Data, path: str, poses: str = "") -> Windows:
     if poses:
         raise UserError(f"--poses={poses}: detection has no use for poses; leave it out")
     given = pathlib.Path(path)
-    if not given.exists():
-        raise UserError(f"--input={path} does not exist")
     suffixes = features.SUFFIXES if data.features else VIDEOS
-    if given.is_file() and given.suffix.lower() in (".json", ".csv", ".gz"):
+    held = None if data.features else media.held(path, suffixes)
+    if not held and not given.exists():
+        raise UserError(f"--input={path} does not exist")
+    if held:
+        named = [(Untrimmed(file), file) for file in held]
+    elif given.is_file() and given.suffix.lower() in (".json", ".csv", ".gz"):
         listed = segments.read(path, ground_truth="keep").videos  # whatever their labels
         named = [(video, _path(data, video.id)) for video in listed]
     else:
@@ -194,7 +197,7 @@ def _path(data: Data, name: str) -> str:
     suffixes = (data.video_suffix,) if data.video_suffix else ("", *VIDEOS)
     files = [pathlib.Path(data.videos) / f"{data.prefix}{name}{suffix}" for suffix in suffixes]
     # One that is not there is an error of its reading, or skipped, as config.input says.
-    return str(next((file for file in files if file.is_file()), files[0]))
+    return str(next((file for file in files if media.exists(file)), files[0]))
 
 
 def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:

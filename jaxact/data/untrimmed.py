@@ -33,7 +33,7 @@ class Data:
     """Annotations, windows, decoding, augmentation."""
 
     annotations: str = ""  # .json (OpenTAD, ActionFormer, ActivityNet) or .csv, also .gz
-    videos: str = ""  # folder of the videos, <prefix><id><video_suffix>
+    videos: str = ""  # folder of the videos (or shards:FOLDER), <prefix><id><video_suffix>
     video_suffix: str = ".mp4"  # "" = in the id, or whichever is there
     prefix: str = ""  # of names of video and feature files, where ids lack it (ActivityNet: v_)
     features: str = ""  # folder of <id>.npy or .npz, read instead of the videos

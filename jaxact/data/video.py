@@ -10,7 +10,6 @@ mirroring and non-square pixels are not applied.
 """
 
 import os
-import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import frame_index
+from jaxact.data import frame_index, media
+from jaxact.data.drafts import draft
 
 STILLS = ("_pipe", "image2", "tty")  # demuxers that would make a video of a picture or a text
 REORDER = 16  # pictures; the deepest reordering that H.264 and HEVC allow
@@ -43,6 +43,7 @@ def _library() -> Any:
 class Video:
     """One open video file; use one object per thread (the index is shared between them).
 
+    `path` may lead into shards (`data.shards`); with `content` it only names these bytes.
     `frames` int; `size` (h, w) px as shown; `fps` mean frames/s; `times` f64[frames] s from the
     first frame. `threads` decode it (0: one per core); one is best where many files are read at
     once. Raises UserError, naming the file: missing, empty, cut off, not a video, no frames.
@@ -51,15 +52,18 @@ class Video:
     ...     clip = video.read(range(0, video.frames, 4))  # u8[t, h, w, 3]
     """
 
-    def __init__(self, path: str | os.PathLike[str], threads: int = 1):
+    def __init__(
+        self, path: str | os.PathLike[str], threads: int = 1, content: bytes | None = None
+    ):
         self.path = os.fspath(path)
         self._av = _library()
         self._threads = threads
         self._container: Any = None
-        frame_index.check_whole(self.path)
+        self._content = media.content(self.path) if content is None else content
+        frame_index.check_whole(self.path, self._content)
         try:
             self._open()
-            self._index = index = frame_index.cached(self.path, self._build)
+            self._index = index = frame_index.cached(self.path, self._build, content)
         except BaseException as error:
             self.close()
             if isinstance(error, self._av.FFmpegError):
@@ -133,7 +137,10 @@ class Video:
     def _open(self) -> tuple[Any, Any]:
         """Opens the file at its first packet."""
         self.close()
-        self._container = self._av.open(self.path)
+        content = self._content
+        self._container = self._av.open(
+            self.path if content is None else media.Record(content, self.path)
+        )
         if any(name in self._container.format.name for name in STILLS):
             raise UserError(f"{self.path}: is not a video ({self._container.format.long_name})")
         cover = self._av.stream.Disposition.attached_pic
@@ -285,7 +292,7 @@ def write(
     av = _library()
     path = Path(path)
     # A name of its own for each writer, with the suffix last: it chooses the container.
-    part = path.with_name(f".{path.stem}.{os.getpid()}.{threading.get_ident()}{path.suffix}")
+    part = draft(path)
     settings = {name: str(value) for name, value in options.items()}
     if crf is not None:
         settings["crf"] = str(crf)

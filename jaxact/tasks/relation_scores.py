@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import Group, UserError
-from jaxact.data import images, lettering, pair_features
+from jaxact.data import images, lettering, media, pair_features
 from jaxact.data.pairs import Pair
 from jaxact.data.render import CLASSES as COLOURS
 from jaxact.data.render import SHADE
@@ -201,7 +201,7 @@ def render(
 
     Raises: UserError for a picture that cannot be read or written, or the input itself.
     """
-    if Path(path).exists() and Path(path).samefile(pair.frame.path):
+    if media.same_file(path, pair.frame.path):
         raise UserError(f"--render={path} is the input itself; give another name")
     image = images.decode(pair.frame.path)
     factor = side / min(image.size) if side else 1.0

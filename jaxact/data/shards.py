@@ -1,0 +1,303 @@
+"""Media kept as records of a few large files, read by name: `shards:FOLDER/name`.
+
+    content = read("shards:build/shards/clips/a1.mp4")  # the file's bytes
+
+A folder made by `scripts/prepare_shards.py` holds
+
+    shards.json                          what is in it, how it was made, what was left out
+    shards.npy                           u64[4, records]: name key (rising), record, bytes, checksum
+    media-00003-of-00016.array_record    a record is the bytes of one media file
+    media-00003-of-00016.json            names, bytes and checksums of that shard
+    listing.jsonl                        what the source had
+
+Records are numbered through all shards, in their order. Annotations stay files beside them. The
+index is mapped into memory (32 bytes a record), so a million clips cost a process next to nothing.
+Records are read whole: a window of a long video costs the bytes of all of it.
+
+Local paths only, as array_record itself; a bucket has to be mounted or copied.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import posixpath
+import threading
+from bisect import bisect_right
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxact.config import UserError
+
+PREFIX = "shards:"
+MANIFEST, INDEX = "shards.json", "shards.npy"
+LISTING = "listing.jsonl"  # what the source had: name, bytes, time of change (s)
+FORMAT = 1
+AGAIN = "run scripts/prepare_shards.py on it again"
+
+
+def named(path: str | os.PathLike[str]) -> bool:
+    """Does this path lead into shards?"""
+    return os.fspath(path).startswith(PREFIX)
+
+
+def key(name: str) -> int:
+    """64 bits of a name, by which records are found and given to shards."""
+    # Names in a file system need not be UTF-8; in shards they are.
+    text = name.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
+
+
+def checksum(content: bytes) -> int:
+    """64 bits of a record's content."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def shard_name(number: int, count: int) -> str:
+    """File name of a shard, without its suffix."""
+    return f"media-{number:05d}-of-{count:05d}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """Where a record lies."""
+
+    record: int  # through all shards
+    bytes: int
+    checksum: int
+
+
+class Shards:
+    """An open folder. Raises: UserError for one that is unfinished, damaged or incomplete.
+
+    Opening compares the number and length of the shards with the manifest, and the index with its
+    checksum; reading compares the record with its own.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+        self.manifest = _manifest(self.folder / MANIFEST)
+        self.files = [shard["file"] for shard in self.manifest["shards"]]
+        self.ends = list(itertools.accumulate(s["records"] for s in self.manifest["shards"]))
+        self.names_broken: Mapping[str, str] = dict(self.manifest["broken"])
+        for shard in self.manifest["shards"]:
+            self._same_length(shard)
+        self.index = self._index()
+        self._lock = threading.Lock()
+        self._source: Any = None
+
+    def _same_length(self, shard: dict[str, Any]) -> None:
+        # array_record itself opens a truncated shard as one without records.
+        path = self.folder / shard["file"]
+        try:
+            length = os.path.getsize(path)
+        except FileNotFoundError:
+            raise UserError(
+                f"{path}: missing; {MANIFEST} lists {len(self.files)} shards: {AGAIN}"
+            ) from None
+        if length != shard["length"]:
+            raise UserError(
+                f"{path}: {length} bytes, {MANIFEST} says {shard['length']} "
+                f"({shard['records']} records): {AGAIN}"
+            )
+
+    def _index(self) -> np.ndarray:
+        path, count = self.folder / INDEX, self.manifest["records"]
+        try:
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path}: cannot be read ({_line(error)}): {AGAIN}") from None
+        ends = self.ends or [0]
+        if found.dtype != np.uint64 or found.shape != (4, count) or ends[-1] != count:
+            raise UserError(
+                f"{path}: {found.dtype}{list(found.shape)} for {count} records of {MANIFEST} and "
+                f"{ends[-1]} of its shards: {AGAIN}"
+            )
+        if checksum(found.tobytes()) != self.manifest["index"]:
+            raise UserError(f"{path}: differs from its checksum in {MANIFEST}: {AGAIN}")
+        return found
+
+    def __len__(self) -> int:
+        return int(self.manifest["records"])
+
+    def find(self, name: str) -> Found:
+        """Where a name lies. Raises: UserError for one that is not there, saying why if known."""
+        row = self._row(name)
+        if row < 0:
+            if name in self.names_broken:
+                why = self.names_broken[name]
+                raise UserError(f"{name}: left out of shards {self.folder} as broken: {why}")
+            raise UserError(
+                f"{name}: not in shards {self.folder}, which have {len(self)} media; allowed: "
+                "paths relative to the folder that was prepared"
+            )
+        return Found(*(int(number) for number in self.index[1:, row]))
+
+    def __contains__(self, name: str) -> bool:
+        return self._row(name) >= 0
+
+    def _row(self, name: str) -> int:
+        """Its place in the index; -1 = none."""
+        keys, wanted = self.index[0], key(name)
+        row = int(np.searchsorted(keys, np.uint64(wanted)))
+        return row if row < len(keys) and int(keys[row]) == wanted else -1
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one media file. Raises: UserError for an absent or damaged one."""
+        found = self.find(name)
+        try:
+            content = bytes(self._records()[found.record])
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"{self.where(found)} ({name}) cannot be read ({_line(error)}): {AGAIN}"
+            ) from None
+        if len(content) != found.bytes or checksum(content) != found.checksum:
+            raise UserError(f"{self.where(found)} ({name}) differs from its checksum: {AGAIN}")
+        return content
+
+    def where(self, found: Found) -> str:
+        """Shard and record, as errors name them."""
+        shard = bisect_right(self.ends, found.record)
+        first = self.ends[shard - 1] if shard else 0
+        return f"{self.folder / self.files[shard]}: record {found.record - first}"
+
+    def names(self) -> list[str]:
+        """Every name, sorted; reads the lists of all shards. Raises: UserError for a bad one."""
+        found: list[str] = []
+        for file in self.files:
+            path = (self.folder / file).with_suffix(".json")
+            try:
+                found += [str(name) for name, _, _ in _json(path)["records"]]
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{path}: is no list of a shard's records: {AGAIN}") from None
+        return sorted(found)
+
+    def _records(self) -> Any:
+        """array_record's source of all records; opens each shard when it is first read."""
+        with self._lock:
+            if self._source is None:
+                from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+                self._source = ArrayRecordDataSource(
+                    [  # with its range told, a shard need not be opened to be counted
+                        f"{self.folder / shard['file']}[0:{shard['records']}]"
+                        for shard in self.manifest["shards"]
+                    ]
+                )
+            return self._source
+
+
+def _line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; scripts/prepare_shards.py writes it") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({_line(error)}): {AGAIN}") from None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    found = _json(path)
+    wanted = {"format": int, "records": int, "index": int, "shards": list, "broken": list}
+    ok = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in wanted.items())
+    if not ok or not all(map(_is_shard, found["shards"])) or not all(map(_told, found["broken"])):
+        raise UserError(f"{path}: is no manifest of shards ({', '.join(wanted)}): {AGAIN}")
+    if found["format"] != FORMAT:
+        raise UserError(f"{path}: format {found['format']}; allowed: {FORMAT}")
+    return found
+
+
+def _is_shard(shard: Any) -> bool:
+    numbers = ("records", "length")
+    return (
+        isinstance(shard, dict)
+        and isinstance(shard.get("file"), str)
+        and os.path.basename(shard["file"]) == shard["file"]
+        and all(isinstance(shard.get(n), int) and shard[n] >= 0 for n in numbers)
+    )
+
+
+def _told(broken: Any) -> bool:
+    """Is it a name with a reason?"""
+    return isinstance(broken, list) and [type(part) for part in broken] == [str, str]
+
+
+# -------------------------------------------------------------------------------------- by path
+
+
+def parts(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """(folder, name) of a path into shards: the folder is the nearest one with a manifest.
+
+    Raises: UserError where there is none.
+    """
+    plain = posixpath.normpath(os.path.abspath(os.fspath(path).removeprefix(PREFIX)))
+    folder = _holder(posixpath.dirname(plain))
+    return folder, posixpath.relpath(plain, folder)
+
+
+@functools.lru_cache(maxsize=65536)
+def _holder(folder: str) -> str:
+    for place in (folder, *map(str, Path(folder).parents)):
+        if os.path.isfile(os.path.join(place, MANIFEST)):
+            return place
+    for place in (folder, *map(str, Path(folder).parents)):
+        if os.path.isfile(os.path.join(place, LISTING)):
+            raise UserError(f"{place}: has no {MANIFEST}, its preparation is not finished: {AGAIN}")
+    raise UserError(f"{PREFIX}{folder}: has no {MANIFEST}; make it with scripts/prepare_shards.py")
+
+
+_LOCK = threading.Lock()
+
+
+def opened(folder: str) -> Shards:
+    """The shards of a folder, opened once in each process while their manifest is the same."""
+    try:
+        state = os.stat(os.path.join(folder, MANIFEST))
+    except OSError as error:
+        raise UserError(f"{folder}/{MANIFEST}: cannot be read ({error.strerror})") from None
+    with _LOCK:  # one of several threads opens it, the others wait
+        return _opened(folder, state.st_mtime_ns, state.st_size, os.getpid())
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(folder: str, changed: int, size: int, process: int) -> Shards:
+    del changed, size, process  # only parts of the cache's key: a fork must not share readers
+    return Shards(folder)
+
+
+def read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a media file in shards. Raises: UserError as `Shards` and its `read`."""
+    folder, name = parts(path)
+    return opened(folder).read(name)
+
+
+def find(path: str | os.PathLike[str]) -> Found:
+    """Where a media file lies in its shards. Raises: UserError as `Shards` and its `find`."""
+    folder, name = parts(path)
+    return opened(folder).find(name)
+
+
+def holds(path: str | os.PathLike[str]) -> bool:
+    """Is there such a record? Raises: UserError as `Shards`."""
+    folder, name = parts(path)
+    return name in opened(folder)
+
+
+def within(place: str | os.PathLike[str]) -> list[str]:
+    """The path of every media file below a place in shards, sorted. Raises: UserError."""
+    plain = os.path.abspath(os.fspath(place).removeprefix(PREFIX))
+    folder = _holder(plain)
+    start = posixpath.relpath(plain, folder)
+    names = opened(folder).names()
+    if start != ".":
+        names = [name for name in names if name == start or name.startswith(f"{start}/")]
+    return [f"{PREFIX}{folder}/{name}" for name in names]

@@ -56,6 +56,7 @@ class Config(schema.Config):
     model: Model = dataclasses.field(default_factory=Model)
     data: Data = dataclasses.field(default_factory=Data)
     stages: tuple[Stage, ...] = (Stage(),)
+    mixing_group: int = 0  # partners within so many examples (one device's: none travel); 0 = all
 
 
 def make(config: Config) -> Task:
@@ -109,6 +110,8 @@ def _validate(config: Config) -> None:
     one_of(config, "data.heatmap", "joints", "limbs", "both")
     one_of(config, "data.average", "prob", "score")
     one_of(config, "data.nan", "zero", "error")
+    micro = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro, "mixing_group")
     networks.check(model)
     require(model.classes >= 2, "model.classes", model.classes, "2 or more")
     require(len(model.loss_weights) == 4, "model.loss_weights", model.loss_weights, "4 numbers")
@@ -237,6 +240,7 @@ def _inputs(
         hyper["cutmix"],
         hyper["mixup_prob"],
         hyper["cutmix_prob"],
+        mixing.group_of(config),
     )
     streams = {k: None if x is None else mixing.apply(mix, x) for k, x in streams.items()}
     share = {name: mixing.targets(mix, table) for name, table in share.items()}

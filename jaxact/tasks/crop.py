@@ -149,6 +149,7 @@ def _inputs(
         hyper["cutmix"],
         hyper["mixup_prob"],
         hyper["cutmix_prob"],
+        mixing.group_of(config),
     )
     mask = batch["mask"]
     # A skipped example is another's partner in a mixture, but its labels are not known.
@@ -157,7 +158,7 @@ def _inputs(
     targets = {
         "mask": mask,
         "own": label,
-        "partner": label[mix.order],
+        "partner": mixing.partners(mix, label),
         "lam": mix.lam,
         "order": mix.order,
     }

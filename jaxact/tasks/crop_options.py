@@ -7,7 +7,7 @@ from jaxact.data import diseases
 from jaxact.data.diseases import Data
 from jaxact.models import classifier as networks
 from jaxact.models.classifier import Model
-from jaxact.ops import longtail
+from jaxact.ops import longtail, mixing
 
 
 @dataclasses.dataclass
@@ -63,6 +63,7 @@ class Config(schema.Config):
     loss: Loss = dataclasses.field(default_factory=Loss)
     stages: tuple[Stage, ...] = (Stage(),)
     eval: Eval = dataclasses.field(default_factory=Eval)
+    mixing_group: int = 0  # partners within so many examples (one device's: none travel); 0 = all
 
 
 def validate(config: Config) -> None:
@@ -70,6 +71,8 @@ def validate(config: Config) -> None:
     one_of, require = schema.one_of, schema.require
     model, loss = config.model, config.loss
     diseases.validate(config)
+    micro = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro, "mixing_group")
     networks.describe_backbone(model.backbone)
     one_of(config, "model.kind", *networks.KINDS)
     one_of(config, "loss.kind", "ce", "focal")

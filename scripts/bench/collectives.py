@@ -43,6 +43,8 @@ def arguments():
     parser.add_argument("--tensor", type=int, default=1)
     parser.add_argument("--min-size", type=int, default=65536)
     parser.add_argument("--batch-size", type=int, default=0, help="0 = the recipe's")
+    parser.add_argument("--mixup", type=float, default=-1.0, help="alpha; below 0 = the recipe's")
+    parser.add_argument("--mixing-group", type=int, default=-1, help="below 0 = the recipe's")
     parser.add_argument("--compute-ms", type=float, default=0.0)
     parser.add_argument("--link", type=float, default=450.0, help="GB/s a device in a machine")
     parser.add_argument("--network", type=float, default=50.0, help="GB/s a device across machines")
@@ -88,7 +90,7 @@ def group_size(line: str) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
         return len(listed[1].split(","))
-    mesh = re.search(r"replica_groups=mesh\[([^]]*)\] ?\{([^}]*)\}", line)
+    mesh = re.search(r"replica_groups=mesh\[([^]]*)\][^{]*\{([^}]*)\}", line)
     if mesh:
         lengths = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
@@ -164,6 +166,10 @@ def main():
     config.mesh.min_size = options.min_size
     if options.batch_size:
         config.batch_size = config.eval.batch_size = options.batch_size
+    if options.mixup >= 0:
+        config.stages[0].mixup = (options.mixup,)
+    if options.mixing_group >= 0:
+        config.mixing_group = options.mixing_group
     schema.validate(config)
     run = build.open_run(config, pathlib.Path("."))
     plan = run.plan(100)

@@ -57,6 +57,8 @@ def test_what_is_counted(script):
 def test_groups_written_in_parts_of_an_axis(script):
     line = "x = f32[2] all-reduce(a), replica_groups=mesh['x'=8,'y'=2] {'x':(2)4,'y'}"
     assert script.group_size(line) == 8
+    turned = "replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, dimensions={0}"
+    assert script.group_size(f"x = f32[8]{{0}} all-gather(p), channel_id=9, {turned}") == 4
     with pytest.raises(ValueError, match="no device groups"):
         script.group_size("x = f32[2] all-reduce(a)")
 

@@ -420,7 +420,8 @@ def test_label_smoothing_is_that_of_the_stage():
 
 def test_both_streams_and_all_targets_are_mixed_alike():
     """One lambda and one order for frames, maps, fine and coarse labels."""
-    task = action.make(config(model__coarse=COARSE))
+    mixing = (action.Stage(mixup=(1.0,)),)
+    task = action.make(config(model__coarse=COARSE, stages=mixing))
     batch = training_batch(range(8))
     plain, hard = inputs(task, batch)
     fewer = 0

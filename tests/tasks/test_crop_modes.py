@@ -264,6 +264,7 @@ def test_a_skipped_example_teaches_its_partner_nothing(annotations, kind):
     }
     hyper = {name: 0.5 for name in build.value_names(config)}
     hyper |= {"mixup": 1.0, "mixup_prob": 1.0}
+    config.stages = (crop.Stage(mixup=(1.0,)),)
     for seed in range(20):
         _, targets = task.inputs(batch, hyper, jax.random.key(seed), types.SimpleNamespace())
         if targets["order"][0] == 2:

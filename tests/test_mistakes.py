@@ -202,6 +202,13 @@ def test_annotations_that_are_absent(refused, clips, tmp_path):
     assert "config.data.annotations" in refused(TINY, run)
 
 
+def test_a_folder_of_videos_that_is_absent(refused, clips, tmp_path):
+    run = f"--workdir={tmp_path / 'run'}"
+    where = f"--config.data.videos={tmp_path / 'none'}"
+    error = refused(TINY, *command.data(clips), where, run)
+    assert "config.data.videos" in error and "is no folder" in error
+
+
 def test_class_names_of_another_number(refused, clips, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("one\ntwo\nthree\n")

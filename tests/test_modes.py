@@ -124,6 +124,24 @@ def test_an_export_names_what_differs_from_the_training(rgb, tmp_path):
     assert contract["inputs"]["rgb"]["shape"][0] == 1
 
 
+def test_what_an_evaluation_sees_otherwise_than_the_training_is_said(rgb, done):
+    flags, workdir = rgb
+    changed = (*flags, "--config.data.mean=1,2,3", f"--workdir={workdir}")
+    ended = done(*changed, "--mode=eval", "--config.eval.split=val")
+    lines = ended.err.splitlines()
+    said = [line for line in lines if " was " in line and "is replaced" not in line]
+    assert len(said) == 1 and said[0].startswith("config.data.mean was [")
+    assert said[0].endswith("is [1, 2, 3] here")
+
+
+def test_a_run_of_another_number_of_classes(rgb, refused, tmp_path):
+    error = refused(
+        *(*ONE_STREAM, "--config.model.classes=5", "--mode=export"),
+        *(f"--checkpoint={rgb[1]}", f"--output={tmp_path / 'out'}"),
+    )
+    assert "has 8 classes" in error and "this config 5" in error and str(rgb[1]) in error
+
+
 def test_exports_that_are_refused(refused, tmp_path):
     flags = (TOY, "--mode=export", f"--workdir={tmp_path}")
     assert "--output is missing" in refused(*flags)

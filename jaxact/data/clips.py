@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import geometry, perturb, photometry, poses, records, sampling, skeletons
+from jaxact.data import geometry, perturb, photometry, poses, records, sampling, shards, skeletons
 from jaxact.data.records import Clip
 from jaxact.data.video import Video
 
@@ -104,6 +104,11 @@ def class_names(data: Data, count: int) -> tuple[str, ...]:
             ) from error
     else:
         names = tuple(line for line in text.splitlines() if line.strip())
+    if path.endswith(".json") and len(names) != count:
+        raise UserError(
+            f"the run of {path} has {len(names)} classes ({', '.join(names[:2])} ...), this config "
+            f"{count} (config.model.classes); give the --config and the fields it was trained with"
+        )
     schema.require(
         len(names) == count, "data.class_names", f"{len(names)} names", f"{count} (model.classes)"
     )
@@ -137,6 +142,10 @@ def read(
     if not path:
         raise UserError("config.data.annotations is empty; give a .pkl, .csv or .jsonl file")
     names = class_names(data, classes) if data.class_names else classes
+    folder = data.videos
+    if "rgb" in streams and folder and not shards.named(folder):
+        if not pathlib.Path(folder).is_dir():
+            raise UserError(f"config.data.videos={folder!r} is no folder")
     clips = records.read(
         path,
         split,

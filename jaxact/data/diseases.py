@@ -67,12 +67,26 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
                 f"config.data.classes={data.classes}: {data.class_table} has {len(found)} classes; "
                 "allowed: 0 (as many as it has) or that number"
             )
+        _same_classes(data, {meaning.name for meaning in found})
         return tuple(found)
     if prepared.named(data.annotations):
         return tuple(prepared.meanings(data.annotations))
     if data.classes and not Path(data.annotations).is_file():
         return tuple(Meaning(str(k)) for k in range(data.classes))
     return pictures.meanings(_listings(data), data.classes)
+
+
+def _same_classes(data: Data, known: set[str]) -> None:
+    """Raises UserError where every class that the annotations name is another than the table's."""
+    if not data.annotations or prepared.named(data.annotations):
+        return
+    named = {row.name for listing in _listings(data) for row in listing.rows if row.name}
+    if named and not named & known:
+        raise UserError(
+            f"{data.annotations}: classes {', '.join(sorted(named)[:3])} ... are not those of "
+            f"config.data.class_table={data.class_table!r}; allowed: their table, or '' for the "
+            "annotations' own (with config.data.missing=error)"
+        )
 
 
 def _listings(data: Data) -> tuple[Listing, ...]:

@@ -215,6 +215,13 @@ def _agree(data: Data, sample: Sample, video: Video) -> None:
                 "s; allowed: 5 % (or 2 s) more or less"
             )
         return
+    if not said.frames and rate and said.duration:
+        # Nothing counts the frames, so the duration alone ties times to them.
+        if frames / rate < said.duration - max(2, 0.05 * said.duration):
+            raise UserError(
+                f"{sample.path}: lasts {frames / rate:.4g} s, but the annotation says "
+                f"{said.duration:.4g} s; allowed: up to 5 % (or 2 s) less"
+            )
     near = max(2, said.frames // 20)
     if said.frames and frames < said.frames - near:
         raise UserError(

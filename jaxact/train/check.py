@@ -31,7 +31,7 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
         schedule = run.plan()
     except UserError as error:
         missing, schedule = error, run.plan(NOMINAL)
-        out(f"# the training split cannot be read: epochs of {NOMINAL} steps are assumed below")
+        out(f"# the training split cannot be read ({error}); epochs of {NOMINAL} steps are assumed")
     out(f"# plan: {schedule.total} steps, {schedule.per_epoch} an epoch")
     out(schedule.table())
     stage = schedule.rows[0].view

@@ -7,7 +7,6 @@ one program for each family of platforms; `jaxact.exported` runs it without the 
 import functools
 import hashlib
 import importlib.util
-import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact import config as schema
 from jaxact import exported
 from jaxact.config import UserError
 from jaxact.data.drafts import draft
@@ -38,9 +36,6 @@ CHECKED = 2  # examples of the self-check, where the batch is symbolic
 
 # Never an input of an artefact: they are known in training and evaluation only.
 RESERVED = ("id", "mask", "label")
-
-# Fields that an artefact depends on begin with these.
-SHIPPED = ("task", "dtype", "model", "data", "stages")
 
 Function = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
@@ -66,7 +61,6 @@ def export(run: build.Run, where: str, output: pathlib.Path, batch: int = 0) -> 
         return deal.call(apply, batch)
 
     variables, origin = predict.load(run, where, stage, (outputs, inputs))
-    _mention_differences(run.config, pathlib.Path(where) if where else run.workdir)
     return write(run, variables, origin, output, batch, stage)
 
 
@@ -267,17 +261,3 @@ def random_inputs(deal: Contract, size: int) -> dict[str, np.ndarray]:
         else:
             found[name] = rng.uniform(port.low, port.high, shape).astype(dtype)
     return found
-
-
-def _mention_differences(config: Any, path: pathlib.Path) -> None:
-    """Says where the config differs from the one the checkpoint's work dir was trained with."""
-    for folder in (path, path.parent, path.parent.parent):
-        made = folder / "config.json"
-        if path.is_dir() and (folder / "checkpoints").is_dir() and made.is_file():
-            before = json.loads(made.read_text())["config"]
-            for name, old, new in journal.differences(before, schema.as_dict(config)):
-                # An export needs no data, so paths may be left out; names come from the run then.
-                named = new == "" or name in ("data.class_names", "data.class_table")
-                if name.split(".")[0] in SHIPPED and not named:
-                    journal.say(f"config.{name} was {old!r} in {folder} and is exported as {new!r}")
-            return

@@ -5,6 +5,7 @@ import contextlib
 import importlib.metadata
 import json
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,12 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.train import hosts
 from jaxact.train.provenance import Provenance
+
+# What results depend on begins with these; what only says where data lies, or names it, does not.
+SHAPING = ("task", "dtype", "model", "data", "stages")
+PLACES = re.compile(
+    r"data\.(\w*annotations|videos|images|root|features|\w+_split|class_names|class_table|cache\w*)"
+)
 
 Number = float | int
 
@@ -124,6 +131,18 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
             found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
         return found
     return [] if old == new else [(path, old, new)]
+
+
+def mention(config: Any, path: pathlib.Path) -> None:
+    """Says where the config differs from that of the work dir a checkpoint comes from."""
+    for folder in (path, path.parent, path.parent.parent):
+        made = folder / "config.json"
+        if path.is_dir() and (folder / "checkpoints").is_dir() and made.is_file():
+            before = json.loads(made.read_text())["config"]
+            for name, old, new in differences(before, schema.as_dict(config)):
+                if name.split(".")[0] in SHAPING and not PLACES.fullmatch(name):
+                    say(f"config.{name} was {old!r} in {folder}, is {new!r} here")
+            return
 
 
 class Progress:

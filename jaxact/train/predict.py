@@ -45,6 +45,7 @@ def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -
     build.same_shapes(build.abstract_variables(run, stage), stored, folder)
     kind = "ema" if stored.get("ema") else "raw"
     journal.say(f"{kind} weights of {folder}")
+    journal.mention(run.config, path)
     return run.layout.place(stored_variables(stored)), str(folder)
 
 

@@ -70,6 +70,16 @@ def test_a_table_with_everything(folder):
     assert specific.diseases == ("healthy", "pea rust")
 
 
+def test_a_table_of_other_classes_than_the_annotations_name(folder):
+    """Class 0 would be called by the table's first name, whatever its pictures show."""
+    data = annotated(folder, class_table="ai_challenger", missing="allow")
+    with pytest.raises(UserError, match=r"corn healthy, .* are not those of .*ai_chall"):
+        diseases.table(data)
+    known = annotated(folder, "file,label,class,split\na0.png,0,Apple healthy,train\n")
+    known = dataclasses.replace(known, class_table="ai_challenger", missing="allow")
+    assert len(diseases.table(known).names) == 61
+
+
 def test_plain_tables_of_numbers_and_of_names(folder):
     text = "file,label,split\na0.png,1,train\na1.png,0,train\na2.png,1,val\n"
     data = annotated(folder, text)

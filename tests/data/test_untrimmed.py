@@ -276,6 +276,19 @@ def test_more_frames_than_annotated_at_another_rate_are_refused(drawn, tmp_path)
     assert longer.number == 4 and untrimmed.audit(data, longer) == ""
 
 
+def test_a_file_far_shorter_than_its_annotated_duration_is_refused(drawn, tmp_path):
+    """Where the annotation counts no frames: a file of broken stamps would be all in one step."""
+    database = json.loads((drawn / "annotations.json").read_text())["database"]
+    for name, lasts in (("test0000", 30.0), ("test0001", 9.0)):
+        database[name] = {**database[name], "duration": lasts}
+        del database[name]["frame"]
+    (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
+    data = settings(drawn, annotations=str(tmp_path / "notes.json"))
+    by_name = {sample.video.id: sample for sample in splits.source(data, 2, "val")}
+    assert "lasts 8 s, but the annotation says 30 s" in untrimmed.audit(data, by_name["test0000"])
+    assert untrimmed.audit(data, by_name["test0001"]) == ""
+
+
 def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
     """4 s at 20 frames/s, then 4 s at 5: steps are evenly spaced in time all the same."""
     from jaxact.data import video

@@ -10,7 +10,8 @@ checksums are compared with the source; media that cannot be decoded are named.
 What follows a lone `--` are Beam's own flags. Without any the pipeline runs in processes on this
 machine, one a core: --runner=FnApiRunner --direct_running_mode=multi_processing
 --direct_num_workers=0. (Newer Beam's DirectRunner first looks for a binary of its Prism runner on
-the network.) Elsewhere, with an image in which jaxact[video,beam] is installed:
+the network.) Its workers talk on standard error; what came of it is printed last, on standard
+output. Elsewhere, with an image in which jaxact[video,beam] is installed:
 
     --source gs://mine/videos --out gs://mine/shards --shards 512 -- --runner=DataflowRunner
         --project=P --region=R --temp_location=gs://mine/tmp --sdk_container_image=IMAGE

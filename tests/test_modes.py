@@ -142,6 +142,20 @@ def test_a_run_of_another_number_of_classes(rgb, refused, tmp_path):
     assert "has 8 classes" in error and "this config 5" in error and str(rgb[1]) in error
 
 
+@pytest.mark.parametrize("content", ['{"config": {"da', "{}", "[1]"])
+def test_a_damaged_config_of_a_run_is_one_line(rgb, refused, tmp_path, content):
+    flags, workdir = rgb
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(workdir / "checkpoints")
+    (tmp_path / "run" / "config.json").write_text(content)
+    where = f"--workdir={tmp_path / 'run'}"
+    named = str(tmp_path / "run" / "config.json")
+    assert named in refused(*flags, where, "--mode=eval")
+    assert named in refused(*ONE_STREAM, where, "--mode=export", f"--output={tmp_path / 'out'}")
+    assert named in refused(*flags, where, "--config.length=3 steps")
+    assert (tmp_path / "run" / "config.json").read_text() == content
+
+
 def test_exports_that_are_refused(refused, tmp_path):
     flags = (TOY, "--mode=export", f"--workdir={tmp_path}")
     assert "--output is missing" in refused(*flags)

@@ -1,7 +1,6 @@
 """From a config to everything a mode needs: mesh, source, plan, groups, state."""
 
 import dataclasses
-import json
 import pathlib
 import re
 from typing import Any
@@ -14,7 +13,7 @@ from jaxact import task as tasks
 from jaxact.config import Config, UserError, as_dict
 from jaxact.models.initialise import initialise
 from jaxact.task import Task
-from jaxact.train import checkpoint, hosts, mesh, plan, state
+from jaxact.train import checkpoint, hosts, journal, mesh, plan, state
 from jaxact.train.sharding import Layout
 from jaxact.train.state import Groups, TrainState
 
@@ -167,9 +166,9 @@ def view_of(run: Run, where: str) -> Any:
     except UserError:  # a foreign file, or nothing: whoever loads it says so
         return plan.last_view(run.config)
     else:
-        made = folder.parent.parent / "config.json"
-        if folder.name.isdigit() and made.is_file():
-            stored, now = json.loads(made.read_text()), as_dict(run.config)
+        stored = journal.recorded(folder.parent.parent / "config.json")
+        if folder.name.isdigit() and stored:
+            now = as_dict(run.config)
             per_epoch = stored.get("steps_per_epoch")
             same = all(stored["config"].get(k) == now[k] for k in ("stages", "length"))
             if per_epoch and same:
@@ -247,10 +246,9 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
     for folder in (path / "checkpoints", path):
         steps = [int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)]
         if steps:
-            made = folder.parent / "config.json"
             best = None
-            if made.is_file():
-                how = json.loads(made.read_text())["config"]["eval"]
+            if made := journal.recorded(folder.parent / "config.json"):
+                how = made["config"]["eval"]
                 best = checkpoint.best_of(folder, steps, how["metric"], how["maximise"])
             return folder / str(max(steps) if best is None else best)
     raise UserError(f"{path} holds no checkpoint; expected <workdir>/checkpoints/<step>")

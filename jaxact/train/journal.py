@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxact import config as schema
+from jaxact.config import UserError
 from jaxact.train import hosts
 from jaxact.train.provenance import Provenance
 
@@ -71,9 +72,8 @@ class Journal:
 
     def _write_config(self, config: Any, names: dict[str, Any]) -> None:
         path, now = self.workdir / "config.json", schema.as_dict(config)
-        if path.is_file():
-            before = json.loads(path.read_text())["config"]
-            for name, old, new in differences(before, now):
+        if before := recorded(path):
+            for name, old, new in differences(before["config"], now):
                 say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
         made = {"config": now, **names, "steps_per_epoch": self.per_epoch}
         write_json(path, {**made, "versions": versions()})
@@ -133,13 +133,31 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     return [] if old == new else [(path, old, new)]
 
 
+def recorded(path: pathlib.Path) -> dict[str, Any]:
+    """What a run's config.json holds; {} where there is none. Raises: UserError if damaged."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        found, why = None, str(error).splitlines()[0]
+    else:
+        why = "it lacks the fields of a run"
+    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        raise UserError(
+            f"{path}: cannot be read as a run's config ({why}); allowed: the file that training "
+            "wrote there, or none"
+        )
+    return found
+
+
 def mention(config: Any, path: pathlib.Path) -> None:
     """Says where the config differs from that of the work dir a checkpoint comes from."""
     for folder in (path, path.parent, path.parent.parent):
         made = folder / "config.json"
         if path.is_dir() and (folder / "checkpoints").is_dir() and made.is_file():
-            before = json.loads(made.read_text())["config"]
-            for name, old, new in differences(before, schema.as_dict(config)):
+            before = recorded(made)
+            for name, old, new in differences(before["config"], schema.as_dict(config)):
                 if name.split(".")[0] in SHAPING and not PLACES.fullmatch(name):
                     say(f"config.{name} was {old!r} in {folder}, is {new!r} here")
             return

@@ -135,8 +135,7 @@ def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
             given = pathlib.Path(where)
             for folder in (given, *given.parents[:2]) if where else (workdir,):
                 path = folder / "config.json"
-                found = json.loads(path.read_text()).get(stored) if path.is_file() else None
-                if found:
+                if found := journal.recorded(path).get(stored):
                     named = dataclasses.replace(
                         data, **{field: tuple(found) if listed else str(path)}
                     )

@@ -373,7 +373,7 @@ def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations,
     table = tasks.make(config).meanings
     assert [row["name"] for row in table] == sorted(name for name, *_ in leaves.CLASSES)
     names = {"classes": [row["name"] for row in table], "class_table": table}
-    (tmp_path / "config.json").write_text(json.dumps(names))
+    (tmp_path / "config.json").write_text(json.dumps({"config": {}, **names}))
     # With annotations they say it; a number of classes is no list of them.
     assert predict.with_names(config, tmp_path, "").data == config.data
     data = named(config, tmp_path)

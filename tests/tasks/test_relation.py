@@ -529,7 +529,7 @@ def test_classes_of_ones_own_are_those_of_the_run(tmp_path):
     """A prediction names what the weights were trained on, without being told again."""
     workdir, classes = tmp_path / "run", ("hug", "push", "talk")
     workdir.mkdir()
-    (workdir / "config.json").write_text(json.dumps({"classes": classes}))
+    (workdir / "config.json").write_text(json.dumps({"config": {}, "classes": classes}))
     config = schema.load(RECIPE, "tiny")
     for where in ("", str(workdir / "checkpoints" / "2")):
         assert predict.with_names(config, workdir, where).data.classes == classes

@@ -176,6 +176,22 @@ def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndar
     return array.reshape(-1, *array.shape[2:])
 
 
+def example(
+    data: Data,
+    streams: Streams,
+    skeleton: skeletons.Skeleton,
+    clip: Any,
+    rng: np.random.Generator,
+    stage: Any,
+    purpose: str,
+    part: int = 0,
+) -> dict[str, np.ndarray]:
+    """One example's arrays: a training clip, or one part of the evaluation views."""
+    if purpose == "train":
+        return recordings.prepare(data, streams, skeleton, clip, rng, stage)
+    return prepare(data, streams, clip, purpose, part)
+
+
 def prepare(
     data: Data, streams: Streams, clip: Clip, purpose: str, part: int = 0
 ) -> dict[str, np.ndarray]:

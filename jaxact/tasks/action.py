@@ -73,7 +73,7 @@ def make(config: Config) -> Task:
         counted=networks.countable(model),
         classes=names,
         source=bound(clips.source, data, streams, classes),
-        prepare=bound(_prepare, data, streams, skeleton),
+        prepare=bound(views.example, data, streams, skeleton),
         shapes=bound(views.shapes, data, streams, skeleton),
         inputs=bound(_inputs, config, skeleton),
         loss=bound(_loss, config),
@@ -176,22 +176,6 @@ def _validate(config: Config) -> None:
         )
     if data.sampling == "dense":
         require(model.streams == "rgb", "data.sampling", "dense", "uniform, for a pose stream")
-
-
-def _prepare(
-    data: Data,
-    streams: clips.Streams,
-    skeleton: skeletons.Skeleton,
-    clip: Any,
-    rng: np.random.Generator,
-    stage: Any,
-    purpose: str,
-    part: int = 0,
-) -> dict[str, np.ndarray]:
-    """One example's arrays: a training clip, or one part of the evaluation views."""
-    if purpose == "train":
-        return clips.prepare(data, streams, skeleton, clip, rng, stage)
-    return views.prepare(data, streams, clip, purpose, part)
 
 
 # ---------------------------------------------------------------------------------- under jit

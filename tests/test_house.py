@@ -22,11 +22,15 @@ MAY_IMPORT = {
     "task": {"config"},
     "ops": {"config"},
     "models": {"config", "ops"},
-    "data": {"config", "task"},
+    "atomic": set(),
+    "data": {"config", "task", "atomic"},
     "evaluate": {"config"},
-    "weights": {"config", "data.pickles"},
+    "weights": {"config", "data.safe_pickle"},
     "tasks": {"config", "task", "ops", "models", "data", "evaluate", "weights"},
-    "train": {"config", "task", "data", "evaluate", "exported", "models.initialise", "ops.target"},
+    "train": {
+        *("config", "task", "atomic", "data", "evaluate", "exported"),
+        *("models.initialise", "ops.target"),
+    },
     "main": {"config", "task", "data", "evaluate", "train"},
     "exported": {"config"},  # runs a model without any of its code
 }

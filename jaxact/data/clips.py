@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import geometry, perturb, photometry, poses, records, sampling, shards, skeletons
+from jaxact.data import color, geometry, perturb, poses, records, sampling, shards, skeletons
 from jaxact.data.records import Clip
 from jaxact.data.video import Video
 
@@ -284,8 +284,8 @@ def _augment(
     if stage.augment == "full":
         if frames is not None and any(data.jitter):
             brightness, contrast, saturation, hue = data.jitter
-            colour = photometry.draw_colour(rng, brightness, contrast, saturation, hue)
-            frames = photometry.jitter(frames, colour)
+            colour = color.draw_colour(rng, brightness, contrast, saturation, hue)
+            frames = color.jitter(frames, colour)
         if keypoint is not None and frames is None:
             # Only where no frames have to move along.
             change = perturb.draw_warp(rng, data.rotate, data.stretch, data.shift)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, resample, segments, video
+from jaxact.data import geometry, resize, segments, video
 from jaxact.data.segments import Annotation, Untrimmed
 from jaxact.data.video import Video
 
@@ -174,7 +174,7 @@ def _resampled(path: str, fps: float, size: tuple[int, int]) -> np.ndarray:
         factor = max(size[0] / opened.size[0], size[1] / opened.size[1])
         scaled = geometry.scaled(opened.size, factor)
         clip = opened.read(at, scaled)
-    return resample.crop(clip, geometry.centre_box(scaled, size))
+    return resize.crop(clip, geometry.centre_box(scaled, size))
 
 
 # ------------------------------------------------------------------------------------------ drawn

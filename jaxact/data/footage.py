@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxact.data import geometry, photometry, randaugment, resample
-from jaxact.data.photometry import Colour
+from jaxact.data import color, geometry, randaugment, resize
+from jaxact.data.color import Colour
 from jaxact.data.video import Video
 
 CHUNK = 64  # frames decoded at once
@@ -61,7 +61,7 @@ def draw(rng: np.random.Generator, data: Any, augment: str) -> Look:
     """
     seeds = rng.integers(0, 2**31, 2).tolist()
     mirror = bool(rng.random() < data.flip)
-    colour = photometry.draw_colour(rng, *data.jitter)
+    colour = color.draw_colour(rng, *data.jitter)
     full = augment == "full"
     return Look(
         box=seeds[0] if full else -1,
@@ -102,7 +102,7 @@ def read(
             part = slice(first, first + CHUNK)
             # Frames are scaled while their colours are converted: that costs next to nothing.
             frames = video.read(wanted[part], size)
-            frames = resample.resample(frames, (side, side), box)
+            frames = resize.resample(frames, (side, side), box)
             found[part] = frames if look is None else _retouched(frames, look)
     return found if len(wanted) == len(where) else found[where.reshape(-1)]
 
@@ -127,5 +127,5 @@ def _retouched(frames: np.ndarray, look: Look) -> np.ndarray:
             ]
         )
     if look.colour is not None:
-        frames = photometry.jitter(frames, look.colour)
+        frames = color.jitter(frames, look.colour)
     return frames

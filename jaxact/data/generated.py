@@ -38,9 +38,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from jaxact.atomic import draft
 from jaxact.config import UserError
-from jaxact.data import puppet, video
-from jaxact.data.drafts import draft
+from jaxact.data import stick_figure, video
 
 CLASSES = (
     *("raise red flag", "raise blue flag", "lower red flag", "lower blue flag"),
@@ -63,7 +63,7 @@ class Recording:
     score: np.ndarray  # f16[p, t, 17]; zero where missed
     joints: np.ndarray  # f64[t, 17, 2] px; where the first person's joints are
     flag: int  # the side that holds it (0 left, 1 right); -1: none
-    look: puppet.Look  # the first person's colours in this light
+    look: stick_figure.Look  # the first person's colours in this light
     counter: np.ndarray  # f64[t] px; the upper edge of the counter
 
 
@@ -92,7 +92,7 @@ def record(
     side = int(draws(1).integers(2)) if with_flag else -1
     march = bool(draws(2).integers(2)) if with_flag else bool(detail)
     motion = _motion(draws(3), draws(4), frames, movement, side, march)
-    points = puppet.joints(motion, stage.height, stage.ground)
+    points = stick_figure.joints(motion, stage.height, stage.ground)
     people = [_Person(points, stage.height, _look(draws(5))), *_passer(draws(6), frames, stage)]
     sensed = [
         _sense(draws(7 + i), person, stage, size, near=i == 0) for i, person in enumerate(people)
@@ -105,7 +105,7 @@ def record(
         score=np.stack([score for _, score in sensed]).astype(np.float16),
         joints=people[0].points,
         flag=side,
-        look=puppet.Look(*(_lit(c, stage.light) for c in astuple(people[0].look))),
+        look=stick_figure.Look(*(_lit(c, stage.light) for c in astuple(people[0].look))),
         counter=stage.counter,
     )
 
@@ -117,7 +117,7 @@ def record(
 class _Person:
     points: np.ndarray  # f64[t, 17, 2] px
     height: float  # px
-    look: puppet.Look
+    look: stick_figure.Look
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Stage:
     ground: np.ndarray  # f64[t, 2] px; where the person stands
     height: float  # px; of the person
     counter: np.ndarray  # f64[t] px
-    panels: list[tuple[float, float, puppet.Colour]]  # of the counter: left, right px, colour
+    panels: list[tuple[float, float, stick_figure.Colour]]  # of the counter: left, right px, colour
     light: float  # 1: full
 
 
@@ -140,7 +140,7 @@ def _stage(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> _Sta
         shake[t] = 0.8 * shake[t - 1] + steps[t]
     shake = shake.clip(1 - MARGIN, MARGIN - 1)
     ground = np.array([rng.uniform(0.36, 0.64) * w, rng.uniform(0.91, 0.95) * h]) + shake
-    hips = ground[:, 1] - (puppet.THIGH + puppet.SHANK) * height
+    hips = ground[:, 1] - (stick_figure.THIGH + stick_figure.SHANK) * height
     edges = np.sort(rng.uniform(-MARGIN, w + MARGIN, 3))
     board = _colour(rng, rng.uniform(0.05, 0.12), (0.2, 0.5), (0.35, 0.65))
     shades = [tuple(int(c * rng.uniform(0.85, 1)) for c in board) for _ in range(4)]
@@ -150,7 +150,7 @@ def _stage(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> _Sta
         shake=shake,
         ground=ground,
         height=height,
-        counter=hips - (0.5 * puppet.LEG_WIDTH + 0.03) * height,
+        counter=hips - (0.5 * stick_figure.LEG_WIDTH + 0.03) * height,
         panels=list(zip(limits[:-1], limits[1:], shades, strict=True)),  # type: ignore[arg-type]
         light=rng.uniform(0.75, 1.0),
     )
@@ -174,18 +174,18 @@ def _colour(
     hue: float,
     saturation: tuple[float, float],
     value: tuple[float, float],
-) -> puppet.Colour:
+) -> stick_figure.Colour:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(*saturation), rng.uniform(*value))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _lit(colour: puppet.Colour, light: float) -> puppet.Colour:
+def _lit(colour: stick_figure.Colour, light: float) -> stick_figure.Colour:
     red, green, blue = (int(c * light) for c in colour)
     return red, green, blue
 
 
-def _look(rng: np.random.Generator) -> puppet.Look:
-    return puppet.Look(
+def _look(rng: np.random.Generator) -> stick_figure.Look:
+    return stick_figure.Look(
         skin=_colour(rng, rng.uniform(0.05, 0.09), (0.3, 0.6), (0.45, 0.95)),
         shirt=_colour(rng, rng.uniform(), (0.05, 0.55), (0.25, 0.9)),
         trousers=_colour(rng, rng.uniform(), (0.05, 0.4), (0.15, 0.5)),
@@ -200,15 +200,19 @@ def _motion(
     movement: int,
     side: int,
     march: bool,
-) -> puppet.Motion:
+) -> stick_figure.Motion:
     if movement in (RAISE, LOWER):
-        upper, fore = puppet.raising(arms, frames, side)
+        upper, fore = stick_figure.raising(arms, frames, side)
         if movement == LOWER:
             upper, fore = upper[::-1], fore[::-1]
     else:
-        upper, fore = (puppet.clapping if movement == CLAP else puppet.stretching)(arms, frames)
-    knee = (puppet.marching if march else puppet.standing)(legs, frames)
-    return puppet.Motion(upper, fore, knee, 0.012 * puppet.beat(arms, frames, (0.5, 1.5)))
+        upper, fore = (stick_figure.clapping if movement == CLAP else stick_figure.stretching)(
+            arms, frames
+        )
+    knee = (stick_figure.marching if march else stick_figure.standing)(legs, frames)
+    return stick_figure.Motion(
+        upper, fore, knee, 0.012 * stick_figure.beat(arms, frames, (0.5, 1.5))
+    )
 
 
 def _passer(rng: np.random.Generator, frames: int, stage: _Stage) -> list[_Person]:
@@ -224,8 +228,8 @@ def _passer(rng: np.random.Generator, frames: int, stage: _Stage) -> list[_Perso
     ground = stage.shake + np.stack(
         [path * width, np.full(frames, stage.ground[0, 1] - 0.01 * height)], -1
     )
-    motion = puppet.walking(rng, frames)
-    return [_Person(puppet.joints(motion, height, ground), height, _look(rng))]
+    motion = stick_figure.walking(rng, frames)
+    return [_Person(stick_figure.joints(motion, height, ground), height, _look(rng))]
 
 
 # -- what the two sensors see ---------------------------------------------------------------
@@ -252,7 +256,7 @@ def _film(
     stage: _Stage,
     people: list[_Person],
     side: int,
-    flag: puppet.Colour,
+    flag: stick_figure.Colour,
     size: tuple[int, int],
     counter: bool,
 ) -> np.ndarray:
@@ -264,10 +268,10 @@ def _film(
         picture = stage.wall.crop((x, y, x + w * FINE, y + h * FINE))
         canvas = ImageDraw.Draw(picture)
         for person in reversed(people):
-            puppet.draw(canvas, person.points[t] * FINE, person.height * FINE, person.look)
+            stick_figure.draw(canvas, person.points[t] * FINE, person.height * FINE, person.look)
         if side >= 0:
             points, height = people[0].points[t] * FINE, people[0].height * FINE
-            puppet.draw_flag(canvas, points, side, height, flag)
+            stick_figure.draw_flag(canvas, points, side, height, flag)
         if counter:
             top = stage.counter[t]
             for left, right, colour in stage.panels:

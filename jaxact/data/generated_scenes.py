@@ -21,10 +21,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import puppet
+from jaxact.data import stick_figure
 from jaxact.data.jrdb import CLASSES
 from jaxact.data.jrdb_scenes import IMAGES, LABELS
-from jaxact.data.puppet import Look, Motion
+from jaxact.data.stick_figure import Look, Motion
 
 SIZE = (1200, 160)  # px
 WALK, STAND, SIT = range(3)
@@ -186,7 +186,7 @@ class _Scene:
 
     def _draw(self, pen: ImageDraw.ImageDraw, person: Person, hidden: bool) -> Record:
         """Draws a figure, twice where it is over the seam; its record."""
-        points = puppet.joints(_motion(person), person.height, np.zeros((1, 2)))[0]
+        points = stick_figure.joints(_motion(person), person.height, np.zeros((1, 2)))[0]
         width, height = self.size
         # Feet stand on the ground whatever the knees do.
         points[:, 1] += person.ground - points[:, 1].max()
@@ -195,8 +195,8 @@ class _Scene:
             moved = points + np.array([x + turn, 0])
             if person.kind == SIT:
                 _chair(pen, moved, person.height)
-            puppet.draw(pen, moved, person.height, person.look)
-        radius = puppet.HEAD_RADIUS * person.height
+            stick_figure.draw(pen, moved, person.height, person.look)
+        radius = stick_figure.HEAD_RADIUS * person.height
         top = max(0.0, points[:, 1].min() - radius)
         tall = min(height, person.ground + 0.03 * person.height) - top
         # Of no posture's width: a box must not tell what only its content shows.
@@ -272,6 +272,6 @@ def _motion(person: Person) -> Motion:
 
 def _chair(pen: ImageDraw.ImageDraw, points: np.ndarray, height: float) -> None:
     """A seat behind a figure that sits."""
-    (left, top), (right, bottom) = points[[*puppet.HIPS]].min(0), points.max(0)
+    (left, top), (right, bottom) = points[[*stick_figure.HIPS]].min(0), points.max(0)
     out = 0.06 * height
     pen.rectangle((left - out, top - 0.02 * height, right + out, bottom), fill=(60, 60, 70))

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import resample
-from jaxact.data.resample import Box
+from jaxact.data import resize as resample
+from jaxact.data.resize import Box
 from jaxact.data.sampling import Random, integers
 
 THRESHOLD = 10  # px; a compact box is not made around joints that span less

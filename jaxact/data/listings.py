@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.config import UserError
-from jaxact.data import pickles
+from jaxact.data import safe_pickle
 
 
 @dataclass
@@ -75,7 +75,7 @@ def _parsed(path: Path, changed: int, size: int) -> Listing:
 
 
 def _pickle(path: Path) -> Listing:
-    data = pickles.load(path)
+    data = safe_pickle.load(path)
     form = "needed: {'split': {name: [ids]}, 'annotations': [records]}"
     if isinstance(data, list):
         raise UserError(

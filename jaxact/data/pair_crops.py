@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxact import atomic
 from jaxact.config import UserError
-from jaxact.data import drafts, images, media
+from jaxact.data import images, media
 from jaxact.data.jrdb import Box
 
 _HEAD = 8  # bytes of a cache entry before its pixels
@@ -203,7 +204,7 @@ def stored(
 
 
 def _write(entry: Path, content: bytes) -> None:
-    aside = drafts.draft(entry)
+    aside = atomic.draft(entry)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(content)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from jaxact import atomic
 from jaxact.config import UserError
-from jaxact.data import drafts, images, media
+from jaxact.data import images, media
 from jaxact.data.pictures import Picture
 
 _HEAD = 8  # bytes
@@ -63,7 +64,7 @@ def _small(picture: Picture, short: int) -> np.ndarray:
 
 
 def _store(entry: Path, pixels: np.ndarray) -> None:
-    aside = drafts.draft(entry)
+    aside = atomic.draft(entry)
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         aside.write_bytes(np.array(pixels.shape[:2], np.uint32).tobytes() + pixels.tobytes())

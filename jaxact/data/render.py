@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import geometry, lettering, media
+from jaxact.data import drawing, geometry, media
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import Skeleton
 from jaxact.data.sliding import length
@@ -116,7 +116,7 @@ class Banner:
         self.bar = max(2, round(0.015 * self.height))
         self.strip = max(4, round(0.03 * self.height))
         self.gap = max(2, self.bar // 2)  # px between the two, which may have the same colour
-        self.font = lettering.font(names, self.line)
+        self.font = drawing.font(names, self.line)
         self.top = max(0, self.height - round(1.5 * self.line) - self.bar - self.gap - self.strip)
         self.labels = {name: self._fitted(name) for name in names}
         self.timeline = self._timeline()

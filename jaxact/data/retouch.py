@@ -10,9 +10,9 @@ import math
 import numpy as np
 from PIL import Image, ImageFilter
 
-from jaxact.data import geometry, photometry, randaugment
+from jaxact.data import color, geometry, randaugment
+from jaxact.data.color import Colour
 from jaxact.data.images import FILTERS
-from jaxact.data.photometry import Colour
 
 CELLS = 10  # a distorted picture is warped in CELLS x CELLS pieces
 _GRID_STEPS = 5  # columns and rows of a grid distortion
@@ -220,7 +220,7 @@ def draw_colour(rng: np.random.Generator, augment: Augment) -> Colour | None:
         kind = rng.integers(3)
         light, gap = (0.0, 0.0) if kind == 1 else (light, gap)
         depth, hue = (0.0, 0.0) if kind == 0 else (depth, hue)
-    return photometry.draw_colour(rng, light, gap, depth, hue)
+    return color.draw_colour(rng, light, gap, depth, hue)
 
 
 def colour_matrix(colour: Colour, mean: np.ndarray) -> np.ndarray:

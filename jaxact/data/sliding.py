@@ -18,7 +18,7 @@ from jaxact.data import clips as recordings
 from jaxact.data import views
 from jaxact.data.clips import Data, Streams
 from jaxact.data.records import Clip
-from jaxact.data.resample import Box
+from jaxact.data.resize import Box
 from jaxact.data.video import Video
 
 PURPOSE = "predict"

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxact.atomic import draft
 from jaxact.config import UserError
 from jaxact.data import frame_index, media
-from jaxact.data.drafts import draft
 
 STILLS = ("_pipe", "image2", "tty")  # demuxers that would make a video of a picture or a text
 REORDER = 16  # pictures; the deepest reordering that H.264 and HEVC allow

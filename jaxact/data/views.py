@@ -17,7 +17,7 @@ from jaxact.data import clips as recordings
 from jaxact.data import geometry, poses, skeletons
 from jaxact.data.clips import ABSENT, Data, Streams, Views
 from jaxact.data.records import Clip
-from jaxact.data.resample import Box
+from jaxact.data.resize import Box
 from jaxact.data.video import Video
 
 DECODED = 1 << 25  # bytes of decoded frames held at once, of one example

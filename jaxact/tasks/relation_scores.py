@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import Group, UserError
-from jaxact.data import images, lettering, media, pair_features
+from jaxact.data import drawing, images, media, pair_features
 from jaxact.data.pairs import Pair
 from jaxact.data.render import CLASSES as COLOURS
 from jaxact.data.render import SHADE
@@ -210,7 +210,7 @@ def render(
         image = Image.fromarray(images.resize(image, (height, width)))
     drawn = image.copy()  # what is decoded may be read-only
     pen = ImageDraw.Draw(drawn)
-    font = lettering.font(classes, max(10, min(drawn.size) // 16))
+    font = drawing.font(classes, max(10, min(drawn.size) // 16))
     for number, found in enumerate(pieces[0]["pairs"]):
         colour = COLOURS[list(classes).index(found["behaviour"]) % len(COLOURS)]
         boxes = np.asarray(found["boxes"]) * factor

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import exported
+from jaxact.atomic import draft
 from jaxact.config import UserError
-from jaxact.data.drafts import draft
 from jaxact.ops import target
 from jaxact.task import Contract, Port
 from jaxact.train import build, journal, plan, predict, state

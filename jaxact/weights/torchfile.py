@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data.pickles import Sealed, restricted_load
+from jaxact.data.safe_pickle import Sealed, restricted_load
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

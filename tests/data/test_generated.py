@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import generated, puppet
+from jaxact.data import generated, stick_figure
 from jaxact.data.generated import CLAP, CLASSES, LOWER, RAISE, STRETCH, record
 
 pytest.importorskip("av")
@@ -55,7 +55,7 @@ def test_leg_twins_have_the_same_frames_and_other_legs(movement):
     for scene in SCENES:
         stand, march = record(2 * movement, scene), record(2 * movement + 1, scene)
         assert stand.frames.tobytes() == march.frames.tobytes()
-        legs = [*puppet.KNEES, *puppet.ANKLES]
+        legs = [*stick_figure.KNEES, *stick_figure.ANKLES]
         arms = np.setdiff1d(np.arange(17), legs)
         assert np.array_equal(stand.keypoint[:, :, arms], march.keypoint[:, :, arms])
         assert not np.array_equal(stand.keypoint[0][:, legs], march.keypoint[0][:, legs])
@@ -66,10 +66,10 @@ def test_leg_twins_have_the_same_frames_and_other_legs(movement):
 
 def flag_centre(recording):
     """The middle of the cloth f64[t, 2] px, from the true joints."""
-    wrist = recording.joints[:, puppet.WRISTS[recording.flag]]
-    elbow = recording.joints[:, puppet.ELBOWS[recording.flag]]
-    along = (wrist - elbow) / puppet.FOREARM  # one height long
-    across = np.stack([along[:, 1], -along[:, 0]], -1) * puppet.SIDES[recording.flag]
+    wrist = recording.joints[:, stick_figure.WRISTS[recording.flag]]
+    elbow = recording.joints[:, stick_figure.ELBOWS[recording.flag]]
+    along = (wrist - elbow) / stick_figure.FOREARM  # one height long
+    across = np.stack([along[:, 1], -along[:, 0]], -1) * stick_figure.SIDES[recording.flag]
     return wrist + 0.16 * along + 0.095 * across
 
 
@@ -103,7 +103,7 @@ def swing(values):
 
 def told_by_hand(clip):
     """(movement, marching) by simple rules on the measured joints."""
-    parts = (puppet.SHOULDERS, puppet.WRISTS, puppet.HIPS, puppet.KNEES)
+    parts = (stick_figure.SHOULDERS, stick_figure.WRISTS, stick_figure.HIPS, stick_figure.KNEES)
     shoulders, wrists, hips, knees = (measured(clip, part)[..., 1] for part in parts)
     trunk = np.median(hips - shoulders)
     heights = (shoulders.mean(1, keepdims=True) - wrists) / trunk
@@ -138,7 +138,10 @@ def test_raising_and_lowering_are_the_same_poses_in_opposite_order():
     for movement in (RAISE, LOWER):
         clips = [record(2 * movement, scene) for scene in range(120)]
         heights[movement] = [
-            (c.joints[:, puppet.SHOULDERS[c.flag], 1] - c.joints[:, puppet.WRISTS[c.flag], 1])
+            (
+                c.joints[:, stick_figure.SHOULDERS[c.flag], 1]
+                - c.joints[:, stick_figure.WRISTS[c.flag], 1]
+            )
             / np.ptp(c.joints[:, :, 1])
             for c in clips
         ]
@@ -156,11 +159,11 @@ def test_joints_lie_on_the_drawn_limbs():
     for label, scene in [(0, 0), (3, 1), (4, 2), (7, 3)]:
         clip = record(label, scene, counter=False)
         for numbers, colour in (
-            (puppet.KNEES, clip.look.trousers),
-            (puppet.ANKLES, clip.look.trousers),
-            (puppet.WRISTS, clip.look.skin),
-            ((puppet.NOSE,), clip.look.skin),
-            (puppet.SHOULDERS, clip.look.shirt),
+            (stick_figure.KNEES, clip.look.trousers),
+            (stick_figure.ANKLES, clip.look.trousers),
+            (stick_figure.WRISTS, clip.look.skin),
+            ((stick_figure.NOSE,), clip.look.skin),
+            (stick_figure.SHOULDERS, clip.look.shirt),
         ):
             for number in numbers:
                 far = np.abs(at(clip, clip.joints[:, number]) - colour).max(-1)
@@ -193,26 +196,26 @@ def test_somebody_walks_past_now_and_then():
 
 
 def test_figure_of_known_angles():
-    motion = puppet.Motion(
+    motion = stick_figure.Motion(
         np.array([[np.pi / 2, 0.0]]), np.array([[np.pi, 0.0]]), np.array([[0.0, 1.0]]), np.zeros(1)
     )
-    points = puppet.joints(motion, 100.0, np.array([[50.0, 120.0]]))[0]
-    left, right = (puppet.SHOULDERS[i] for i in (0, 1))
-    np.testing.assert_allclose(points[puppet.ELBOWS[0]] - points[left], (16.5, 0), atol=1e-9)
+    points = stick_figure.joints(motion, 100.0, np.array([[50.0, 120.0]]))[0]
+    left, right = (stick_figure.SHOULDERS[i] for i in (0, 1))
+    np.testing.assert_allclose(points[stick_figure.ELBOWS[0]] - points[left], (16.5, 0), atol=1e-9)
     np.testing.assert_allclose(
-        points[puppet.WRISTS[0]] - points[puppet.ELBOWS[0]], (0, -15.5), atol=1e-9
+        points[stick_figure.WRISTS[0]] - points[stick_figure.ELBOWS[0]], (0, -15.5), atol=1e-9
     )
-    np.testing.assert_allclose(points[puppet.WRISTS[1]] - points[right], (0, 32), atol=1e-9)
-    assert points[puppet.ANKLES[0], 1] == pytest.approx(120)
-    assert points[puppet.KNEES[1], 1] < points[puppet.KNEES[0], 1]
+    np.testing.assert_allclose(points[stick_figure.WRISTS[1]] - points[right], (0, 32), atol=1e-9)
+    assert points[stick_figure.ANKLES[0], 1] == pytest.approx(120)
+    assert points[stick_figure.KNEES[1], 1] < points[stick_figure.KNEES[0], 1]
     assert points[left, 0] > points[right, 0]  # it faces the camera
 
-    look = puppet.Look((200, 150, 100), (0, 200, 0), (0, 0, 200), (50, 40, 30))
+    look = stick_figure.Look((200, 150, 100), (0, 200, 0), (0, 0, 200), (50, 40, 30))
     picture = Image.new("RGB", (100, 130), "white")
-    puppet.draw(ImageDraw.Draw(picture), points, 100.0, look)
-    puppet.draw_flag(ImageDraw.Draw(picture), points, 0, 100.0, (250, 0, 0))
+    stick_figure.draw(ImageDraw.Draw(picture), points, 100.0, look)
+    stick_figure.draw_flag(ImageDraw.Draw(picture), points, 0, 100.0, (250, 0, 0))
     assert picture.getpixel((50, 60)) == look.shirt
-    assert picture.getpixel(tuple(points[puppet.KNEES[0]].astype(int))) == look.trousers
+    assert picture.getpixel(tuple(points[stick_figure.KNEES[0]].astype(int))) == look.trousers
     assert (250, 0, 0) in [colour for _, colour in picture.getcolors(10000)]
 
 

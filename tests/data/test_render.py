@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from jaxact.config import UserError
-from jaxact.data import lettering, render, sliding, video
+from jaxact.data import drawing, render, sliding, video
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import COCO17, JHMDB15, custom
 
@@ -118,16 +118,16 @@ def test_the_piece_of_a_moment():
 
 
 def test_letters_that_no_font_has_are_named_once(monkeypatch, caplog):
-    monkeypatch.setattr(lettering, "FILES", ("no such font.ttf", "DejaVuSans.ttf"))
-    for cached in (lettering._file, lettering._complain):
+    monkeypatch.setattr(drawing, "FILES", ("no such font.ttf", "DejaVuSans.ttf"))
+    for cached in (drawing._file, drawing._complain):
         cached.cache_clear()
-    latin = lettering.font(("wave", "sit-up (2)"), 20)
+    latin = drawing.font(("wave", "sit-up (2)"), 20)
     assert latin.getname() == ImageFont.load_default(20).getname() and not caplog.text
     for size in (20, 30):
-        lettering.font(("wave", "挥手"), size)
+        drawing.font(("wave", "挥手"), size)
     assert caplog.text.count("'挥手'") == 1 and "'wave'" not in caplog.text
-    assert lettering.missing(latin, "a 挥b") == "挥"
-    lettering._file.cache_clear()
+    assert drawing.missing(latin, "a 挥b") == "挥"
+    drawing._file.cache_clear()
 
 
 def test_a_font_of_the_system_stands_in(monkeypatch, caplog):
@@ -137,11 +137,11 @@ def test_a_font_of_the_system_stands_in(monkeypatch, caplog):
     except OSError:
         pytest.skip("there is no DejaVu Sans on this system")
     own = ImageFont.load_default(20)
-    letter = lettering.missing(own, "☂♞✈Ωλ")[0]
-    assert not lettering.missing(known, letter)
-    lettering._file.cache_clear()
+    letter = drawing.missing(own, "☂♞✈Ωλ")[0]
+    assert not drawing.missing(known, letter)
+    drawing._file.cache_clear()
     banner = render.Banner([{"start": 0, "end": 1, "name": letter, "probability": 1}], (120, 160))
-    assert not lettering.missing(banner.font, letter) and not caplog.text
+    assert not drawing.missing(banner.font, letter) and not caplog.text
 
 
 def test_uncertain_and_undetected_joints_are_left_out():

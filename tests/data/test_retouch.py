@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxact.data import photometry, randaugment, retouch
-from jaxact.data.photometry import Colour
+from jaxact.data import color, randaugment, retouch
+from jaxact.data.color import Colour
 from jaxact.data.retouch import Augment, Warp
 
 STILL = Augment(
@@ -135,7 +135,7 @@ def test_colour_is_the_jitter_of_photometry_up_to_rounding(order):
     colour = Colour(1.1, 0.85, 1.15, 0.0, order)
     picture = scene()
     found = np.asarray(retouch.recolour(Image.fromarray(picture), colour)).astype(int)
-    wanted = photometry.jitter(picture[None], colour)[0]
+    wanted = color.jitter(picture[None], colour)[0]
     assert np.abs(found - wanted).max() <= 2
     assert np.abs(found - picture).mean() > 3
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import geometry, photometry, resample
+from jaxact.data import color, geometry, resize
 from jaxact.data.skeletons import COCO17
 
 
@@ -224,31 +224,31 @@ def test_flip(stored):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_colour(stored, seed):
-    colour = photometry.draw_colour(np.random.RandomState(seed))
+    colour = color.draw_colour(np.random.RandomState(seed))
     assert list(colour.order) == stored[f"colorjitter/seed{seed}/fn_order"].tolist()
-    got = photometry.jitter(draw(627, 2, 20, 24), colour)
+    got = color.jitter(draw(627, 2, 20, 24), colour)
     assert within_one_level(got, stored[f"colorjitter/seed{seed}/out"])
 
 
 def test_colour_one_by_one():
     frames = draw(0, 2, 9, 7)
-    same = photometry.jitter(frames, photometry.Colour())
+    same = color.jitter(frames, color.Colour())
     np.testing.assert_array_equal(same, frames)
-    dark = photometry.jitter(frames, photometry.Colour(brightness=0.5))
+    dark = color.jitter(frames, color.Colour(brightness=0.5))
     np.testing.assert_array_equal(dark, frames // 2)
-    bright = photometry.jitter(frames, photometry.Colour(brightness=2.0))
+    bright = color.jitter(frames, color.Colour(brightness=2.0))
     np.testing.assert_array_equal(bright, np.minimum(frames.astype(int) * 2, 255))
-    flat = photometry.jitter(frames, photometry.Colour(contrast=0.0))
+    flat = color.jitter(frames, color.Colour(contrast=0.0))
     assert all(np.ptp(frame) == 0 for frame in flat)
-    grey = photometry.jitter(frames, photometry.Colour(saturation=0.0))
+    grey = color.jitter(frames, color.Colour(saturation=0.0))
     assert np.ptp(grey, axis=-1).max() == 0
     red = np.zeros((1, 1, 1, 3), np.uint8)
     red[..., 0] = 200
-    third = photometry.jitter(red, photometry.Colour(hue=60 / 255))  # 60 of 180 steps
+    third = color.jitter(red, color.Colour(hue=60 / 255))  # 60 of 180 steps
     assert third.ravel().tolist() == [0, 200, 0]
-    back = photometry.jitter(third, photometry.Colour(hue=-60 / 255))
+    back = color.jitter(third, color.Colour(hue=-60 / 255))
     np.testing.assert_array_equal(back, red)
-    assert photometry.draw_colour(np.random.default_rng(0), order=(3, 2, 1, 0)).order[0] == 3
+    assert color.draw_colour(np.random.default_rng(0), order=(3, 2, 1, 0)).order[0] == 3
 
 
 def linear(frames, size):
@@ -270,7 +270,7 @@ def linear(frames, size):
 @pytest.mark.parametrize("size", [(7, 9), (9, 7), (50, 13), (13, 50), (1, 1), (40, 70), (120, 31)])
 def test_resample_against_plain_interpolation(size):
     frames = draw(1, 2, 50, 31)
-    got = resample.resample(frames, size)
+    got = resize.resample(frames, size)
     assert got.shape == (2, *size, 3)
     # Half a level of rounding, and what the two truncations of OpenCV lose.
     assert np.abs(got - linear(frames, size)).max() < 1
@@ -280,10 +280,10 @@ def test_resample_extremes():
     for value in (0, 255):
         frames = np.full((1, 40, 30, 3), value, np.uint8)
         for size in ((17, 90), (40, 90), (17, 30), (100, 7)):
-            assert (resample.resample(frames, size) == value).all()
+            assert (resize.resample(frames, size) == value).all()
     corner = np.zeros((1, 2, 2, 3), np.uint8)
     corner[0, 0, 0, 1] = 255  # one channel must not leak into the others
-    got = resample.resample(corner, (8, 8))
+    got = resize.resample(corner, (8, 8))
     assert got[..., 1].max() == 255 and got[..., 0].max() == got[..., 2].max() == 0
 
 

@@ -21,7 +21,7 @@ from weights import writer
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import Group, UserError
-from jaxact.data import generated_scenes, lettering, pair_crops
+from jaxact.data import drawing, generated_scenes, pair_crops
 from jaxact.data.jrdb import Frame
 from jaxact.data.pairs import Pair
 from jaxact.data.pipeline import Order, train_batches
@@ -514,8 +514,8 @@ def test_one_picture_to_a_file_of_ones_own(done, root, tmp_path):
 def test_names_in_other_letters_are_drawn_with_a_font_that_has_them(tmp_path, monkeypatch):
     path = tmp_path / "x.png"
     Image.new("RGB", (200, 60)).save(path)
-    asked, font = [], lettering.font
-    monkeypatch.setattr(lettering, "font", lambda texts, n: (asked.append(texts), font("a", n))[1])
+    asked, font = [], drawing.font
+    monkeypatch.setattr(drawing, "font", lambda texts, n: (asked.append(texts), font("a", n))[1])
     frame = Frame("x", str(path), "s", (1, 2), ((10.0, 10.0, 15.0, 40.0),) * 2, ((0, 1, -1),))
     found = {"a": 1, "b": 2, "behaviour": "同行", "probability": 0.5, "boxes": frame.boxes}
     classes = ("同行", "b")

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 import pytest
 
+from jaxact.atomic import draft
 from jaxact.data import generated, pair_crops, picture_cache
-from jaxact.data.drafts import draft
 
 WRITERS = {
     "pairs": lambda path: pair_crops._write(path, b"x"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import pickles
+from jaxact.data import safe_pickle
 
 
 def annotations():
@@ -61,7 +61,7 @@ def same(read, written):
 def test_annotations_of_every_protocol(tmp_path, protocol):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(annotations(), protocol=protocol))
-    assert same(pickles.load(path), annotations())
+    assert same(safe_pickle.load(path), annotations())
 
 
 def test_names_of_numpy_1(tmp_path):
@@ -69,7 +69,7 @@ def test_names_of_numpy_1(tmp_path):
     assert b"numpy._core.multiarray" in data
     path = tmp_path / "a.pkl"
     path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
-    assert same(pickles.load(path), {"x": np.arange(6.0).reshape(2, 3), "y": np.float32(1)})
+    assert same(safe_pickle.load(path), {"x": np.arange(6.0).reshape(2, 3), "y": np.float32(1)})
 
 
 def test_python_2_strings_and_arrays(tmp_path):
@@ -81,14 +81,14 @@ def test_python_2_strings_and_arrays(tmp_path):
     )
     path = tmp_path / "a.pkl"
     path.write_bytes(data)
-    assert same(pickles.load(path), {"a": np.array([0, -255], "<i2")})
+    assert same(safe_pickle.load(path), {"a": np.array([0, -255], "<i2")})
 
 
 def test_a_shared_array_stays_shared(tmp_path):
     array = np.arange(3)
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps([array, [array], (array,)], protocol=2))
-    first, (second,), (third,) = pickles.load(path)
+    first, (second,), (third,) = safe_pickle.load(path)
     assert first is second is third
 
 
@@ -114,7 +114,7 @@ def test_a_call_is_refused_by_name_and_not_made(tmp_path, protocol):
     path, made = tmp_path / "a.pkl", tmp_path / "made"
     path.write_bytes(pickle.dumps({"annotations": [Act(made)]}, protocol=protocol))
     with pytest.raises(UserError, match=r"a\.pkl: refused.*'(posix|nt)\.mkdir'"):
-        pickles.load(path)
+        safe_pickle.load(path)
     assert not made.exists()
     pickle.loads(path.read_bytes())  # the attack is real
     assert made.exists()
@@ -128,7 +128,7 @@ def test_other_globals_are_refused_by_name(tmp_path, content, name):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=f"'{name}'"):
-        pickles.load(path)
+        safe_pickle.load(path)
 
 
 @pytest.mark.parametrize(
@@ -140,15 +140,15 @@ def test_other_globals_are_refused_by_name(tmp_path, content, name):
 )
 def test_dotted_names_do_not_walk(data):
     with pytest.raises(UserError, match="refused"):
-        pickles.restricted_load(io.BytesIO(data), "a.pkl")
+        safe_pickle.restricted_load(io.BytesIO(data), "a.pkl")
 
 
 def test_stand_ins_cannot_be_changed():
     # BUILD with slot state (None, {"_call": ...}) on the stand-in of list.
     data = b"\x80\x02cbuiltins\nlist\nN}U\x05_callcbuiltins\ndict\ns\x86b."
     with pytest.raises(UserError, match="changes a function"):
-        pickles.restricted_load(io.BytesIO(data), "a.pkl")
-    assert pickles.SAFE["builtins.list"]((1, 2)) == [1, 2]
+        safe_pickle.restricted_load(io.BytesIO(data), "a.pkl")
+    assert safe_pickle.SAFE["builtins.list"]((1, 2)) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -163,20 +163,20 @@ def test_arrays_that_are_not_numbers_or_text(tmp_path, content, reason):
     path = tmp_path / "a.pkl"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=reason):
-        pickles.load(path)
+        safe_pickle.load(path)
 
 
 def test_an_array_must_fill_its_shape():
     data = pickle.dumps(np.arange(4, dtype="<i4"), protocol=2)
     assert data.count(b"K\x04\x85") == 1
     with pytest.raises(UserError, match="not a readable pickle"):
-        pickles.restricted_load(io.BytesIO(data.replace(b"K\x04\x85", b"K\x09\x85")), "a.pkl")
+        safe_pickle.restricted_load(io.BytesIO(data.replace(b"K\x04\x85", b"K\x09\x85")), "a.pkl")
 
 
 def test_codecs_other_than_latin_1_are_refused():
     data = b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00bz2\x86R."
     with pytest.raises(UserError, match="bz2"):
-        pickles.restricted_load(io.BytesIO(data), "a.pkl")
+        safe_pickle.restricted_load(io.BytesIO(data), "a.pkl")
 
 
 def test_truncated_absent_and_foreign_files(tmp_path):
@@ -185,11 +185,11 @@ def test_truncated_absent_and_foreign_files(tmp_path):
     for length in (0, 1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match=r"a\.pkl: not a readable pickle") as error:
-            pickles.load(path)
+            safe_pickle.load(path)
         assert "\n" not in str(error.value)
     path.write_bytes(b"<!DOCTYPE html>")
     with pytest.raises(UserError, match=r"a\.pkl"):
-        pickles.load(path)
+        safe_pickle.load(path)
     for missing in (tmp_path / "none.pkl", tmp_path):
         with pytest.raises(UserError, match="cannot be read"):
-            pickles.load(missing)
+            safe_pickle.load(missing)

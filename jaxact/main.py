@@ -127,7 +127,8 @@ def run() -> int:
     workdir = pathlib.Path(WORKDIR.value or ".")
     hosts.keep(config.mesh, workdir)
     # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.train import bench, build, check, export, journal, loop, predict
+    from jaxact.modes import bench, check, export, predict
+    from jaxact.train import build, journal, loop
 
     hosts.begin(config.mesh, workdir, saves=mode == "train")
     if mode in ("predict", "export"):
@@ -168,7 +169,8 @@ def run() -> int:
 
 def ensemble() -> int:
     """Fuses stored predictions; no config, no model, no data."""
-    from jaxact.train import ensemble, journal
+    from jaxact.modes import ensemble
+    from jaxact.train import journal
 
     if FLAGS["config"].present:
         journal.say("--mode=ensemble reads stored predictions only: --config is not used")
@@ -219,7 +221,7 @@ def outcome(arguments: list[str]) -> int:
     try:
         parse(arguments)
         cache_compilations()
-        from jaxact.train.export import Unequal
+        from jaxact.modes.export import Unequal
         from jaxact.train.loop import Diverged, Interrupted
 
         try:

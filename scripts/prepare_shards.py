@@ -36,10 +36,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.config import UserError
-from jaxact.data import shard_media, shard_writer
-from jaxact.data.shard_places import Entry, Folder
-from jaxact.data.shard_writer import Options
 from jaxact.data.shards import LISTING
+from jaxact.packing import transcode, writer
+from jaxact.packing.storage import Entry, Folder
+from jaxact.packing.writer import Options
 
 HERE = ("--runner=FnApiRunner", "--direct_running_mode=multi_processing", "--direct_num_workers=0")
 COUNTERS = "shards"  # namespace
@@ -146,12 +146,12 @@ def pipeline(root: Any, source: str, out: str, options: Options) -> Any:
     from apache_beam.metrics import Metrics
 
     def by_shard(line: str) -> tuple[int, str]:
-        return shard_writer.shard_of(Entry.parse(line).name, options.shards), line
+        return writer.shard_of(Entry.parse(line).name, options.shards), line
 
     def write(item: Any) -> dict[str, int]:
         number, lines = item
         entries = [Entry.parse(line) for line in lines if line]
-        done = shard_writer.write_shard(place(source), place(out), number, entries, options)
+        done = writer.write_shard(place(source), place(out), number, entries, options)
         for name, count in done.items():
             Metrics.counter(COUNTERS, name).inc(count)
         return done
@@ -180,10 +180,10 @@ def prepare(
     here, there = place(given[0]), place(given[1])
     if f"{given[1]}/".startswith(f"{given[0].rstrip('/')}/"):
         raise UserError(f"--out={out} lies in --source={source}; allowed: a folder beside it")
-    wanted = shard_media.wanted(annotations) if annotations else None
-    entries = shard_writer.listing(here, patterns, wanted)
-    shard_media.ready([entry.name for entry in entries], options.short_side, options.check)
-    shard_writer.begin(there, entries, options)
+    wanted = transcode.wanted(annotations) if annotations else None
+    entries = writer.listing(here, patterns, wanted)
+    transcode.ready([entry.name for entry in entries], options.short_side, options.check)
+    writer.begin(there, entries, options)
     import apache_beam as beam  # seconds: after what is wrong has been said
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -194,7 +194,7 @@ def prepare(
     counters = result.metrics().query()["counters"]
     own = (one for one in counters if one.key.metric.namespace == COUNTERS)
     told = {one.key.metric.name: one.result for one in own}
-    manifest = shard_writer.finish(there, entries, options)
+    manifest = writer.finish(there, entries, options)
     if isinstance(there, Folder):
         there.sweep()
     lines = [f"left out as broken: {name}: {why}" for name, why in manifest["broken"]]

@@ -18,7 +18,8 @@ from jaxact import exported
 from jaxact.config import UserError
 from jaxact.data import composed, footage, video
 from jaxact.models import videomae
-from jaxact.train import build, checkpoint, fit, loop, plan, predict, state
+from jaxact.modes import predict
+from jaxact.train import build, checkpoint, fit, loop, plan, state
 from jaxact.weights import table
 from jaxact.weights import videomae as names
 

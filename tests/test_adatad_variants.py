@@ -13,7 +13,8 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.data import composed
-from jaxact.train import build, checkpoint, loop, plan, predict, state
+from jaxact.modes import predict
+from jaxact.train import build, checkpoint, loop, plan, state
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "adatad.py"
 VARIANTS = ("", "frozen", "full", "side", "b", "l", "activitynet", "features")

@@ -31,7 +31,9 @@ MAY_IMPORT = {
         *("config", "task", "atomic", "data", "evaluate", "exported"),
         *("models.initialise", "ops.target"),
     },
-    "main": {"config", "task", "data", "evaluate", "train"},
+    "modes": {"config", "task", "atomic", "data", "evaluate", "exported", "ops.target", "train"},
+    "packing": {"config", "data"},
+    "main": {"config", "train", "modes"},
     "exported": {"config"},  # runs a model without any of its code
 }
 FLAX_ROOMS = ("models", "train")

@@ -15,8 +15,9 @@ from jaxact import config as schema
 from jaxact.data import generated
 from jaxact.data.pipeline import eval_batches
 from jaxact.evaluate import metrics
+from jaxact.modes import predict
 from jaxact.tasks import action
-from jaxact.train import build, loop, predict, provenance
+from jaxact.train import build, loop, provenance
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.data import video
-from jaxact.train import build, mesh, predict
+from jaxact.modes import predict
+from jaxact.train import build, mesh
 from jaxact.train.step import make_eval_step
 
 FPS = 30.0

@@ -17,7 +17,8 @@ import numpy as np
 from jaxact import main as command
 from jaxact.config import UserError
 from jaxact.data import video, views
-from jaxact.train import build, predict
+from jaxact.modes import predict
+from jaxact.train import build
 from jaxact.train.step import make_eval_step
 
 

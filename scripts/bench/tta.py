@@ -22,7 +22,8 @@ import jax
 
 from jaxact import main as command
 from jaxact.config import UserError
-from jaxact.train import build, evaluation, predict
+from jaxact.modes import predict
+from jaxact.train import build, evaluation
 from jaxact.train.step import make_eval_step
 
 MIB = 2**20

@@ -16,9 +16,11 @@ from command import ROOT
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import generated, images, media, shard_media, shard_writer, shards, video
-from jaxact.data.shard_places import Folder
-from jaxact.data.shard_writer import Options
+from jaxact.data import generated, images, media, shards, video
+from jaxact.packing import transcode
+from jaxact.packing import writer as shard_writer
+from jaxact.packing.storage import Folder
+from jaxact.packing.writer import Options
 
 SHARDS = 3
 
@@ -470,7 +472,7 @@ def test_nothing_but_broken_media(tmp_path):
 
 
 def test_a_missing_decoder_is_no_broken_medium(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(shard_media.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(transcode.importlib.util, "find_spec", lambda name: None)
     refused("needs the package av", prepare, clips / "clips", tmp_path / "s", broken="skip")
 
 
@@ -518,7 +520,7 @@ def test_shrunk_pictures_and_what_is_small_already(pictures, clips, tmp_path):
 
 
 def test_only_what_annotations_name(clips, tmp_path):
-    wanted = shard_media.wanted(str(clips / "annotations.pkl"))
+    wanted = transcode.wanted(str(clips / "annotations.pkl"))
     assert wanted == {p.stem for p in (clips / "clips").glob("*.mp4")}
     source = shutil.copytree(clips / "clips", tmp_path / "source")
     shutil.copy(source / "test0000.mp4", source / "other.mp4")
@@ -547,4 +549,4 @@ def test_only_what_annotations_name(clips, tmp_path):
 )
 def test_annotations_of_every_kind(tmp_path, name, text, wanted):
     (tmp_path / name).write_text(text)
-    assert shard_media.wanted(str(tmp_path / name)) == wanted
+    assert transcode.wanted(str(tmp_path / name)) == wanted

@@ -12,8 +12,9 @@ import pytest
 from command import ROOT
 from PIL import Image
 
-from jaxact.data import shard_writer, shards
-from jaxact.data.shard_places import Folder
+from jaxact.data import shards
+from jaxact.packing import writer
+from jaxact.packing.storage import Folder
 
 SCRIPT = ROOT / "scripts" / "prepare_shards.py"
 BEAM = importlib.util.find_spec("apache_beam") is not None
@@ -62,12 +63,12 @@ def contents(folder):
 
 def alone(source, out, count, **fields):
     """The same set without Beam."""
-    options = shard_writer.Options(shards=count, **fields)
-    entries = shard_writer.listing(Folder(source))
-    shard_writer.begin(Folder(out), entries, options)
-    for number, members in enumerate(shard_writer.assigned(entries, count)):
-        shard_writer.write_shard(Folder(source), Folder(out), number, members, options)
-    shard_writer.finish(Folder(out), entries, options)
+    options = writer.Options(shards=count, **fields)
+    entries = writer.listing(Folder(source))
+    writer.begin(Folder(out), entries, options)
+    for number, members in enumerate(writer.assigned(entries, count)):
+        writer.write_shard(Folder(source), Folder(out), number, members, options)
+    writer.finish(Folder(out), entries, options)
     return contents(out)
 
 
@@ -161,18 +162,18 @@ def test_the_folder_that_beams_file_systems_reach(source, tmp_path):
     """What a bucket would see, on a local path."""
     found = script()
     here, out = found.Remote(str(source)), found.Remote(str(tmp_path / "set"))
-    entries = shard_writer.listing(here)
-    assert entries == shard_writer.listing(Folder(source))
-    options = shard_writer.Options(shards=2)
-    shard_writer.begin(out, entries, options)
-    for number, members in enumerate(shard_writer.assigned(entries, 2)):
-        shard_writer.write_shard(here, out, number, members, options)
-    manifest = shard_writer.finish(out, entries, options)
+    entries = writer.listing(here)
+    assert entries == writer.listing(Folder(source))
+    options = writer.Options(shards=2)
+    writer.begin(out, entries, options)
+    for number, members in enumerate(writer.assigned(entries, 2)):
+        writer.write_shard(here, out, number, members, options)
+    manifest = writer.finish(out, entries, options)
     assert contents(tmp_path / "set") == alone(source, tmp_path / "other", 2)
-    done = shard_writer.write_shard(here, out, 0, shard_writer.assigned(entries, 2)[0], options)
+    done = writer.write_shard(here, out, 0, writer.assigned(entries, 2)[0], options)
     assert "kept" in done
     (tmp_path / "set" / manifest["shards"][0]["file"]).unlink()
-    done = shard_writer.write_shard(here, out, 0, shard_writer.assigned(entries, 2)[0], options)
+    done = writer.write_shard(here, out, 0, writer.assigned(entries, 2)[0], options)
     assert "written" in done
     assert contents(tmp_path / "set") == contents(tmp_path / "other")
     with pytest.raises(FileNotFoundError):

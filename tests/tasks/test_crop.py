@@ -21,8 +21,9 @@ from jaxact.config import Group, UserError
 from jaxact.data import class_table
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
+from jaxact.modes import check
 from jaxact.tasks import crop, crop_scores, crop_stages
-from jaxact.train import build, check, checkpoint, fit, loop, state
+from jaxact.train import build, checkpoint, fit, loop, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "crop.py"

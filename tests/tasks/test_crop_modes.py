@@ -21,10 +21,11 @@ from jaxact.data import class_table
 from jaxact.data.pipeline import train_batches
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
+from jaxact.modes import bench, check, export, predict
 from jaxact.ops import mixing
 from jaxact.task import Ending
 from jaxact.tasks import crop, crop_scores
-from jaxact.train import bench, build, check, export, finish, fit, loop, plan, predict, state, step
+from jaxact.train import build, finish, fit, loop, plan, state, step
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
 

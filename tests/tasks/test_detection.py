@@ -14,10 +14,11 @@ from jaxact.config import Eval, Optim, Save, UserError
 from jaxact.data import composed, splits
 from jaxact.evaluate.nms import Nms
 from jaxact.models import adapters
+from jaxact.modes import predict
 from jaxact.ops import segments
 from jaxact.task import Ending
 from jaxact.tasks import detection
-from jaxact.train import build, loop, predict
+from jaxact.train import build, loop
 
 RANGES = (0.0, 6.0, 6.0, 10000.0)
 VIEW = types.SimpleNamespace(augment="none", size=32)

@@ -15,8 +15,9 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import generated, inputs, records, sliding
 from jaxact.data.video import Video
-from jaxact.train import build, checkpoint, journal, pieces, predict
-from jaxact.train.predict import Request
+from jaxact.modes import predict, window_merging
+from jaxact.modes.predict import Request
+from jaxact.train import build, checkpoint, journal
 
 RECIPE = ROOT / "configs" / "x3d.py"
 
@@ -163,11 +164,15 @@ def test_pieces_tile_and_join():
         return {"start": start, "end": end, "name": name, "probability": probability}
 
     windows = [piece(0, 2, "a", 0.4), piece(1, 3, "a", 0.6), piece(2, 4, "b"), piece(5, 7, "b")]
-    tiles = pieces.tiled(windows)
+    tiles = window_merging.tiled(windows)
     assert [(t["start"], t["end"]) for t in tiles] == [(0, 1.5), (1.5, 2.5), (2.5, 4), (5, 7)]
     assert windows[0]["end"] == 2  # untouched
-    assert pieces.merged(tiles) == [piece(0, 2.5, "a"), piece(2.5, 4, "b"), piece(5, 7, "b")]
-    assert pieces.merged([]) == pieces.tiled([]) == []
+    assert window_merging.merged(tiles) == [
+        piece(0, 2.5, "a"),
+        piece(2.5, 4, "b"),
+        piece(5, 7, "b"),
+    ]
+    assert window_merging.merged([]) == window_merging.tiled([]) == []
 
 
 # ---------------------------------------------------------------------------------------- poses
@@ -334,14 +339,14 @@ def test_requests_out_of_range(trained, clips, tmp_path, options, said):
 
 def test_videos_get_names_of_their_own(tmp_path):
     def names(*ids):
-        return [p.name for p in pieces.files(str(tmp_path), list(ids))]
+        return [p.name for p in window_merging.files(str(tmp_path), list(ids))]
 
     assert names("a/x.mp4", "a/y.avi") == ["x.mp4", "y.mp4"]
     assert names("a/x.mp4", "a/x.avi") == ["x.mp4.mp4", "x.avi.mp4"]
     assert names("a/x.mp4", "b/x.mp4") == ["a_x.mp4.mp4", "b_x.mp4.mp4"]
-    assert pieces.files(str(tmp_path / "one.mp4"), ["x"]) == [tmp_path / "one.mp4"]
+    assert window_merging.files(str(tmp_path / "one.mp4"), ["x"]) == [tmp_path / "one.mp4"]
     with pytest.raises(UserError, match="there is no folder"):
-        pieces.files(str(tmp_path / "no" / "one.mp4"), ["x"])
+        window_merging.files(str(tmp_path / "no" / "one.mp4"), ["x"])
 
 
 def test_lines_replace_a_file_only_if_there_are_any(tmp_path):

@@ -27,10 +27,11 @@ from jaxact.data.pairs import Pair
 from jaxact.data.pipeline import Order, train_batches
 from jaxact.evaluate import cost
 from jaxact.evaluate.metrics import Confusion
+from jaxact.modes import check, predict
 from jaxact.task import Ending
 from jaxact.tasks import relation, relation_augment, relation_scores
 from jaxact.tasks.relation_augment import Augment
-from jaxact.train import build, check, checkpoint, evaluation, loop, predict, state
+from jaxact.train import build, checkpoint, evaluation, loop, state
 from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
 from jaxact.weights import table

@@ -12,9 +12,10 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import generated, skeletons
 from jaxact.evaluate import cost
+from jaxact.modes import check
 from jaxact.tasks import action
 from jaxact.tasks.action import Exchange
-from jaxact.train import build, check, checkpoint
+from jaxact.train import build, checkpoint
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
 TINY = f"--config={RECIPE}:tiny"

@@ -12,11 +12,11 @@ import pytest
 from jaxact.config import UserError
 from jaxact.data import clip_contract, generated, skeletons, views
 from jaxact.data.pipeline import eval_batches
+from jaxact.modes.check import check
+from jaxact.modes.predict import evaluate_split
 from jaxact.ops import heatmap
 from jaxact.tasks import action
 from jaxact.train import build, evaluation
-from jaxact.train.check import check
-from jaxact.train.predict import evaluate_split
 from jaxact.train.step import make_eval_step
 
 
@@ -263,7 +263,7 @@ def test_views_are_said_and_a_difference_is_a_warning(clips, capfd):
 
 def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
     run, _, variables = opened(clips, tmp_path, test=action.Views(clips=10, double=True))
-    monkeypatch.setattr("jaxact.train.predict.load", lambda *a: (variables, "here"))
+    monkeypatch.setattr("jaxact.modes.predict.load", lambda *a: (variables, "here"))
     found = evaluate_split(run, "")
     assert found["views"]["test"] == "10 clips x 1 crop, double, 32 px"
     stored = json.loads((tmp_path / "eval_test.json").read_text())

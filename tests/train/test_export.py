@@ -17,8 +17,9 @@ from toy import recipe
 from jaxact import config as schema
 from jaxact import exported, main
 from jaxact.config import UserError
+from jaxact.modes import export
 from jaxact.ops import target
-from jaxact.train import build, export, state
+from jaxact.train import build, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))

@@ -9,8 +9,9 @@ from weights import writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
+from jaxact.modes import export, predict
 from jaxact.tasks import action
-from jaxact.train import build, export, predict
+from jaxact.train import build
 from jaxact.train.reach import reaching
 from jaxact.weights import resnet3d, table
 

@@ -21,11 +21,11 @@ from jaxact.data import (
     image_audit,
     jrdb_scenes,
     pair_crops,
-    shard_writer,
     shards,
 )
 from jaxact.data.pipeline import eval_batches, train_batches
-from jaxact.data.shard_places import Folder
+from jaxact.packing import writer
+from jaxact.packing.storage import Folder
 from jaxact.train import build, loop
 
 RECIPES = ("x3d", "crop", "relation", "adatad")
@@ -47,11 +47,11 @@ def load(recipe, variant="tiny"):
 
 def prepared(source, out):
     """Shards of a folder; says how recipes name them."""
-    options, here, there = shard_writer.Options(shards=2), Folder(source), Folder(out)
-    entries = shard_writer.listing(here)
-    for number, members in enumerate(shard_writer.assigned(entries, options.shards)):
-        shard_writer.write_shard(here, there, number, members, options)
-    shard_writer.finish(there, entries, options)
+    options, here, there = writer.Options(shards=2), Folder(source), Folder(out)
+    entries = writer.listing(here)
+    for number, members in enumerate(writer.assigned(entries, options.shards)):
+        writer.write_shard(here, there, number, members, options)
+    writer.finish(there, entries, options)
     return f"{shards.PREFIX}{out}"
 
 

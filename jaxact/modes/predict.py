@@ -11,8 +11,9 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches, read_ahead
+from jaxact.modes import window_merging
 from jaxact.task import Ending
-from jaxact.train import build, checkpoint, journal, mesh, pieces, provenance, state
+from jaxact.train import build, checkpoint, journal, mesh, provenance, state
 from jaxact.train.evaluation import evaluate, results, say_views
 from jaxact.train.finish import concluded, stored_variables
 from jaxact.train.reach import reaching
@@ -207,10 +208,10 @@ def predict(run: build.Run, where: str, request: Request, emit: Callable[[str], 
 def _files(task: Any, source: Any, target: str) -> list[pathlib.Path]:
     """Where what is drawn of each example goes; the parts of a recording share one file."""
     if task.recording is None:
-        return pieces.files(target, list(source.ids), task.drawn)
+        return window_merging.files(target, list(source.ids), task.drawn)
     of = [task.recording(source[index]) for index in range(len(source))]
     names = list(dict.fromkeys(of))
-    path = dict(zip(names, pieces.files(target, names, task.drawn), strict=True))
+    path = dict(zip(names, window_merging.files(target, names, task.drawn), strict=True))
     return [path[name] for name in of]
 
 
@@ -370,10 +371,10 @@ class Job:
         if record in self.failed:
             return
         mean = {name: np.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
-        tiles = pieces.tiled(kept)
+        tiles = window_merging.tiled(kept)
         timeline = [
             {name: piece[name] for name in ("start", "end", "name", "probability")}
-            for piece in pieces.merged(tiles)
+            for piece in window_merging.merged(tiles)
         ]
         whole = {"windows": len(rows), **self.describe(mean), "timeline": timeline}
         self.emit(json.dumps({"id": self.source.ids[record], **whole}))

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import shard_media
-from jaxact.data.shard_places import Entry, Place
 from jaxact.data.shards import FORMAT, INDEX, LISTING, MANIFEST, checksum, key, shard_name
+from jaxact.packing import transcode
+from jaxact.packing.storage import Entry, Place
 
 SUFFIX = ".array_record"
 # Random access needs groups of one record; the media are compressed already.
@@ -115,7 +115,7 @@ def write_shard(
     Raises: UserError where records read back differ; OSError where `out` cannot be written.
     """
     entries = sorted(entries)
-    shard_media.ready([entry.name for entry in entries], options.short_side, options.check)
+    transcode.ready([entry.name for entry in entries], options.short_side, options.check)
     name = shard_name(number, options.shards)
     plan = options.plan(entries)
     known = sound(out, name, plan, options)
@@ -167,7 +167,7 @@ def _records(
                 content = source.read(entry.name)
                 if len(content) != entry.bytes:
                     raise UserError(f"{len(content)} bytes, {entry.bytes} when it was listed")
-                content = shard_media.made(entry.name, content, options.short_side, options.check)
+                content = transcode.made(entry.name, content, options.short_side, options.check)
             except (UserError, OSError) as error:
                 why = str(error).splitlines()[0].removeprefix(f"{entry.name}: ")
                 broken.append([entry.name, why])

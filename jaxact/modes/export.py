@@ -19,9 +19,10 @@ import numpy as np
 from jaxact import exported
 from jaxact.atomic import draft
 from jaxact.config import UserError
+from jaxact.modes import predict
 from jaxact.ops import target
 from jaxact.task import Contract, Port
-from jaxact.train import build, journal, plan, predict, state
+from jaxact.train import build, journal, plan, state
 from jaxact.train.reach import reaching
 
 # Programs: file -> (platforms, the one whose form it has). Some operations have another form on

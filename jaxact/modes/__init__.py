@@ -1,0 +1,1 @@
+"""What the command does beside training: evaluate, predict, export, ensemble, check, bench."""

@@ -1,0 +1,1 @@
+"""Media into ArrayRecord shards: reading folders, transcoding, writing. Only scripts use it."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxact.data.sampling import Random
+from jaxact.data.geometry import Random
 
 _GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 

@@ -1,4 +1,4 @@
-"""A font that has the letters of some texts: Pillow's own has Latin ones only."""
+"""Colours of drawn classes, and a font that has the letters of some texts."""
 
 import functools
 import logging
@@ -6,6 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 from PIL import ImageFont
+
+Colour = tuple[int, int, int]
+
+SHADE: Colour = (24, 24, 28)
+
+# Told apart by most people with a colour deficiency too (Okabe and Ito 2008).
+CLASSES: tuple[Colour, ...] = (
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (240, 228, 66),
+    (0, 114, 178),
+    (213, 94, 0),
+    (204, 121, 167),
+    (153, 153, 153),
+)
+
 
 _log = logging.getLogger(__name__)
 

@@ -7,13 +7,16 @@ in place. Source: the transforms of MMAction2 1.2 (PoseCompact, MMCompact, Resiz
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data import resize as resample
 from jaxact.data.resize import Box
-from jaxact.data.sampling import Random, integers
+
+Random = np.random.Generator | np.random.RandomState
+
 
 THRESHOLD = 10  # px; a compact box is not made around joints that span less
 REACH = 2  # frame sizes that a compact box may reach beyond the frame: the memory of its crop
@@ -211,3 +214,10 @@ def three_boxes(size: Size, new: Size) -> tuple[Box, Box, Box]:
         corners = (x, 0), (x, 2 * y), (x, y)
     first, last, middle = ((x, y, x + new[1], y + new[0]) for x, y in corners)
     return first, last, middle
+
+
+def integers(rng: Random, high: Any, size: int | None = None) -> Any:
+    """Uniform integers in [0, high) from either kind of NumPy generator."""
+    if isinstance(rng, np.random.Generator):
+        return rng.integers(high, size=size)
+    return rng.randint(high, size=size)

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxact.data.geometry import Size
-from jaxact.data.sampling import Random
+from jaxact.data.geometry import Random, Size
 
 
 class Warp(NamedTuple):

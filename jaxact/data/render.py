@@ -13,31 +13,18 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
 from jaxact.data import drawing, geometry, media
+from jaxact.data.drawing import CLASSES, SHADE, Colour
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import Skeleton
 from jaxact.data.sliding import length
 from jaxact.data.video import Video, write
 from jaxact.data.views import decoded
 
-Colour = tuple[int, int, int]
-
 LEFT: Colour = (255, 159, 28)
 RIGHT: Colour = (46, 196, 255)
 MIDDLE: Colour = (190, 242, 100)
 WHITE: Colour = (255, 255, 255)
-SHADE: Colour = (24, 24, 28)
 THRESHOLD = 0.3  # joint score from which it is drawn
-# Told apart by most people with a colour deficiency too (Okabe and Ito 2008).
-CLASSES: tuple[Colour, ...] = (
-    (230, 159, 0),
-    (86, 180, 233),
-    (0, 158, 115),
-    (240, 228, 66),
-    (0, 114, 178),
-    (213, 94, 0),
-    (204, 121, 167),
-    (153, 153, 153),
-)
 
 
 def render(

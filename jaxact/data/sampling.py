@@ -4,21 +4,12 @@ Every function returns frame numbers in [0, frames). Given a legacy `np.random.R
 draws equal, number by number, those of the reference pipelines (MMAction2 1.2, PYSKL, EPAM-Net).
 """
 
-from typing import Any
-
 import numpy as np
 
 from jaxact.config import UserError
+from jaxact.data.geometry import Random, integers
 
-Random = np.random.Generator | np.random.RandomState
 LEGACIES = ("mmaction2", "pyskl")
-
-
-def integers(rng: Random, high: Any, size: int | None = None) -> Any:
-    """Uniform integers in [0, high) from either kind of NumPy generator."""
-    if isinstance(rng, np.random.Generator):
-        return rng.integers(high, size=size)
-    return rng.randint(high, size=size)
 
 
 def _check(frames: int, length: int, interval: tuple[float, float], legacy: str) -> None:

@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import Group, UserError
 from jaxact.data import drawing, images, media, pair_features
+from jaxact.data.drawing import CLASSES as COLOURS
+from jaxact.data.drawing import SHADE
 from jaxact.data.pairs import Pair
-from jaxact.data.render import CLASSES as COLOURS
-from jaxact.data.render import SHADE
 from jaxact.evaluate import calibration
 from jaxact.evaluate.metrics import Confusion
 from jaxact.task import Ending, Extra

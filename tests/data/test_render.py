@@ -8,6 +8,7 @@ from PIL import Image, ImageFont
 
 from jaxact.config import UserError
 from jaxact.data import drawing, render, sliding, video
+from jaxact.data.drawing import CLASSES, SHADE
 from jaxact.data.records import Clip
 from jaxact.data.skeletons import COCO17, JHMDB15, custom
 
@@ -93,13 +94,13 @@ def test_label_bar_timeline_and_skeleton_are_where_they_belong(tmp_path):
         assert len(rows) > 50 and abs(columns.mean() - x) < 3 and 15 < rows.min() < 25
     # The strip: first class for 0.6 of 2 s, then the other.
     strip = first[-2]
-    assert near(strip[4:40], render.CLASSES[0], 60).all()
-    assert near(strip[60:150], render.CLASSES[1], 60).all()
+    assert near(strip[4:40], CLASSES[0], 60).all()
+    assert near(strip[60:150], CLASSES[1], 60).all()
     # The bar: as long as the probability.
     for picture, colour, share in ((first, 0, 0.75), (second, 1, 0.25)):
         banner = render.Banner(PIECES, (120, 160))
         row = 120 - banner.strip - banner.gap - banner.bar // 2 - 1
-        length = near(picture[row], render.CLASSES[colour], 70).sum()
+        length = near(picture[row], CLASSES[colour], 70).sum()
         assert abs(length - share * 160) <= 4
     # The mark of the moment moves along.
     marks = [near(frame[-2], render.WHITE, 60).nonzero()[0].mean() for frame in (first, second)]
@@ -188,7 +189,7 @@ def test_names_are_shortened_to_fit_and_gaps_stay_dark():
     assert name.endswith("...") and banner.font.getlength(name) < 160
     image = Image.new("RGB", (160, 90), (200, 200, 200))
     banner.draw(image, 1.5)
-    assert np.asarray(image)[-1, 68].tolist() == list(render.SHADE)
+    assert np.asarray(image)[-1, 68].tolist() == list(SHADE)
     empty = render.Banner([], (90, 160))
     empty.draw(image, 0.0)
     assert empty.at(0.0) is None

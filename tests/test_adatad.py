@@ -18,6 +18,7 @@ from jaxact import exported
 from jaxact.config import UserError
 from jaxact.data import composed, footage, video
 from jaxact.models import videomae
+from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
 from jaxact.train import build, checkpoint, fit, loop, plan, state
 from jaxact.weights import table
@@ -383,7 +384,7 @@ def test_features_that_contradict_the_duration(refused, drawn, tmp_path):
 
 def test_weights_of_another_size(refused, drawn, tmp_path):
     """A narrower VideoMAE: named with its file, and nothing is loaded in silence."""
-    model = videomae.VideoMAEClassifier(400, videomae.Spec(24, 2, 2, 48))
+    model = videomae.VideoMAEClassifier(400, VisionTransformerSpec(24, 2, 2, 48))
     window = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), np.float32)
     variables = jax.tree.map(
         lambda leaf: np.zeros(leaf.shape, np.float32),

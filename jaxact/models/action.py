@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxact.config import require
-from jaxact.models import c3d, heads, resnet3d, rgbpose, x3d
+from jaxact.models import heads, rgbpose
 from jaxact.models.recognizer import Recognizer
+from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec, X3DSpec
 
 NETWORKS = ("x3d", "slowonly", "c3d", "rgbpose")
 # Part of the config -> the networks that are made from it.
@@ -141,8 +142,8 @@ def build(model: Model, dtype: str) -> nn.Module:
         return Recognizer(
             classes=head.classes,
             streams=model.streams,
-            rgb=x3d.Spec(**dataclasses.asdict(model.rgb)),
-            pose=x3d.Spec(**dataclasses.asdict(model.pose)),
+            rgb=X3DSpec(**dataclasses.asdict(model.rgb)),
+            pose=X3DSpec(**dataclasses.asdict(model.pose)),
             use_attention=model.attention and model.streams == "rgb+pose",
             head_kind=head.kind,
             coarse_classes=head.coarse_classes,
@@ -156,12 +157,12 @@ def build(model: Model, dtype: str) -> nn.Module:
             head_deviation=head.deviation,
         )
     rgb, pose = (
-        c3d.Spec(**dataclasses.asdict(model.c3d))
+        C3DSpec(**dataclasses.asdict(model.c3d))
         if model.network == "c3d"
-        else resnet3d.Spec(**dataclasses.asdict(config))
+        else ResNet3DSpec(**dataclasses.asdict(config))
         for config in (model.rgb_resnet, model.pose_resnet)
     )
-    exchange = rgbpose.Exchange(**dataclasses.asdict(model.exchange))
+    exchange = ExchangeSpec(**dataclasses.asdict(model.exchange))
     return rgbpose.ConvRecognizer(
         head=head,
         streams=model.streams,

@@ -8,7 +8,6 @@ blocks.
 (arXiv 2202.07925; OpenTAD `actionformer_proj.py`, `actionformer_head.py`.)
 """
 
-import dataclasses
 import functools
 import math
 
@@ -18,39 +17,11 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import layers, sequence
+from jaxact.models.specs import ActionFormerSpec
 from jaxact.ops import position
 
 _norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 _dense = functools.partial(sequence.Dense, kernel_init=layers.torch_uniform)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Sizes of the detector. The defaults are THUMOS-14's."""
-
-    classes: int = 20
-    width: int = 512
-    heads: int = 4
-    embed: int = 2  # convolutions before the transformer
-    stem: int = 2  # transformer blocks at full length
-    branch: int = 5  # blocks that each halve the length
-    tower: int = 2  # convolutions before the classes and before the distances
-    window: int = 0  # steps a step attends to (odd); 0 = all
-    drop_path: float = 0.1
-    input_dropout: float = 0.0  # of whole input channels
-    positions: int = 0  # length of an absolute position table; 0 = none
-    prior: float = 0.01  # probability that a class starts with
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise UserError(f"detector: width {self.width} over {self.heads} heads")
-        if self.window and (self.window < 3 or self.window % 2 == 0):
-            raise UserError(f"detector window {self.window}: 0 (all steps), or odd and 3 or more")
-
-    @property
-    def levels(self) -> int:
-        """Levels of the pyramid."""
-        return self.branch + 1
 
 
 class ConvNorm(nn.Module):
@@ -132,7 +103,7 @@ class Projection(nn.Module):
     Raises: UserError if the coarsest level does not divide t.
     """
 
-    spec: Spec
+    spec: ActionFormerSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -200,7 +171,7 @@ class Head(nn.Module):
     Two towers shared by all levels; only the scale of the distances is each level's own.
     """
 
-    spec: Spec
+    spec: ActionFormerSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -3,7 +3,6 @@
 A video goes through the network clip by clip; only an adapter's convolution over time joins them.
 """
 
-import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,31 +11,7 @@ import jax.numpy as jnp
 
 from jaxact.config import Group, UserError
 from jaxact.models import sequence
-
-MODES = ("adapter", "frozen", "full", "side")
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """How the backbone learns.
-
-    adapter: gradients flow through a network whose own weights are fixed; frozen: none do; full:
-    all weights learn, there are no adapters; side: adapters beside a network without gradients,
-    whose outputs are added to its last feature map.
-    """
-
-    mode: str = "adapter"
-    ratio: float = 0.25  # hidden width of an adapter / width of the network
-    first: int = 0  # the first block with an adapter; all later ones have one
-
-    def __post_init__(self):
-        if self.mode not in MODES:
-            raise UserError(f"backbone mode {self.mode!r}: choose one of {', '.join(MODES)}")
-        if not 0 < self.ratio <= 4 or self.first < 0:
-            raise UserError(
-                f"adapters ratio {self.ratio!r}, first block {self.first!r}: a ratio above 0 up to "
-                "4, and blocks from 0 on"
-            )
+from jaxact.models.specs import ADAPTER_MODES
 
 
 class TemporalAdapter(nn.Module):
@@ -84,8 +59,10 @@ def groups(mode: str, backbone_lr: float = 1.0, weight_decay: float = 0.05) -> t
 
     Raises: UserError for another mode.
     """
-    if mode not in ("", *MODES):
-        raise UserError(f"backbone mode {mode!r}: choose one of {', '.join(MODES)}, or nothing")
+    if mode not in ("", *ADAPTER_MODES):
+        raise UserError(
+            f"backbone mode {mode!r}: choose one of {', '.join(ADAPTER_MODES)}, or nothing"
+        )
     found = []
     if mode in ("adapter", "side"):
         found.append(Group("adapter", _ADAPTERS, backbone_lr, weight_decay))

@@ -4,32 +4,15 @@ Source: C3D (arXiv 1412.0767) as PYSKL builds it for heatmaps (`c3d.py`): mean p
 has max pools, no fully connected layers, 32 channels and no pooling in time for "C3D-light".
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import layers
+from jaxact.models.specs import C3DSpec
 
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one network; stage i has width * 2**i channels, at most 8 * width."""
-
-    width: int = 32  # channels of the first stage
-    stages: int = 4  # convolutions 1a 2a 3a 3b 4a 4b 5a 5b; PYSKL's C3D-light has 4 of 5
-    pool_time: bool = False  # later pools also halve the frames
-
-    def __post_init__(self):
-        if not 1 <= self.stages <= 5:
-            raise UserError(f"c3d stages {self.stages!r}: 1 to 5")
-        if self.width < 1:
-            raise UserError(f"c3d width {self.width!r}: 1 or more")
-
-
-C3D_LIGHT = Spec()
+C3D_LIGHT = C3DSpec()
 
 
 def mean_pool(x: jax.Array, time: bool) -> jax.Array:
@@ -47,7 +30,7 @@ class C3D(nn.Module):
     Raises UserError for a clip that the pools leave nothing of.
     """
 
-    spec: Spec = C3D_LIGHT
+    spec: C3DSpec = C3D_LIGHT
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 

@@ -13,11 +13,9 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import layers
-from jaxact.models.backbones import Backbone, info
+from jaxact.models.backbones import Backbone
+from jaxact.models.specs import PARTS, backbone_info
 from jaxact.ops import longtail, losses
-
-KINDS = ("baseline", "multitask", "fewshot")
-PARTS = ("crop", "disease", "severity")
 
 
 @dataclasses.dataclass
@@ -176,7 +174,7 @@ def build(
 def describe_backbone(kind: str) -> Any:
     """Facts of a backbone (`models.backbones.Info`). Raises UserError for another name."""
     try:
-        return info(kind)
+        return backbone_info(kind)
     except UserError as error:
         raise UserError(f"config.model.backbone={kind!r}: {error}") from None
 

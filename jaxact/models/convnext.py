@@ -3,35 +3,15 @@
 Sources: arXiv 2201.03545; timm `convnext.py`, torchvision `convnext.py`, Hugging Face `convnext`.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxact.models import image_layers
+from jaxact.models.specs import ConvNeXtSpec
 
 _normal = nn.initializers.normal(0.02)
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one network."""
-
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
-
-    @property
-    def features(self) -> int:
-        """Channels of the last map."""
-        return self.channels[-1]
-
-
-SPECS = {
-    "convnext_tiny": Spec((3, 3, 9, 3), (96, 192, 384, 768)),
-    "convnext_base": Spec((3, 3, 27, 3), (128, 256, 512, 1024)),
-}
 
 
 class Block(nn.Module):
@@ -67,7 +47,7 @@ class Stage(nn.Module):
     Returns (the map that enters the first block, the map after the last).
     """
 
-    spec: Spec
+    spec: ConvNeXtSpec
     index: int
     drop_paths: tuple[float, ...]  # of each block
     dtype: jnp.dtype = jnp.float32
@@ -89,7 +69,7 @@ class Stage(nn.Module):
 class Stem(nn.Module):
     """Patches of 4x4 pixels, normalised."""
 
-    spec: Spec
+    spec: ConvNeXtSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -112,7 +92,7 @@ def _patches(features: int, size: int, dtype: jnp.dtype, name: str) -> nn.Module
 
 
 def trunk(
-    spec: Spec,
+    spec: ConvNeXtSpec,
     x: jax.Array,
     train: bool,
     dtype: jnp.dtype,

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.models import actionformer, adapters, videomae
+from jaxact.models import actionformer, videomae
+from jaxact.models.specs import (
+    ADAPTER_MODES,
+    ATTENTION,
+    RANGES,
+    VISION_TRANSFORMERS,
+    ActionFormerSpec,
+    AdapterSpec,
+    VisionTransformerSpec,
+)
 from jaxact.ops import detection_losses, position, segments
 
 
@@ -45,7 +54,7 @@ class Model:
     drop_path: float = 0.1  # of transformer blocks
     input_dropout: float = 0.0  # of whole input channels
     positions: int = 0  # steps of an absolute position table; 0 = none
-    ranges: tuple[float, ...] = segments.RANGES  # low, high of each level, in grid units
+    ranges: tuple[float, ...] = RANGES  # low, high of each level, in grid units
     radius: float = 1.5  # strides from a segment's centre within which points claim it
     similar: bool = True  # a point's classes: of all shortest segments (else of all claiming ones)
     loss_weight: float = 1.0  # of distances against classes; 0 = balanced by their ratio
@@ -63,10 +72,10 @@ class Detector(nn.Module):
     returned as it is.
     """
 
-    spec: actionformer.Spec = actionformer.Spec()
-    ranges: tuple[float, ...] = segments.RANGES
-    backbone: videomae.Spec | None = None
-    adaptation: adapters.Spec = adapters.Spec()
+    spec: ActionFormerSpec = ActionFormerSpec()
+    ranges: tuple[float, ...] = RANGES
+    backbone: VisionTransformerSpec | None = None
+    adaptation: AdapterSpec = AdapterSpec()
     drop_path: float = 0.0
     remat: bool = False
     clips_at_once: int = 0
@@ -105,7 +114,7 @@ class Detector(nn.Module):
         }
 
     def _features(
-        self, spec: videomae.Spec, frames: jax.Array, length: int, train: bool
+        self, spec: VisionTransformerSpec, frames: jax.Array, length: int, train: bool
     ) -> jax.Array:
         """One feature a step, f32[b, t, c]: the mean of each token frame, resampled in time."""
         if frames.ndim != 5:
@@ -140,7 +149,7 @@ def build(model: Model, dtype: str) -> Detector:
     """
     _validate(model)
     backbone, frames = model.backbone, model.backbone.size != "none"
-    spec = actionformer.Spec(
+    spec = ActionFormerSpec(
         classes=model.classes,
         width=model.width,
         heads=model.heads,
@@ -154,8 +163,8 @@ def build(model: Model, dtype: str) -> Detector:
     return Detector(
         spec=spec,
         ranges=tuple(model.ranges),
-        backbone=videomae.SPECS[backbone.size] if frames else None,
-        adaptation=adapters.Spec(backbone.mode, backbone.ratio, backbone.first),
+        backbone=VISION_TRANSFORMERS[backbone.size] if frames else None,
+        adaptation=AdapterSpec(backbone.mode, backbone.ratio, backbone.first),
         drop_path=backbone.drop_path,
         remat=backbone.remat,
         clips_at_once=backbone.clips_at_once,
@@ -171,9 +180,9 @@ def _validate(model: Model) -> None:
     require, backbone = schema.require, model.backbone
     named: Any = {"": model, "backbone.": backbone}
     for field, allowed in (
-        ("backbone.size", (*videomae.SPECS, "none")),
-        ("backbone.mode", adapters.MODES),
-        ("backbone.attention", videomae.ATTENTION),
+        ("backbone.size", (*VISION_TRANSFORMERS, "none")),
+        ("backbone.mode", ADAPTER_MODES),
+        ("backbone.attention", ATTENTION),
     ):
         found = getattr(backbone, field.removeprefix("backbone."))
         require(found in allowed, f"model.{field}", found, ", ".join(allowed))

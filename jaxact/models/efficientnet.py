@@ -5,7 +5,6 @@ torchvision's); the TensorFlow original, which Hugging Face and timm's `tf_` wei
 asymmetrically at stride 2 and has BN eps 1e-3: its weights give wrong results in the other form.
 """
 
-import dataclasses
 import functools
 import math
 
@@ -14,30 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxact.models import image_layers, layers
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one network."""
-
-    stem: int  # channels
-    repeats: tuple[int, ...]
-    channels: tuple[int, ...]
-    features: int  # channels of the head's convolution
-    tensorflow: bool = False  # SAME padding and BN eps 1e-3
-
+from jaxact.models.specs import EfficientNetSpec
 
 # kernel, stride of the first block, expansion: the same in every size
 _STAGES = ((3, 1, 1), (3, 2, 6), (5, 2, 6), (3, 2, 6), (5, 1, 6), (5, 2, 6), (3, 1, 6))
-
-_B0 = Spec(32, (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 1280)
-_B3 = Spec(40, (2, 3, 3, 5, 5, 6, 2), (24, 32, 48, 96, 136, 232, 384), 1536)
-SPECS = {
-    "efficientnet_b0": _B0,
-    "efficientnet_b3": _B3,
-    "tf_efficientnet_b0": dataclasses.replace(_B0, tensorflow=True),
-    "tf_efficientnet_b3": dataclasses.replace(_B3, tensorflow=True),
-}
 
 
 def _spatial_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -> jax.Array:
@@ -102,7 +81,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width; the first may halve height and width."""
 
-    spec: Spec
+    spec: EfficientNetSpec
     index: int
     drop_paths: tuple[float, ...]  # of each block
     dtype: jnp.dtype = jnp.float32
@@ -152,7 +131,7 @@ class ConvNorm(nn.Module):
 
 
 def trunk(
-    spec: Spec,
+    spec: EfficientNetSpec,
     x: jax.Array,
     train: bool,
     dtype: jnp.dtype,

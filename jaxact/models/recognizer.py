@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import attention, heads, x3d
+from jaxact.models.specs import X3DSpec
 
 STREAMS = ("rgb", "pose", "rgb+pose")
 
@@ -24,8 +25,8 @@ class Recognizer(nn.Module):
 
     classes: int
     streams: str = "rgb+pose"
-    rgb: x3d.Spec = x3d.X_SHIFT_RGB
-    pose: x3d.Spec = x3d.X_SHIFT_POSE
+    rgb: X3DSpec = x3d.X_SHIFT_RGB
+    pose: X3DSpec = x3d.X_SHIFT_POSE
     use_attention: bool = False
     head_kind: str = "linear"
     coarse_classes: int = 0

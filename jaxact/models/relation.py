@@ -15,9 +15,8 @@ import jax.numpy as jnp
 from jaxact.config import UserError
 from jaxact.models import layers
 from jaxact.models.backbones import Backbone
+from jaxact.models.specs import FULL_BILINEAR, FUSIONS
 
-FUSIONS = ("concat", "bilinear", "add", "interaction")
-FULL_BILINEAR = 20_000_000  # weights of a bilinear form above which it is factorised
 RANK = 5  # products that each output of a factorised form sums
 
 

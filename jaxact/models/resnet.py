@@ -5,44 +5,13 @@ Sources: arXiv 1512.03385; v1.5 strides in the 3x3 convolution of a bottleneck (
 uses on CIFAR, with the basic block and four stages.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxact.models import image_layers, layers
+from jaxact.models.specs import ResNetSpec
 
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one network; stage i has width * 2**i inner channels."""
-
-    blocks: tuple[int, int, int, int]
-    bottleneck: bool = False  # 1x1, 3x3, 1x1 with 4 times the channels out; else 3x3, 3x3
-    width: int = 64
-    stem: str = "pooled"  # pooled: 7x7 stride 2, max-pool stride 2; plain: 3x3, no pooling
-    stem_stride: int = 2
-    # First value of each block's last BN scale: 0 makes a new block the identity, which deep nets
-    # train from (timm's default); shallow ones learn faster from 1.
-    last_scale: float = 0.0
-
-    @property
-    def features(self) -> int:
-        """Channels of the last map."""
-        return self.width * 8 * (4 if self.bottleneck else 1)
-
-
-SPECS = {
-    "resnet18": Spec((2, 2, 2, 2)),
-    "resnet34": Spec((3, 4, 6, 3)),
-    "resnet50": Spec((3, 4, 6, 3), bottleneck=True),
-    "resnet101": Spec((3, 4, 23, 3), bottleneck=True),
-    "resnet10_w8": Spec((1, 1, 1, 1), width=8, stem="plain", last_scale=1.0),
-    "resnet10_w16_s1": Spec((1, 1, 1, 1), width=16, stem="plain", stem_stride=1, last_scale=1.0),
-    "resnet10_w32": Spec((1, 1, 1, 1), width=32, stem="plain", last_scale=1.0),
-    "resnet18_w32": Spec((2, 2, 2, 2), width=32, stem="plain"),
-}
 """By name; `resnet10_w32` = 10 layers, 32 channels in the first stage, 3x3 stem of stride 2
 (`_s1`: stride 1, for 32 px images)."""
 
@@ -83,7 +52,7 @@ class Block(nn.Module):
 class Stem(nn.Module):
     """The first convolution, before any pooling."""
 
-    spec: Spec
+    spec: ResNetSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -98,7 +67,7 @@ class Stem(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width; the first of stages 1, 2, 3 halves height and width."""
 
-    spec: Spec
+    spec: ResNetSpec
     index: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -119,7 +88,7 @@ class Stage(nn.Module):
         return x
 
 
-def trunk(spec: Spec, x: jax.Array, train: bool, dtype: jnp.dtype, remat: bool) -> dict:
+def trunk(spec: ResNetSpec, x: jax.Array, train: bool, dtype: jnp.dtype, remat: bool) -> dict:
     """Maps after stem, pool and layer1 ... layer4, in order, inside a compact module.
 
     x: f32[b, h, w, 3]. The last value is dtype[b, h / 32, w / 32, spec.features] (rounded up) with

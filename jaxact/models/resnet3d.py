@@ -16,54 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxact.config import UserError
 from jaxact.models import layers
 from jaxact.models.layers import Triple
+from jaxact.models.specs import EXPANSION, ResNet3DSpec
 
-EXPANSION = 4  # channels of a stage / inner channels of its bottlenecks
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one network; stage i has 4 * width * 2**i channels."""
-
-    blocks: tuple[int, ...] = (3, 4, 6, 3)  # bottlenecks of each stage
-    width: int = 64  # channels of the stem
-    inflate: tuple[int, ...] = (0, 0, 1, 1)  # each stage: 1 = first kernels 3x1x1, 0 = 1x1x1
-    strides: tuple[int, ...] = (1, 2, 2, 2)  # of each stage's first block, in h and w
-    temporal_strides: tuple[int, ...] = (1, 1, 1, 1)  # the same in time
-    stem_kernel: Triple = (1, 7, 7)  # t, h, w
-    stem_stride: int = 2  # in h and w
-    pool_stride: int = 2  # in h and w, of the 3 x 3 max pool after the stem
-    last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
-
-    def __post_init__(self):
-        stages = len(self.blocks)
-        if not self.blocks or min(self.blocks) < 1:
-            raise UserError(f"resnet3d blocks {self.blocks!r}: at least one block in every stage")
-        for field in ("inflate", "strides", "temporal_strides"):
-            found = getattr(self, field)
-            if len(found) != stages:
-                raise UserError(
-                    f"resnet3d {field} {found!r}: needs one number for each of the {stages} stages"
-                )
-            least, most = (0, 1) if field == "inflate" else (1, 8)
-            if min(found) < least or max(found) > most:
-                raise UserError(f"resnet3d {field} {found!r}: allowed are {least} to {most}")
-        if len(self.stem_kernel) != 3 or any(k < 1 or k % 2 == 0 for k in self.stem_kernel):
-            raise UserError(f"resnet3d stem_kernel {self.stem_kernel!r}: three odd numbers, t h w")
-        for field in ("width", "stem_stride", "pool_stride"):
-            if getattr(self, field) < 1:
-                raise UserError(f"resnet3d {field} {getattr(self, field)!r}: 1 or more")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of each stage's map."""
-        return tuple(EXPANSION * self.width * 2**stage for stage in range(len(self.blocks)))
-
-
-SLOWONLY_R50 = Spec()
-POSEC3D = Spec(
+SLOWONLY_R50 = ResNet3DSpec()
+POSEC3D = ResNet3DSpec(
     blocks=(4, 6, 3),
     width=32,
     inflate=(0, 1, 1),
@@ -97,7 +55,7 @@ def max_pool(x: jax.Array, stride: int) -> jax.Array:
 class Stem(nn.Module):
     """First convolution, BN, ReLU (the pool is `ResNet3D.begin`'s)."""
 
-    spec: Spec
+    spec: ResNet3DSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -141,7 +99,7 @@ class Bottleneck(nn.Module):
 class Stage(nn.Module):
     """The bottlenecks of one stage."""
 
-    spec: Spec
+    spec: ResNet3DSpec
     index: int
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
@@ -171,7 +129,7 @@ class ResNet3D(nn.Module):
     stages. `remat` stores only block inputs in the forward pass and computes the rest again.
     """
 
-    spec: Spec = SLOWONLY_R50
+    spec: ResNet3DSpec = SLOWONLY_R50
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 

@@ -6,8 +6,6 @@ of its stages. Without that exchange it is PoseC3D, SlowOnly, C3D, or two of the
 Source: PoseC3D (arXiv 2104.13586), MMAction2 `rgbposeconv3d.py`.
 """
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,35 +13,7 @@ import jax.numpy as jnp
 from jaxact.config import UserError
 from jaxact.models import c3d, heads, layers, resnet3d
 from jaxact.models.recognizer import STREAMS
-
-
-@dataclasses.dataclass(frozen=True)
-class Exchange:
-    """Where and how two paths see each other."""
-
-    rgb_after: tuple[int, ...] = (2, 3)  # stages of the RGB path (1 = first) before each exchange
-    pose_after: tuple[int, ...] = (1, 2)  # the same of the pose path
-    share: int = 4  # a path's own channels / channels it receives
-    kernel: int = 7  # frames of the finer path
-    rgb_detach: bool = False  # the RGB path's loss does not train the pose path
-    pose_detach: bool = False  # the pose path's loss does not train the RGB path
-    rgb_drop_path: float = 0.0  # probability that the RGB path receives zeros; training only
-    pose_drop_path: float = 0.0  # the same of the pose path
-
-    def __post_init__(self):
-        pairs = (self.rgb_after, self.pose_after)
-        if len(pairs[0]) != len(pairs[1]):
-            raise UserError(f"exchange rgb_after {pairs[0]!r}, pose_after {pairs[1]!r}: as many")
-        for name, stages in (("rgb_after", pairs[0]), ("pose_after", pairs[1])):
-            if min(stages, default=1) < 1 or list(stages) != sorted(set(stages)):
-                raise UserError(f"exchange {name} {stages!r}: stages from 1 on, rising")
-        if self.kernel < 1 or self.kernel % 2 == 0:
-            raise UserError(f"exchange kernel {self.kernel!r}: an odd number of frames")
-        if self.share < 1:
-            raise UserError(f"exchange share {self.share!r}: 1 or more")
-        for name in ("rgb_drop_path", "pose_drop_path"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"exchange {name} {getattr(self, name)!r}: 0 to 1")
+from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec
 
 
 class Upsample(nn.Module):
@@ -96,7 +66,7 @@ class Lateral(nn.Module):
     transposed one with BN and ReLU. `dropped`: two bool[], RGB's and pose's; None = never.
     """
 
-    exchange: Exchange
+    exchange: ExchangeSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -128,7 +98,7 @@ class Lateral(nn.Module):
         return rgb, jnp.concatenate([pose, to_pose], -1)
 
 
-Spec = resnet3d.Spec | c3d.Spec
+Spec = ResNet3DSpec | C3DSpec
 
 
 class ConvRecognizer(nn.Module):
@@ -144,7 +114,7 @@ class ConvRecognizer(nn.Module):
     streams: str = "rgb+pose"
     rgb: Spec = resnet3d.SLOWONLY_R50
     pose: Spec = resnet3d.POSE_ONLY
-    exchange: Exchange | None = None
+    exchange: ExchangeSpec | None = None
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
 
@@ -159,7 +129,7 @@ class ConvRecognizer(nn.Module):
                 ("pose", self.exchange.pose_after),
             ):
                 spec = getattr(self, name)
-                if not isinstance(spec, resnet3d.Spec):
+                if not isinstance(spec, ResNet3DSpec):
                     raise UserError("an exchange needs two networks of resnet3d")
                 if max(after, default=0) >= len(spec.blocks):
                     raise UserError(
@@ -193,10 +163,10 @@ class ConvRecognizer(nn.Module):
 
     def _path(self, stream: str) -> nn.Module:
         spec = getattr(self, stream)
-        kind = resnet3d.ResNet3D if isinstance(spec, resnet3d.Spec) else c3d.C3D
+        kind = resnet3d.ResNet3D if isinstance(spec, ResNet3DSpec) else c3d.C3D
         return kind(spec, self.dtype, self.remat, name=stream)
 
-    def _exchanged(self, exchange: Exchange, paths, clips, train: bool) -> dict[str, jax.Array]:
+    def _exchanged(self, exchange: ExchangeSpec, paths, clips, train: bool) -> dict[str, jax.Array]:
         maps = {name: path.begin(clips[name], train) for name, path in paths.items()}
         done = {"rgb": 0, "pose": 0}
         dropped = self._dropped(exchange) if train else None
@@ -212,7 +182,7 @@ class ConvRecognizer(nn.Module):
                 )
         return maps
 
-    def _dropped(self, exchange: Exchange) -> tuple | None:
+    def _dropped(self, exchange: ExchangeSpec) -> tuple | None:
         """One draw a path and forward pass, for all exchanges alike."""
         rates = (exchange.rgb_drop_path, exchange.pose_drop_path)
         if max(rates) == 0:

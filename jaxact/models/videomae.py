@@ -6,7 +6,6 @@ the sums along the blocks stay f32, matrix products run in `dtype`.
 (arXiv 2203.12602; MCG-NJU/VideoMAE `modeling_finetune.py`, OpenTAD `vit_adapter.py`.)
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -17,37 +16,12 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import adapters, layers, sequence
+from jaxact.models.specs import ATTENTION, AdapterSpec, VisionTransformerSpec
 from jaxact.ops import position, target
 
 CLIP = 16  # frames
 TUBE = 2  # frames of a token
-ATTENTION = ("auto", "xla", "cudnn")
 
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Sizes of a vision transformer. The defaults are ViT-S."""
-
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    hidden: int = 1536  # of the MLP
-    patch: int = 16  # px
-    native: int = 224  # px of the clips that positions are counted on
-
-    def __post_init__(self):
-        if self.width % self.heads:
-            raise UserError(f"vision transformer: width {self.width} over {self.heads} heads")
-
-
-SPECS = {
-    "tiny": Spec(48, 2, 2, 96),  # for tests and demonstrations, not published
-    "s": Spec(),
-    "b": Spec(768, 12, 12, 3072),
-    "l": Spec(1024, 24, 16, 4096),
-    "h": Spec(1280, 32, 16, 5120),
-    "g": Spec(1408, 40, 16, 6144, 14),
-}
 
 norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 _dense = functools.partial(sequence.Dense, kernel_init=nn.initializers.normal(0.02))
@@ -60,7 +34,7 @@ class TubeEmbedding(nn.Module):
     and lower edge is not seen.
     """
 
-    spec: Spec
+    spec: VisionTransformerSpec
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -139,7 +113,7 @@ class Block(nn.Module):
     `keep` f32[2, b, m] scales the two branches of each clip (stochastic depth), or is None.
     """
 
-    spec: Spec
+    spec: VisionTransformerSpec
     attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
@@ -175,8 +149,8 @@ class VideoMAE(nn.Module):
     attention: auto (cuDNN's fused kernel on a GPU with 16-bit numbers, else XLA) | xla | cudnn.
     """
 
-    spec: Spec = Spec()
-    adaptation: adapters.Spec | None = None
+    spec: VisionTransformerSpec = VisionTransformerSpec()
+    adaptation: AdapterSpec | None = None
     drop_path: float = 0.0
     remat: bool = False
     clips_at_once: int = 0
@@ -196,7 +170,7 @@ class VideoMAE(nn.Module):
         super().__post_init__()
 
     @property
-    def adapted(self) -> adapters.Spec | None:
+    def adapted(self) -> AdapterSpec | None:
         """The adapters, if there are any."""
         spec = self.adaptation
         return spec if spec and spec.mode in ("adapter", "side") else None
@@ -319,7 +293,7 @@ class VideoMAEClassifier(nn.Module):
     """Clip classification f32[b, k]: mean of the tokens, `fc_norm`, a linear layer."""
 
     classes: int
-    spec: Spec = Spec()
+    spec: VisionTransformerSpec = VisionTransformerSpec()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -4,51 +4,15 @@ Sources: X3D (arXiv 2004.04730; SlowFast `x3d_helper.py`, MMAction2 `x3d.py`), X
 EPAM-Net (arXiv 2408.05421), which replaces the 3x3x3 filter by a temporal shift and a 1x3x3 one.
 """
 
-import dataclasses
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxact.config import UserError
 from jaxact.models import layers
+from jaxact.models.specs import X3DSpec
 from jaxact.ops import temporal_shift
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """The shape of one backbone; stage i has width * 2**i channels."""
-
-    blocks: tuple[int, ...] = (3, 5, 11, 7)  # blocks of each stage
-    width: int = 24  # channels of the stem and the first stage
-    bottleneck: float = 2.25  # inner channels / channels of a stage
-    temporal: str = "conv"  # conv: 3x3x3 filters, 5x1x1 stem; shift: temporal shift, 1x3x3 filters
-    fold_div: int = 8  # 1/fold_div of the channels shift each way; only with temporal = shift
-    stem_stride: int = 2  # spatial; time keeps its length everywhere
-    swish: bool = True  # after the depthwise filter; False = nothing there, as in X3D-shallow
-    se: str = "half"  # half: blocks 0, 2, 4, ... of a stage; all; none
-    res2_shortcut_bn: bool = True  # False: as PyTorchVideo builds it
-    conv5: bool = True  # widen the last stage's map before pooling; small nets learn faster without
-    last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
-
-    def __post_init__(self):
-        for field, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise UserError(f"x3d {field} {value!r}: choose one of {', '.join(allowed)}")
-        if not self.blocks or min(self.blocks) < 1:
-            raise UserError(f"x3d blocks {self.blocks!r}: at least one block in every stage")
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return tuple(self.width * 2**stage for stage in range(len(self.blocks)))
-
-    @property
-    def features(self) -> int:
-        """Channels of the map that is pooled."""
-        return int(self.channels[-1] * self.bottleneck) if self.conv5 else self.channels[-1]
 
 
 def scaled(
@@ -57,9 +21,9 @@ def scaled(
     gamma_d: float = 2.2,
     blocks: tuple[int, ...] = (1, 2, 5, 3),
     **fields,
-) -> Spec:
+) -> X3DSpec:
     """A Spec by X3D's expansion factors: width, bottleneck and depth of the base network."""
-    return Spec(
+    return X3DSpec(
         blocks=tuple(math.ceil(gamma_d * count) for count in blocks),
         width=layers.round_width(24, gamma_w),
         bottleneck=gamma_b,
@@ -67,16 +31,16 @@ def scaled(
     )
 
 
-X3D_M = Spec()  # XS, S and M differ in frames and crop only
+X3D_M = X3DSpec()  # XS, S and M differ in frames and crop only
 X3D_L = scaled(gamma_d=5.0)
-X_SHIFT_RGB = Spec(temporal="shift")
-X_SHIFT_POSE = Spec(blocks=(5, 11, 7), temporal="shift", fold_div=4, stem_stride=1)
+X_SHIFT_RGB = X3DSpec(temporal="shift")
+X_SHIFT_POSE = X3DSpec(blocks=(5, 11, 7), temporal="shift", fold_div=4, stem_stride=1)
 
 
 class Stem(nn.Module):
     """First convolution, spatial then temporal (temporal = conv) or spatial alone (shift)."""
 
-    spec: Spec
+    spec: X3DSpec
     dtype: jnp.dtype = jnp.float32
     implementation: str = "auto"
 
@@ -142,7 +106,7 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Blocks of one width; the first halves height and width."""
 
-    spec: Spec
+    spec: X3DSpec
     index: int
     dtype: jnp.dtype = jnp.float32
     implementation: str = "auto"
@@ -179,7 +143,7 @@ class X3DFeatures(nn.Module):
     `remat` stores only block inputs in the forward pass and computes the rest again.
     """
 
-    spec: Spec = X3D_M
+    spec: X3DSpec = X3D_M
     dtype: jnp.dtype = jnp.float32
     implementation: str = "auto"
     remat: bool = False

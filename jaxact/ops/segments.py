@@ -17,16 +17,13 @@ from jaxact.config import UserError
 TIE = 1e-3  # grid units: segments whose lengths differ by less share a point
 SMALLEST = 1e-7  # of a union, so that two empty segments have IoU 0
 
-RANGES = (0.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0)
-"""Low and high of each of six levels (THUMOS-14)."""
-
 
 def strides(levels: int) -> tuple[int, ...]:
     """Grid units between the points of each level: 1, 2, 4, ..."""
     return tuple(2**level for level in range(levels))
 
 
-def points(length: int, ranges: Sequence[float] = RANGES) -> np.ndarray:
+def points(length: int, ranges: Sequence[float]) -> np.ndarray:
     """All points f32[n, 4] over `length` grid units, finest level first; no half-stride offset.
 
     ranges: low and high of each level, flat.

@@ -28,7 +28,8 @@ from jaxact.data.retouch import Augment
 from jaxact.evaluate import longtail as parts_of
 from jaxact.evaluate import metrics
 from jaxact.models import classifier as networks
-from jaxact.models.classifier import PARTS, Model
+from jaxact.models.classifier import Model
+from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses, mixing
 from jaxact.task import Batch, Contract, Hyper, Port, Task
 from jaxact.tasks import crop_scores, crop_stages

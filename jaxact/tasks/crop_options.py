@@ -7,6 +7,7 @@ from jaxact.data import diseases
 from jaxact.data.diseases import Data
 from jaxact.models import classifier as networks
 from jaxact.models.classifier import Model
+from jaxact.models.specs import CLASSIFIER_KINDS
 from jaxact.ops import longtail, mixing
 
 
@@ -74,7 +75,7 @@ def validate(config: Config) -> None:
     micro = config.batch_size // config.optim.accumulate
     mixing.check_group(config.mixing_group, micro, "mixing_group")
     networks.describe_backbone(model.backbone)
-    one_of(config, "model.kind", *networks.KINDS)
+    one_of(config, "model.kind", *CLASSIFIER_KINDS)
     one_of(config, "loss.kind", "ce", "focal")
     one_of(config, "loss.tail_form", "per_sample", "sum_of_means")
     one_of(config, "loss.center_norm", *longtail.CENTER_NORMS)

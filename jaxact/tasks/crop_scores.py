@@ -16,7 +16,7 @@ from jaxact.data import diseases
 from jaxact.evaluate import calibration, figures, longtail, metrics
 from jaxact.evaluate.metrics import Confusion
 from jaxact.models import classifier
-from jaxact.models.classifier import PARTS
+from jaxact.models.specs import PARTS
 from jaxact.task import Ending, Extra
 
 SHOWN = 8  # pictures with activation maps

@@ -24,8 +24,9 @@ from jaxact import config as schema
 from jaxact.data import pair_features, pairs
 from jaxact.data.pairs import Data, Pair
 from jaxact.evaluate import metrics
-from jaxact.models import backbones, relation
+from jaxact.models import relation
 from jaxact.models.relation import Relation
+from jaxact.models.specs import BACKBONES, FULL_BILINEAR, FUSIONS
 from jaxact.ops import losses, relation_losses
 from jaxact.task import Batch, Contract, Hyper, Port, Task
 from jaxact.tasks import relation_augment, relation_scores
@@ -50,9 +51,7 @@ class Model:
     visual: int = 256  # channels of a person after the mapper
     hidden: tuple[int, ...] = (128, 64, 32)  # widths of the relation MLP; half the first is a code
     fusion: str = "concat"  # concat | bilinear | add | interaction
-    full_bilinear: int = (
-        relation.FULL_BILINEAR
-    )  # weights above which a bilinear form is of low rank
+    full_bilinear: int = FULL_BILINEAR  # weights above which a bilinear form is of low rank
     symmetric: bool = False  # the same answer for (A, B) and (B, A)
     dropout: float = 0.3  # of the codes and the MLP
     mapper_dropout: float = 0.2
@@ -155,8 +154,8 @@ def _validate(config: Config) -> None:
     model, loss = config.model, config.loss
     pairs.validate(config)
     if model.backbone:
-        one_of(config, "model.backbone", *backbones.NAMES)
-    one_of(config, "model.fusion", *relation.FUSIONS)
+        one_of(config, "model.backbone", *BACKBONES)
+    one_of(config, "model.fusion", *FUSIONS)
     one_of(config, "loss.kind", "ce", "focal")
     one_of(config, "loss.mpca_mode", *relation_losses.MODES)
     hidden = model.hidden

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxact.config import Config, Optim
 from jaxact.models import adapters, detector
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import RANGES
 from jaxact.ops import detection_losses, segments
 from jaxact.train import state as states
 
@@ -76,7 +77,7 @@ def step(model, config, groups, state, batch):
     """One update, as the trainer makes it: normalise, assign, loss, gradients, AdamW, EMA."""
     frames = (batch["video"].astype(jnp.float32) - jnp.asarray(MEAN)) / jnp.asarray(STD)
     targets = segments.assign(
-        segments.points(given_length(batch)),
+        segments.points(given_length(batch), RANGES),
         *(batch[name] for name in ("segments", "labels", "real")),
         model.spec.classes,
     )

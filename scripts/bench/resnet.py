@@ -56,8 +56,9 @@ def jax_runs(kind: str, batch: int, size: int) -> tuple[dict, dict]:
     """Compiled "step" and "forward" as timed functions, and their compile seconds."""
     import jax
 
-    from jaxact.models.backbones import Backbone, info
+    from jaxact.models.backbones import Backbone
     from jaxact.models.initialise import initialise
+    from jaxact.models.specs import backbone_info
 
     image = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
     net = Backbone(kind)
@@ -65,7 +66,7 @@ def jax_runs(kind: str, batch: int, size: int) -> tuple[dict, dict]:
     stats = {name: tree for name, tree in variables.items() if name != "params"}
     # A fresh block's last scale is near zero, which would stop most gradients.
     params = jax.tree.map(lambda leaf: leaf + 0.01, variables["params"])
-    label = 0.01 * jax.random.normal(jax.random.key(1), (info(kind).features, 1000))
+    label = 0.01 * jax.random.normal(jax.random.key(1), (backbone_info(kind).features, 1000))
 
     def loss(trained, stats, image):
         (_, pooled), state = net.apply(

@@ -88,3 +88,7 @@ def test_rooms_of_the_host_import_no_jax():
     files = (ROOT / "jaxact" / "data").glob("*.py")
     modules = [f"jaxact.data.{path.stem}" for path in files if path.stem != "__init__"]
     without_jax(IMPORT, "jaxact.config", "jaxact.task", *sorted(modules))
+
+
+def test_what_configs_take_from_the_networks_imports_no_jax():
+    without_jax(IMPORT, "jaxact.models.specs")

@@ -12,11 +12,12 @@ import pytest
 from jaxact.config import UserError
 from jaxact.models import actionformer, adapters, detector, sequence
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import RANGES, ActionFormerSpec
 from jaxact.ops import detection_losses, segments
 from jaxact.weights import adatad, convert
 from jaxact.weights.table import flatten, translate
 
-GOLDEN = actionformer.Spec(classes=5, width=16, heads=4, drop_path=0.1)
+GOLDEN = ActionFormerSpec(classes=5, width=16, heads=4, drop_path=0.1)
 
 
 def count(tree) -> int:
@@ -91,7 +92,7 @@ def targets_of(vectors):
 def test_golden_losses_and_gradients(case, vectors):
     """Two training steps of the normaliser; gradients of 215 tensors, without drop path."""
     model, variables, features = case
-    model = model.clone(spec=actionformer.Spec(classes=5, width=16, heads=4, drop_path=0.0))
+    model = model.clone(spec=ActionFormerSpec(classes=5, width=16, heads=4, drop_path=0.0))
     with jax.enable_x64(True):
         targets = targets_of(vectors)
 
@@ -162,7 +163,7 @@ def test_parameters_of_the_parts(size, projection):
 
 
 def test_parameters_for_activitynet():
-    spec = actionformer.Spec(classes=1, width=256, positions=192)
+    spec = ActionFormerSpec(classes=1, width=256, positions=192)
     params = shapes_of(detector.Detector(spec), (64, 384), 64)["params"]
     found = {name: count(part) for name, part in params.items()}
     assert found == {"projection": 6_051_328, "neck": 3_072, "head": 790_793}
@@ -173,7 +174,7 @@ def test_parameters_for_activitynet():
 
 def small(**fields):
     spec = {"classes": 3, "width": 16, "heads": 2, "branch": 2, "stem": 1, **fields}
-    return detector.Detector(actionformer.Spec(**spec), segments.RANGES[:6])
+    return detector.Detector(ActionFormerSpec(**spec), RANGES[:6])
 
 
 @functools.cache
@@ -239,7 +240,7 @@ def test_bf16_keeps_sums_wide(features):
     """A fresh branch adds 1e-4 of itself, which a sum of 16 bits would swallow."""
     mask, added = np.ones((2, 16), bool), []
     for dtype in (jnp.float32, jnp.bfloat16):
-        spec = actionformer.Spec(width=16, heads=2, stem=1, branch=0)
+        spec = ActionFormerSpec(width=16, heads=2, stem=1, branch=0)
         whole, short = (
             actionformer.Projection(dataclasses.replace(spec, stem=stem), dtype) for stem in (1, 0)
         )

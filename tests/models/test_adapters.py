@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 
 from jaxact.config import Config, Optim, UserError
-from jaxact.models import actionformer, adapters, detector, videomae
+from jaxact.models import adapters, detector, videomae
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import (
+    ADAPTER_MODES,
+    RANGES,
+    VISION_TRANSFORMERS,
+    ActionFormerSpec,
+    AdapterSpec,
+)
 from jaxact.ops import detection_losses, segments
 from jaxact.train import state as states
 
@@ -60,7 +67,7 @@ TRAINABLE = {
 @pytest.mark.parametrize("size", list(ADAPTERS))
 def test_what_learns_with_adapters(size):
     found = counts(build(size), "adapter")
-    assert found["adapter"] == videomae.SPECS[size].depth * ADAPTERS[size]
+    assert found["adapter"] == VISION_TRANSFORMERS[size].depth * ADAPTERS[size]
     assert found["plain"] + found["detector"] == DETECTORS[size]
     assert sum(found.values()) - found["frozen"] == TRAINABLE[size][0]
     assert sum(found.values()) - found["adapter"] == TRAINABLE[size][1]  # full
@@ -116,7 +123,7 @@ def batch():
     rng = np.random.default_rng(0)
     video = jnp.asarray(rng.standard_normal((1, FRAMES, 32, 32, 3)), jnp.float32)
     mask = jnp.ones((1, STEPS), bool)
-    points = segments.points(STEPS, segments.RANGES[:4])
+    points = segments.points(STEPS, RANGES[:4])
     boxes, labels = jnp.asarray([[[3.0, 9.0], [12.0, 30.0]]]), jnp.asarray([[0, 1]])
     targets = segments.assign(points, boxes, labels, jnp.ones((1, 2), bool), 2)
     return video, mask, targets
@@ -125,10 +132,10 @@ def batch():
 def tiny(mode, remat=False):
     """The smallest detector that has each of its parts."""
     return detector.Detector(
-        actionformer.Spec(2, 16, 2, embed=1, stem=0, branch=1, tower=1, drop_path=0.0),
-        segments.RANGES[:4],
-        videomae.SPECS["tiny"],
-        adapters.Spec(mode),
+        ActionFormerSpec(2, 16, 2, embed=1, stem=0, branch=1, tower=1, drop_path=0.0),
+        RANGES[:4],
+        VISION_TRANSFORMERS["tiny"],
+        AdapterSpec(mode),
         remat=remat,
     )
 
@@ -166,7 +173,7 @@ def loss_of(model, variables, batch):
     return loss
 
 
-@pytest.mark.parametrize("mode", adapters.MODES)
+@pytest.mark.parametrize("mode", ADAPTER_MODES)
 def test_only_what_learns_has_gradients(batch, mode):
     """Every trained leaf has one, but those of `fc_norm`, which a detector never uses."""
     model, variables = tiny(mode, mode != "full"), tiny_variables(mode)
@@ -213,8 +220,8 @@ def test_no_gradient_reaches_a_network_that_is_only_read(batch, mode):
 
 
 def test_side_adapters_add_to_the_last_map(batch):
-    spec = videomae.SPECS["tiny"]
-    side = videomae.VideoMAE(spec, adapters.Spec("side"))
+    spec = VISION_TRANSFORMERS["tiny"]
+    side = videomae.VideoMAE(spec, AdapterSpec("side"))
     variables = {"params": tiny_variables("side")["params"]["backbone"]}
     found, state = jax.jit(lambda v: side.apply(v, batch[0], mutable="intermediates"))(variables)
     tokens = [state["intermediates"][f"tokens{i}"][0] for i in range(spec.depth)]
@@ -245,8 +252,8 @@ def test_gamma_gathers_its_gradient_in_full():
 
 
 def test_modes_are_named():
-    for wrong in (lambda: adapters.Spec("lora"), lambda: adapters.groups("lora")):
+    for wrong in (lambda: AdapterSpec("lora"), lambda: adapters.groups("lora")):
         with pytest.raises(UserError, match="adapter, frozen, full, side"):
             wrong()
     with pytest.raises(UserError, match="ratio"):
-        adapters.Spec(ratio=0)
+        AdapterSpec(ratio=0)

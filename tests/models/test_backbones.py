@@ -15,7 +15,8 @@ from jax import lax
 from jaxact.config import UserError
 from jaxact.evaluate import cost
 from jaxact.models import image_layers, resnet
-from jaxact.models.backbones import NAMES, Backbone, info
+from jaxact.models.backbones import Backbone
+from jaxact.models.specs import BACKBONES, RESNETS, backbone_info
 from jaxact.weights import convert, images, table
 
 # Published totals with 1000 classes: parameters, BN buffers (a counter in each BN included),
@@ -78,7 +79,7 @@ def count(tree) -> int:
 def with_classifier(kind: str, classes: int = 1000):
     """Variables as shapes, with a linear classifier beside the backbone."""
     variables = {name: {"backbone": tree} for name, tree in abstract(kind)[1].items()}
-    features = info(kind).features
+    features = backbone_info(kind).features
     shapes = {"kernel": (features, classes), "bias": (classes,)}
     label = {k: jax.ShapeDtypeStruct(s, jnp.float32) for k, s in shapes.items()}
     variables["params"] = {**variables["params"], "head": {"label": label}}
@@ -96,7 +97,7 @@ def test_counts(kind):
     assert len(jax.tree.leaves(params)) + 3 * norms == tensors
 
     backbone = params["backbone"]
-    names = [pattern.rstrip("/") for pattern in info(kind).stages]
+    names = [pattern.rstrip("/") for pattern in backbone_info(kind).stages]
     assert tuple(count(backbone[name]) for name in names) == PARTS[kind]
     assert set(names) == set(backbone)
 
@@ -107,7 +108,7 @@ def test_multiply_adds(kind):
     net, variables = abstract(kind)
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     macs = cost.macs(lambda v, x: net.apply(v, x, False), variables, image)
-    macs += 1000 * info(kind).features
+    macs += 1000 * backbone_info(kind).features
     assert round(macs / 1e9, 3) == published
 
 
@@ -237,9 +238,9 @@ def test_every_way_to_convolve(kernel, stride, fields, pads):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", NAMES)
+@pytest.mark.parametrize("kind", BACKBONES)
 def test_info_covers_every_parameter_once(kind):
-    facts, (net, variables) = info(kind), abstract(kind)
+    facts, (net, variables) = backbone_info(kind), abstract(kind)
     paths = table.flatten(variables["params"])
     for path in paths:
         assert sum(bool(re.match(pattern, path)) for pattern in facts.stages) == 1, path
@@ -252,7 +253,7 @@ def test_info_covers_every_parameter_once(kind):
     features, pooled = jax.eval_shape(lambda v, x: net.apply(v, x, False), variables, image)
     assert pooled.shape == (2, facts.features) and pooled.dtype == jnp.float32
     assert features.shape[-1] == facts.features and features.ndim == 4
-    assert set(COUNTS) <= set(NAMES)
+    assert set(COUNTS) <= set(BACKBONES)
 
 
 def test_small_networks_keep_more_of_the_map():
@@ -275,7 +276,7 @@ def test_remat_and_training_of_a_stage():
     image = recipe.draw(1, (4, 8, 8, 6))
     found = []
     for remat in (False, True):
-        stage = resnet.Stage(resnet.SPECS["resnet10_w8"], 1, remat=remat)
+        stage = resnet.Stage(RESNETS["resnet10_w8"], 1, remat=remat)
         shapes = jax.eval_shape(lambda x, net=stage: net.init(jax.random.key(0), x, False), image)
         variables = jax.tree.map(lambda x: 0.1 * recipe.draw(sum(x.shape), x.shape) + 0.3, shapes)
 
@@ -356,7 +357,7 @@ def test_compute_type():
 
 def test_mistakes():
     with pytest.raises(UserError, match=r"backbone 'resnet19': choose one of resnet18, .*convnext"):
-        info("resnet19")
+        backbone_info("resnet19")
     with pytest.raises(
         UserError, match=r"drop_path 0\.1 with backbone 'resnet10_w8': allowed is 0"
     ):

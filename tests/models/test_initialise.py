@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact.models import x3d
 from jaxact.models.initialise import initialise
 from jaxact.models.recognizer import Recognizer
+from jaxact.models.specs import X3DSpec
 
-SPEC = x3d.Spec(blocks=(1, 1), temporal="shift")
+SPEC = X3DSpec(blocks=(1, 1), temporal="shift")
 CLIP = jax.ShapeDtypeStruct((2, 3, 8, 8, 3), jnp.float32)
 
 

@@ -15,6 +15,7 @@ from jaxact.evaluate import cost
 from jaxact.models import heads, x3d
 from jaxact.models.attention import PoseAttention
 from jaxact.models.recognizer import Recognizer
+from jaxact.models.specs import X3DSpec
 from jaxact.weights import convert
 from jaxact.weights import x3d as tables
 
@@ -22,8 +23,8 @@ EPAM = Recognizer(60, use_attention=True)
 RGB = jax.ShapeDtypeStruct((1, 16, 224, 224, 3), jnp.float32)
 POSE = jax.ShapeDtypeStruct((1, 48, 56, 56, 17), jnp.float32)
 TINY = {
-    "rgb": x3d.Spec(blocks=(1, 1), temporal="shift"),
-    "pose": x3d.Spec(blocks=(1, 1), temporal="shift", stem_stride=1),
+    "rgb": X3DSpec(blocks=(1, 1), temporal="shift"),
+    "pose": X3DSpec(blocks=(1, 1), temporal="shift", stem_stride=1),
 }
 
 

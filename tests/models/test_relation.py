@@ -13,6 +13,7 @@ from jaxact.evaluate import cost
 from jaxact.models import relation
 from jaxact.models.initialise import initialise
 from jaxact.models.relation import Relation
+from jaxact.models.specs import FUSIONS
 from jaxact.weights import convert, table
 from jaxact.weights import relation as names
 
@@ -114,7 +115,7 @@ def logits(model, variables, crops, places=PLACES, train=False, seed=0):
     return np.asarray(outputs["logits"])
 
 
-@pytest.mark.parametrize("fusion", relation.FUSIONS)
+@pytest.mark.parametrize("fusion", FUSIONS)
 def test_order_of_the_two(fusion):
     model = Relation(fusion=fusion, **SMALL)
     variables = drawn(model, PAIRS, PLACES)

@@ -9,9 +9,10 @@ from jax import lax
 from jaxact.config import UserError
 from jaxact.models import c3d, layers, resnet3d
 from jaxact.models.initialise import initialise
-from jaxact.models.resnet3d import Bottleneck, ResNet3D, Spec
+from jaxact.models.resnet3d import Bottleneck, ResNet3D
+from jaxact.models.specs import C3DSpec, ResNet3DSpec
 
-SMALL = Spec((2, 1), 4, (0, 1), (2, 2), (1, 2), (3, 5, 5), 1, 1)
+SMALL = ResNet3DSpec((2, 1), 4, (0, 1), (2, 2), (1, 2), (3, 5, 5), 1, 1)
 
 
 def random(seed: int, *shape: int) -> jax.Array:
@@ -19,7 +20,7 @@ def random(seed: int, *shape: int) -> jax.Array:
 
 
 def shape_of(spec, *clip: int):
-    kind = ResNet3D if isinstance(spec, Spec) else c3d.C3D
+    kind = ResNet3D if isinstance(spec, ResNet3DSpec) else c3d.C3D
     model, x = kind(spec), jax.ShapeDtypeStruct(clip, jnp.float32)
     return jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x, False)[0], x).shape
 
@@ -30,7 +31,7 @@ def test_shapes_of_the_published_networks():
     assert shape_of(resnet3d.POSEC3D, 1, 48, 56, 56, 17) == (1, 24, 7, 7, 512)
     assert shape_of(resnet3d.POSEC3D, 1, 47, 61, 53, 20) == (1, 24, 8, 7, 512)
     assert shape_of(c3d.C3D_LIGHT, 1, 48, 56, 56, 17) == (1, 48, 7, 7, 256)
-    assert shape_of(c3d.Spec(8, 5, True), 1, 16, 80, 66, 3) == (1, 2, 5, 4, 64)
+    assert shape_of(C3DSpec(8, 5, True), 1, 16, 80, 66, 3) == (1, 2, 5, 4, 64)
 
 
 def test_a_new_block_is_its_shortcut():
@@ -94,8 +95,8 @@ def test_maps_smaller_than_the_kernel(size, strides, taps):
 
 def test_remat_recomputes_each_block_under_the_same_names():
     x = jax.ShapeDtypeStruct((2, 4, 12, 12, 3), jnp.float32)
-    for spec, units in ((SMALL, 3), (c3d.Spec(4, 2), 2)):
-        kind = ResNet3D if isinstance(spec, Spec) else c3d.C3D
+    for spec, units in ((SMALL, 3), (C3DSpec(4, 2), 2)):
+        kind = ResNet3D if isinstance(spec, ResNet3DSpec) else c3d.C3D
         trees = []
         for remat in (False, True):
             model = kind(spec, remat=remat)
@@ -124,8 +125,8 @@ def test_mistakes_are_named():
         ({"width": 0}, "width 0: 1 or more"),
     ):
         with pytest.raises(UserError, match=message):
-            Spec(**fields)
+            ResNet3DSpec(**fields)
     with pytest.raises(UserError, match="c3d stages 6: 1 to 5"):
-        c3d.Spec(stages=6)
+        C3DSpec(stages=6)
     with pytest.raises(UserError, match="nothing is left of the clip after 3 pools"):
         shape_of(c3d.C3D_LIGHT, 1, 4, 7, 7, 3)

@@ -13,25 +13,26 @@ from golden import recipe
 
 from jaxact.config import UserError
 from jaxact.evaluate import cost
-from jaxact.models import c3d, heads, resnet3d, x3d
+from jaxact.models import c3d, heads, resnet3d
 from jaxact.models.recognizer import Recognizer
-from jaxact.models.rgbpose import ConvRecognizer, Exchange, Lateral, Upsample
+from jaxact.models.rgbpose import ConvRecognizer, Lateral, Upsample
+from jaxact.models.specs import ExchangeSpec, ResNet3DSpec, X3DSpec
 from jaxact.weights import convert
 from jaxact.weights import resnet3d as tables
 from jaxact.weights import x3d as x3d_tables
 
 HEAD = heads.Head(60)
-FULL = ConvRecognizer(HEAD, exchange=Exchange())
+FULL = ConvRecognizer(HEAD, exchange=ExchangeSpec())
 RGB_ONLY = ConvRecognizer(HEAD, "rgb")
 POSEC3D = ConvRecognizer(HEAD, "pose", pose=resnet3d.POSEC3D)
 POSE_ONLY = ConvRecognizer(HEAD, "pose")
 C3D_LIGHT = ConvRecognizer(HEAD, "pose", pose=c3d.C3D_LIGHT)
 X3D_SHALLOW = Recognizer(
-    60, "pose", pose=x3d.Spec(blocks=(2, 5, 3), se="none", swish=False), implementation="conv"
+    60, "pose", pose=X3DSpec(blocks=(2, 5, 3), se="none", swish=False), implementation="conv"
 )
-SMALL_RGB = resnet3d.Spec((1, 1, 1), 4, (0, 0, 1), (1, 2, 2), (1, 1, 1))
-SMALL_POSE = resnet3d.Spec((1, 1, 1), 4, (0, 1, 1), (2, 2, 1), (1, 1, 1), (1, 7, 7), 1, 1)
-SMALL = Exchange(rgb_after=(1, 2), pose_after=(1, 2))
+SMALL_RGB = ResNet3DSpec((1, 1, 1), 4, (0, 0, 1), (1, 2, 2), (1, 1, 1))
+SMALL_POSE = ResNet3DSpec((1, 1, 1), 4, (0, 1, 1), (2, 2, 1), (1, 1, 1), (1, 7, 7), 1, 1)
+SMALL = ExchangeSpec(rgb_after=(1, 2), pose_after=(1, 2))
 
 
 def small(**fields) -> ConvRecognizer:
@@ -349,7 +350,7 @@ def check_first_step(wanted, paths, terms, gradients, old, new) -> None:
 def test_gradients_of_detached_paths_equal_the_reference(training, which):
     wanted, labels, model, clips, variables, paths = training
     with jax.enable_x64(True):
-        model = model.clone(exchange=Exchange(**{which: True}))
+        model = model.clone(exchange=ExchangeSpec(**{which: True}))
         _, gradients = step_of(model, clips, labels)(variables["params"], variables["batch_stats"])
         names = {key.split("/")[2] for key in wanted if key.startswith(f"f64_{which}/grad/")}
         assert len(names) == 15
@@ -409,7 +410,7 @@ def test_an_exchange_appends_what_it_receives():
     rgb, pose = (
         jnp.asarray(rng.random(shape), jnp.float32) for shape in ((1, 2, 3, 3, 8), (1, 6, 3, 3, 4))
     )
-    model = Lateral(Exchange())
+    model = Lateral(ExchangeSpec())
     variables = model.init(jax.random.key(0), rgb, pose, False, None)
     both = model.apply(variables, rgb, pose, False, None)
     assert [x.shape for x in both] == [(1, 2, 3, 3, 10), (1, 6, 3, 3, 5)]
@@ -443,7 +444,7 @@ def test_which_path_each_loss_trains(which):
     """Detaching or dropping what one path receives keeps its loss out of the other path."""
     rng = np.random.default_rng(0)
     maps = [jnp.asarray(rng.random(s), jnp.float32) for s in ((1, 2, 3, 3, 8), (1, 6, 3, 3, 4))]
-    model = Lateral(Exchange(**({which: True} if which.endswith("detach") else {})))
+    model = Lateral(ExchangeSpec(**({which: True} if which.endswith("detach") else {})))
     dropped = (which == "dropped rgb", which == "dropped pose")
     shapes = jax.eval_shape(lambda m: model.init(jax.random.key(0), *m, False, None), maps)
     variables = jax.tree.map(lambda s: jnp.ones(s.shape, s.dtype), shapes)
@@ -502,7 +503,7 @@ def test_mistakes_are_named():
     with pytest.raises(UserError, match="an exchange needs two networks of resnet3d"):
         small(pose=c3d.C3D_LIGHT)
     with pytest.raises(UserError, match=r"rgb_after \(1, 3\): the path has 3 stages, one must be"):
-        small(exchange=Exchange(rgb_after=(1, 3)))
+        small(exchange=ExchangeSpec(rgb_after=(1, 3)))
     with pytest.raises(UserError, match="the pose input is missing"):
         abstract(small(), rgb, None)
     with pytest.raises(UserError, match=r"the RGB map is \(2, 4, 4\), the pose map \(8, 2, 2\)"):
@@ -517,4 +518,4 @@ def test_mistakes_are_named():
         ({"rgb_drop_path": 1.5}, "rgb_drop_path 1.5: 0 to 1"),
     ):
         with pytest.raises(UserError, match=message):
-            Exchange(**fields)
+            ExchangeSpec(**fields)

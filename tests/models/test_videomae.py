@@ -11,16 +11,17 @@ import pytest
 from golden import recipe
 
 from jaxact.config import UserError
-from jaxact.models import adapters, videomae
+from jaxact.models import videomae
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import VISION_TRANSFORMERS, AdapterSpec, VisionTransformerSpec
 from jaxact.ops import position
 from jaxact.weights import adatad, convert
 from jaxact.weights import videomae as names
 from jaxact.weights.table import flatten, nest
 
 # The network of the golden files: 32 px clips, positions counted at 48 px.
-GOLDEN = videomae.Spec(24, 2, 2, 96, 16, 48)
-TINY = videomae.Spec(24, 3, 2, 48, 8, 32)
+GOLDEN = VisionTransformerSpec(24, 2, 2, 96, 16, 48)
+TINY = VisionTransformerSpec(24, 3, 2, 48, 8, 32)
 
 
 def count(tree) -> int:
@@ -43,13 +44,13 @@ def abstract(model, frames=(1, 16, 32, 32, 3)):
     ],
 )
 def test_parameters(size, parameters):
-    assert count(abstract(videomae.VideoMAE(videomae.SPECS[size]))) == parameters
+    assert count(abstract(videomae.VideoMAE(VISION_TRANSFORMERS[size]))) == parameters
 
 
 def test_tokens_of_a_clip_of_160_px():
     shapes = {}
     for size in ("s", "g"):
-        model = videomae.VideoMAE(videomae.SPECS[size])
+        model = videomae.VideoMAE(VISION_TRANSFORMERS[size])
         x = jax.ShapeDtypeStruct((2, 48, 160, 160, 3), jnp.float32)
         variables = abstract(model)
         shapes[size] = jax.eval_shape(model.apply, variables, x).shape
@@ -77,7 +78,7 @@ def test_golden_backbone(golden, mode, remat, clips_at_once):
     vectors = dict(np.load(golden / "detection" / f"backbone_tiny_{mode}.npz"))
     model = videomae.VideoMAE(
         GOLDEN,
-        adapters.Spec("adapter") if mode == "adapter" else None,
+        AdapterSpec("adapter") if mode == "adapter" else None,
         clips_at_once=clips_at_once,
         remat=remat,
         dtype=jnp.float64,
@@ -161,7 +162,7 @@ def test_golden_small_videomae(golden, naming):
 
 
 def tiny(mode="adapter", **fields):
-    adaptation = adapters.Spec(mode, first=fields.pop("first", 0))
+    adaptation = AdapterSpec(mode, first=fields.pop("first", 0))
     return videomae.VideoMAE(TINY, adaptation, **fields)
 
 
@@ -279,4 +280,4 @@ def test_choices_are_named():
     with pytest.raises(UserError, match="blocks 0 to 2"):
         tiny(first=3)
     with pytest.raises(UserError, match="over 5 heads"):
-        videomae.Spec(heads=5)
+        VisionTransformerSpec(heads=5)

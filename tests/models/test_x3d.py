@@ -15,10 +15,11 @@ from jaxact.models import heads, x3d
 from jaxact.models.initialise import initialise
 from jaxact.models.layers import round_width
 from jaxact.models.recognizer import Recognizer
+from jaxact.models.specs import X3DSpec
 from jaxact.weights import convert
 from jaxact.weights import x3d as tables
 
-PYTORCHVIDEO = x3d.Spec(res2_shortcut_bn=False)
+PYTORCHVIDEO = X3DSpec(res2_shortcut_bn=False)
 
 
 def clip(*shape: int) -> jax.ShapeDtypeStruct:
@@ -36,7 +37,7 @@ def count(tree) -> int:
     return cost.table(tree)[-1].parameters
 
 
-def classifier(spec: x3d.Spec, classes: int = 400, **fields) -> Recognizer:
+def classifier(spec: X3DSpec, classes: int = 400, **fields) -> Recognizer:
     return Recognizer(classes, streams="rgb", rgb=spec, head_kind="x3d", **fields)
 
 
@@ -136,7 +137,7 @@ def test_rounding_of_widths_and_depths():
 
 def test_squeeze_excite_placement():
     def squeezed(se: str) -> list[bool]:
-        spec = x3d.Spec(blocks=(3,), se=se)
+        spec = X3DSpec(blocks=(3,), se=se)
         params = abstract(x3d.X3DFeatures(spec), clip(1, 2, 8, 8, 3))["params"]["res2"]
         return ["se" in params[f"block{number}"] for number in range(3)]
 
@@ -160,10 +161,10 @@ def test_new_blocks_are_the_identity_and_relu():
 
 def test_swish_flag_and_remat_keep_the_tree():
     x = clip(1, 2, 16, 16, 3)
-    plain = abstract(x3d.X3DFeatures(x3d.Spec(blocks=(2,))), x)
+    plain = abstract(x3d.X3DFeatures(X3DSpec(blocks=(2,))), x)
     for model in (
-        x3d.X3DFeatures(x3d.Spec(blocks=(2,), swish=False)),
-        x3d.X3DFeatures(x3d.Spec(blocks=(2,)), remat=True),
+        x3d.X3DFeatures(X3DSpec(blocks=(2,), swish=False)),
+        x3d.X3DFeatures(X3DSpec(blocks=(2,)), remat=True),
     ):
         assert abstract(model, x) == plain
 
@@ -172,7 +173,7 @@ def test_remat_changes_no_number():
     x = jax.random.normal(jax.random.key(0), (2, 3, 8, 8, 3))
 
     def run(remat: bool):
-        model = x3d.X3DFeatures(x3d.Spec(blocks=(1,), temporal="shift"), remat=remat)
+        model = x3d.X3DFeatures(X3DSpec(blocks=(1,), temporal="shift"), remat=remat)
         variables = initialise(model, jax.random.key(1), x, True)
         # Scales away from zero, or the blocks would not be seen.
         variables = jax.tree.map(lambda leaf: leaf + 0.1, variables)
@@ -191,11 +192,11 @@ def test_remat_changes_no_number():
 
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="temporal 'tsm': choose one of conv, shift"):
-        x3d.Spec(temporal="tsm")
+        X3DSpec(temporal="tsm")
     with pytest.raises(UserError, match="se 'some': choose one of half, all, none"):
-        x3d.Spec(se="some")
+        X3DSpec(se="some")
     with pytest.raises(UserError, match="at least one block"):
-        x3d.Spec(blocks=())
+        X3DSpec(blocks=())
 
 
 # Parity. XS, S and M share one architecture and the weights of one naming.
@@ -209,7 +210,7 @@ CLOSE = {"atol": 1e-4, "rtol": 0}  # the suggested tolerances lie between 4.7e-5
 
 
 @functools.cache
-def backbone(spec: x3d.Spec):
+def backbone(spec: X3DSpec):
     """The compiled backbone, shared by the namings with one architecture."""
     model = x3d.X3DFeatures(spec)
     return jax.jit(lambda variables, x: model.apply(variables, x, False, stages=True)[1])
@@ -296,7 +297,7 @@ def test_parity_of_longer_clips(golden, family, size):
 
 def test_small_nets_may_leave_out_conv5_and_start_at_full_scale():
     """What configs/x3d.py `small` asks for: no conv5 map, residual branches at scale 1."""
-    spec = x3d.Spec(blocks=(1, 1), width=8, temporal="shift", conv5=False, last_scale=1.0)
+    spec = X3DSpec(blocks=(1, 1), width=8, temporal="shift", conv5=False, last_scale=1.0)
     model = x3d.X3DFeatures(spec)
     x = jnp.zeros((1, 2, 8, 8, 3))
     variables = model.init(jax.random.key(0), x, False)
@@ -305,5 +306,5 @@ def test_small_nets_may_leave_out_conv5_and_start_at_full_scale():
     assert features.shape == (1, 2, 1, 1, spec.features) and spec.features == 16
     assert list(maps) == ["stem", "res2", "res3"]
     np.testing.assert_array_equal(variables["params"]["res2"]["block0"]["c_bn"]["scale"], 1.0)
-    zero = x3d.X3DFeatures(x3d.Spec(blocks=(1,), width=8)).init(jax.random.key(0), x, False)
+    zero = x3d.X3DFeatures(X3DSpec(blocks=(1,), width=8)).init(jax.random.key(0), x, False)
     np.testing.assert_array_equal(zero["params"]["res2"]["block0"]["c_bn"]["scale"], 0.0)

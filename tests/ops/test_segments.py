@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
+from jaxact.models.specs import RANGES
 from jaxact.ops import segments
 
 
@@ -26,18 +27,18 @@ def truth(vectors, room=6):
 
 
 def test_points_of_the_golden_file(vectors):
-    np.testing.assert_array_equal(segments.points(64), vectors["points"])
+    np.testing.assert_array_equal(segments.points(64, RANGES), vectors["points"])
 
 
 def test_thumos_has_1512_points():
-    found = segments.points(768)
+    found = segments.points(768, RANGES)
     assert found.shape == (1512, 4)
     assert np.unique(found[:, 3], return_counts=True)[1].tolist() == [768, 384, 192, 96, 48, 24]
 
 
 def test_points_of_a_length_that_does_not_halve():
     with pytest.raises(UserError, match="multiples of 32"):
-        segments.points(100)
+        segments.points(100, RANGES)
 
 
 def test_point_masks_of_the_golden_file(vectors):
@@ -61,7 +62,7 @@ def test_golden_decoding(vectors):
 
 
 def assigned(boxes, labels, similar=True, length=32, **fields):
-    points = segments.points(length, segments.RANGES[:8])
+    points = segments.points(length, RANGES[:8])
     boxes = jnp.asarray(boxes, jnp.float32).reshape(1, -1, 2)
     labels = jnp.asarray(labels, jnp.int32).reshape(1, -1)
     real = jnp.ones(labels.shape, bool)

@@ -21,6 +21,7 @@ from jaxact.config import Group, UserError
 from jaxact.data import class_table
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import CLASSIFIER_KINDS
 from jaxact.modes import check
 from jaxact.tasks import crop, crop_scores, crop_stages
 from jaxact.train import build, checkpoint, fit, loop, state
@@ -78,7 +79,7 @@ def test_parameter_totals(name):
     built = classifier.build(model, 61, sizes, "float32")
     assert size(built, 1, 64, 64, 3) == baseline
     heads = {}
-    for kind in classifier.KINDS:
+    for kind in CLASSIFIER_KINDS:
         chosen = classifier.build(dataclasses.replace(model, kind=kind), 61, sizes, "float32")
         heads[kind] = size(
             classifier.Heads(61, chosen.parts, chosen.hidden, chosen.dropout), 1, features

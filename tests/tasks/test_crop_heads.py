@@ -23,13 +23,14 @@ from jaxact.data.class_table import Meaning
 from jaxact.evaluate.metrics import Confusion
 from jaxact.models import classifier, convnext, efficientnet
 from jaxact.models.initialise import initialise
+from jaxact.models.specs import CLASSIFIER_KINDS, PARTS, ConvNeXtSpec, EfficientNetSpec
 from jaxact.ops import longtail
 from jaxact.task import Ending
 from jaxact.tasks import crop, crop_scores, crop_stages
 from jaxact.train import build, plan, state, step, transition
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
-HEADS = ("label", *classifier.PARTS)
+HEADS = ("label", *PARTS)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_the_heads_keep_a_moving_mean_of_their_losses():
     batches = [rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2)]
     variables = heads.init(jax.random.key(0), batches[0])
     assert set(variables["balance"]) == {f"mean_{name}" for name in HEADS}
-    eye = {"label": np.eye(3), **{name: np.eye(2) for name in classifier.PARTS}}
+    eye = {"label": np.eye(3), **{name: np.eye(2) for name in PARTS}}
     known = {name: np.asarray(e[[0, 1, 1, 0]], np.float32) for name, e in eye.items()}
     known["crop"][0] *= 0.25  # the known share of a mixture
     none = {**known, "severity": np.zeros((4, 2), np.float32)}  # nobody is graded
@@ -109,11 +110,11 @@ def test_dynamic_weights_weigh_the_terms_and_take_no_part_in_the_gradient():
     }
     labels = jnp.array([0, 2])
     targets = {"mask": np.ones(2, bool), "own": labels, "partner": labels, "lam": 1.0}
-    targets |= {name: jax.nn.one_hot(labels % 2, 2) for name in classifier.PARTS}
+    targets |= {name: jax.nn.one_hot(labels % 2, 2) for name in PARTS}
     means = {"label": 2.0, "crop": 0.5, "disease": 1.0, "severity": 0.25}
     rng = np.random.default_rng(0)
     outputs = {"logits": jnp.asarray(rng.normal(size=(2, 3)))}
-    outputs |= {name: jnp.asarray(rng.normal(size=(2, 2))) for name in classifier.PARTS}
+    outputs |= {name: jnp.asarray(rng.normal(size=(2, 2))) for name in PARTS}
 
     def terms(means):
         return crop._loss(config, lambda: facts, {**outputs, **means}, targets, hyper)
@@ -170,7 +171,7 @@ def test_mistakes_of_dynamic_weights(annotations, kind, dynamic, said):
 # ---------------------------------------------------------------------------- heads drawn anew
 
 
-@pytest.mark.parametrize("kind", classifier.KINDS)
+@pytest.mark.parametrize("kind", CLASSIFIER_KINDS)
 def test_a_restart_draws_every_layer_of_the_head_anew(kind):
     model = classifier.Model(kind=kind, hidden=7)
     built = classifier.build(model, 5, (2, 3, 2), "float32")
@@ -242,8 +243,8 @@ def test_a_head_drawn_anew_replaces_its_average_and_starts_its_optimiser(annotat
 # --------------------------------------------------------------------------------- where it looks
 
 SMALL = {
-    "convnext_tiny": (convnext, convnext.Spec((1, 1, 1, 1), (8, 8, 16, 16))),
-    "efficientnet_b0": (efficientnet, efficientnet.Spec(8, (1,) * 7, (8,) * 7, 16)),
+    "convnext_tiny": (convnext, ConvNeXtSpec((1, 1, 1, 1), (8, 8, 16, 16))),
+    "efficientnet_b0": (efficientnet, EfficientNetSpec(8, (1,) * 7, (8,) * 7, 16)),
 }
 
 

@@ -116,9 +116,10 @@ def moved(folder, states):
 def vision(grid, x, variables):
     """Outputs and gradients of a small vision transformer whose parameters lie by the table."""
     from jaxact.models import videomae
+    from jaxact.models.specs import VISION_TRANSFORMERS
     from jaxact.train import state as states
 
-    model = videomae.VideoMAEClassifier(3, videomae.SPECS["tiny"])
+    model = videomae.VideoMAEClassifier(3, VISION_TRANSFORMERS["tiny"])
     layout = sharding.Layout(grid, 1)
     params = layout.place(variables["params"])
     flat = sharding_paths(params)
@@ -149,6 +150,7 @@ def report(folder):
     from jaxact.data.pipeline import train_batches
     from jaxact.models import videomae
     from jaxact.models.initialise import initialise
+    from jaxact.models.specs import VISION_TRANSFORMERS
 
     one = jax.make_mesh(
         (1, 1, 1),
@@ -176,7 +178,7 @@ def report(folder):
             "whole": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
         }
     x = np.random.default_rng(0).normal(size=(8, 16, 32, 32, 3)).astype(np.float32)
-    model = videomae.VideoMAEClassifier(3, videomae.SPECS["tiny"])
+    model = videomae.VideoMAEClassifier(3, VISION_TRANSFORMERS["tiny"])
     variables = initialise(model, jax.random.key(0), x)
     vits = [vision(grid, x, variables) for grid in (one, *list(grids())[3:4])]
     worst = float(np.abs(vits[0]["grads"] - vits[1]["grads"]).max())
@@ -252,8 +254,9 @@ def test_a_vision_transformer_in_parts(found):
 def videomae_paths():
     """Path -> shape of the parameters of a small vision transformer."""
     from jaxact.models import videomae
+    from jaxact.models.specs import VISION_TRANSFORMERS
 
-    model = videomae.VideoMAEClassifier(3, videomae.SPECS["tiny"])
+    model = videomae.VideoMAEClassifier(3, VISION_TRANSFORMERS["tiny"])
     x = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), np.float32)
     tree = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)

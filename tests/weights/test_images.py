@@ -11,7 +11,8 @@ import pytest
 from weights import writer
 
 from jaxact.config import UserError
-from jaxact.models.backbones import Backbone, info
+from jaxact.models.backbones import Backbone
+from jaxact.models.specs import backbone_info
 from jaxact.weights import images, pixels, table
 
 LISTS = (
@@ -31,7 +32,7 @@ def shapes(kind, heads=(("label", 1000),)):
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
     found = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, False), image)
     variables = {collection: {"backbone": tree} for collection, tree in found.items()}
-    width = info(kind).features
+    width = backbone_info(kind).features
     variables["params"]["head"] = {
         name: {
             "kernel": jax.ShapeDtypeStruct((width, classes), jnp.float32),

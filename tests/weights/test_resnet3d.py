@@ -13,17 +13,18 @@ from weights import writer
 from jaxact.config import UserError
 from jaxact.models import c3d, heads
 from jaxact.models import resnet3d as models
-from jaxact.models.rgbpose import ConvRecognizer, Exchange
+from jaxact.models.rgbpose import ConvRecognizer
+from jaxact.models.specs import ExchangeSpec, ResNet3DSpec
 from jaxact.weights import convert, resnet3d, table
 
-SMALL_RGB = models.Spec((2, 1, 1), 4, (0, 0, 1), (1, 2, 2), (1, 1, 1))
-SMALL_POSE = models.Spec((1, 1, 1), 4, (0, 1, 1), (2, 2, 1), (1, 1, 1), (1, 7, 7), 1, 1)
+SMALL_RGB = ResNet3DSpec((2, 1, 1), 4, (0, 0, 1), (1, 2, 2), (1, 1, 1))
+SMALL_POSE = ResNet3DSpec((1, 1, 1), 4, (0, 1, 1), (2, 2, 1), (1, 1, 1), (1, 7, 7), 1, 1)
 SMALL = {"rgb": SMALL_RGB, "pose": SMALL_POSE, "classes": 5}
-EXCHANGE = Exchange(rgb_after=(1, 2), pose_after=(1, 2))
+EXCHANGE = ExchangeSpec(rgb_after=(1, 2), pose_after=(1, 2))
 FUSED = {**SMALL, "exchange": EXCHANGE}
 
 CASES = {
-    "rgbposeconv3d_full": ("RGBPoseConv3D", {"exchange": Exchange()}),
+    "rgbposeconv3d_full": ("RGBPoseConv3D", {"exchange": ExchangeSpec()}),
     "rgb_only_slowonly_r50": ("MMAction2 SlowOnly", {"streams": "rgb"}),
     "posec3d_pose_only_32": ("MMAction2 SlowOnly", {"streams": "pose"}),
     "posec3d_slowonly_48": ("MMAction2 SlowOnly", {"streams": "pose", "pose": models.POSEC3D}),
@@ -222,7 +223,7 @@ def test_two_files_fill_the_two_paths(tmp_path, alone):
 
 
 def test_the_published_paths_grow_at_eight_places(golden):
-    target = variables_of(exchange=Exchange())
+    target = variables_of(exchange=ExchangeSpec())
     grown = {}
     for case in ("rgb_only_slowonly_r50", "posec3d_pose_only_32"):
         tensors = filled(golden / "statedict" / f"{case}.json")
@@ -257,7 +258,7 @@ def test_arrays_of_our_own_grow_alike(alone):
 
 def test_another_width_is_still_an_error(tmp_path, alone):
     path = file_of(tmp_path / "rgb.pth", resnet3d.slowonly("rgb"), alone["rgb"])
-    wide = {**SMALL, "rgb": models.Spec((2, 1, 1), 8, (0, 0, 1), (1, 2, 2), (1, 1, 1))}
+    wide = {**SMALL, "rgb": ResNet3DSpec((2, 1, 1), 8, (0, 0, 1), (1, 2, 2), (1, 1, 1))}
     with pytest.raises(
         UserError, match=r"80 sizes differ: .*a_bn/mean <- .*: \(4,\), wanted \(8,\)"
     ):

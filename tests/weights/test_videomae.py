@@ -11,8 +11,9 @@ from golden import recipe
 from weights import writer
 
 from jaxact.config import UserError
-from jaxact.models import actionformer, adapters, detector, videomae
-from jaxact.ops import position, segments
+from jaxact.models import detector, videomae
+from jaxact.models.specs import RANGES, ActionFormerSpec, AdapterSpec, VisionTransformerSpec
+from jaxact.ops import position
 from jaxact.weights import adatad, convert, table
 from jaxact.weights import videomae as names
 
@@ -21,7 +22,7 @@ CASES = {
     "mmaction2_videomae_small_160": "MMAction2 VideoMAE",
     "hf_videomae_small_160": "Hugging Face VideoMAE, linear biases",
 }
-SPEC = videomae.Spec(24, 2, 2, 48, 16, 48)
+SPEC = VisionTransformerSpec(24, 2, 2, 48, 16, 48)
 WINDOW = jax.ShapeDtypeStruct((1, 16, 32, 32, 3), jnp.float32)
 
 
@@ -91,9 +92,9 @@ def test_learned_positions_are_refused():
 
 
 def build(mode="adapter", classes=3, spec=SPEC, **fields):
-    head = actionformer.Spec(classes, 16, 2, embed=1, stem=1, branch=1)
-    adaptation = adapters.Spec(mode, **fields)
-    model = detector.Detector(head, segments.RANGES[:4], spec, adaptation)
+    head = ActionFormerSpec(classes, 16, 2, embed=1, stem=1, branch=1)
+    adaptation = AdapterSpec(mode, **fields)
+    model = detector.Detector(head, RANGES[:4], spec, adaptation)
     return shapes(model, WINDOW, jax.ShapeDtypeStruct((1, 8), bool))
 
 
@@ -201,9 +202,9 @@ def test_a_detector_of_other_classes(tmp_path):
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        (videomae.Spec(48, 2, 2, 96, 16, 48), "sizes differ"),
-        (videomae.Spec(24, 3, 2, 48, 16, 48), "variables not in the file"),
-        (videomae.Spec(24, 1, 2, 48, 16, 48), "keys in the file fit nothing"),
+        (VisionTransformerSpec(48, 2, 2, 96, 16, 48), "sizes differ"),
+        (VisionTransformerSpec(24, 3, 2, 48, 16, 48), "variables not in the file"),
+        (VisionTransformerSpec(24, 1, 2, 48, 16, 48), "keys in the file fit nothing"),
     ],
 )
 def test_weights_of_another_size_are_one_line(tmp_path, pretrained, spec, told):

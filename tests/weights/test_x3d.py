@@ -13,14 +13,15 @@ from weights import writer
 from jaxact.config import UserError
 from jaxact.models import heads, recognizer
 from jaxact.models import x3d as models
+from jaxact.models.specs import X3DSpec
 from jaxact.weights import convert, table, x3d
 
 BLOCKS = (2, 1)  # small nets where size does not matter
-SMALL = models.Spec(blocks=BLOCKS, width=8)
-SMALL_SHIFT = models.Spec(blocks=BLOCKS, width=8, temporal="shift")
+SMALL = X3DSpec(blocks=BLOCKS, width=8)
+SMALL_SHIFT = X3DSpec(blocks=BLOCKS, width=8, temporal="shift")
 X3D = {"streams": "rgb", "head_kind": "x3d", "classes": 400}
 COARSE_MAP = tuple(k % 8 for k in range(60))
-SHALLOW = models.Spec(blocks=(2, 5, 3), se="none", swish=False)
+SHALLOW = X3DSpec(blocks=(2, 5, 3), se="none", swish=False)
 
 CASES = {
     **{f"slowfast_x3d_{size}": ("SlowFast X3D", X3D) for size in ("xs", "s", "m")},
@@ -28,7 +29,7 @@ CASES = {
     **{
         f"pytorchvideo_x3d_{size}": (
             "PyTorchVideo X3D",
-            {**X3D, "rgb": models.Spec(res2_shortcut_bn=False)},
+            {**X3D, "rgb": X3DSpec(res2_shortcut_bn=False)},
         )
         for size in ("xs", "s", "m")
     },
@@ -125,7 +126,7 @@ def small_file(path, names=x3d.SLOWFAST, change=None, **fields):
 
 @pytest.fixture(scope="module")
 def two_streams():
-    pose = models.Spec(blocks=BLOCKS, width=8, temporal="shift", fold_div=4, stem_stride=1)
+    pose = X3DSpec(blocks=BLOCKS, width=8, temporal="shift", fold_div=4, stem_stride=1)
     return variables_of(3, rgb=SMALL_SHIFT, pose=pose, concrete=True)
 
 
@@ -160,7 +161,7 @@ def test_a_renamed_missing_or_surplus_key_is_named(tmp_path):
 
 
 def test_another_depth_is_an_error_even_for_an_initial_value(tmp_path):
-    deeper = models.Spec(blocks=(3, 1), width=8)
+    deeper = X3DSpec(blocks=(3, 1), width=8)
     path = small_file(tmp_path / "a.pyth", rgb=deeper)
     with pytest.raises(UserError, match=r"fit nothing: .*s2\.pathway0_res2"):
         x3d.load(path, variables_of(5, "rgb", SMALL, head_kind="x3d"))
@@ -221,7 +222,7 @@ def test_streams_trained_alone_fill_both(tmp_path, two_streams):
 
 
 def test_pytorchvideo_in_a_net_with_the_first_shortcut_bn(tmp_path):
-    without = models.Spec(blocks=BLOCKS, width=8, res2_shortcut_bn=False)
+    without = X3DSpec(blocks=BLOCKS, width=8, res2_shortcut_bn=False)
     path = small_file(tmp_path / "a.pyth", x3d.PYTORCHVIDEO, rgb=without)
     loaded, report = x3d.load(path, variables_of(5, "rgb", SMALL, head_kind="x3d"), strict=True)
     assert any("identity" in note for note in report.notes)
@@ -235,8 +236,8 @@ def test_pytorchvideo_in_a_net_with_the_first_shortcut_bn(tmp_path):
 def test_x3d_and_its_xshift_agree_on_a_clip_that_stands_still():
     # No SE, whose mean sees the clip's ends; fold_div above the width turns the shift off.
     fields = {"blocks": (1, 1), "width": 8, "se": "none"}
-    full = models.X3DFeatures(models.Spec(**fields))
-    shifted = models.X3DFeatures(models.Spec(**fields, temporal="shift", fold_div=1000))
+    full = models.X3DFeatures(X3DSpec(**fields))
+    shifted = models.X3DFeatures(X3DSpec(**fields, temporal="shift", fold_div=1000))
     frame = np.random.default_rng(1).standard_normal((1, 1, 16, 16, 3)).astype(np.float32)
     clip = np.repeat(frame, 9, axis=1)
     shapes = jax.eval_shape(lambda: full.init(jax.random.key(0), jnp.asarray(clip), train=False))

@@ -49,7 +49,7 @@ goes into --config.post.merging.classifier (and the videos to leave out into
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
-from jaxact.tasks.detection import (
+from jaxact.tasks.detection.task import (
     Backbone,
     Config,
     Data,
@@ -259,7 +259,7 @@ def drawn() -> Config:
 
 
 def tiny() -> Config:
-    """Two steps of a small network on what `jaxact.data.composed.draw` writes."""
+    """Two steps of a small network on what `jaxact.tasks.detection.sample_data.draw` writes."""
     config = composed()
     config.length, config.batch_size = "2 steps", 2
     config.model.classes, config.model.width, config.model.heads = 2, 16, 2

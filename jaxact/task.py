@@ -193,6 +193,8 @@ def make(config: Any) -> Task:
     name = config.task if "." in config.task else f"jaxact.tasks.{config.task}"
     try:
         module = importlib.import_module(name)
+        if not hasattr(module, "make"):
+            module = importlib.import_module(f"{name}.task")
     except ModuleNotFoundError as error:
         if error.name != name:
             raise

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import composed, segments
-from jaxact.data.segments import Annotation, Untrimmed
-from jaxact.evaluate import segmentation
+from jaxact.tasks.detection import annotations, sample_data
+from jaxact.tasks.detection import framewise as segmentation
+from jaxact.tasks.detection.annotations import Annotation, Untrimmed
 
 BACKGROUND = 0
 KEYS = ("gt", "scores", "offsets", "split")
@@ -33,9 +33,9 @@ KEYS = ("gt", "scores", "offsets", "split")
 
 def convert(source: Path, out: Path, ground_truth: str) -> str:
     """Reads, validates and writes an annotation; says what is in it."""
-    found = segments.read(source, ground_truth=ground_truth)
+    found = annotations.read(source, ground_truth=ground_truth)
     out.parent.mkdir(parents=True, exist_ok=True)
-    segments.write(out, found)
+    annotations.write(out, found)
     lines = [f"{out}: {len(found.videos)} videos, {len(found.names)} classes"]
     for subset in found.subsets:
         videos = found.subset(subset, segments=False)
@@ -46,19 +46,19 @@ def convert(source: Path, out: Path, ground_truth: str) -> str:
 
 def compose(source: Path, out: Path, train: int, test: int, seed: int) -> str:
     """Writes the composed set."""
-    clips = composed.pieces(source / "labels.csv", source / "videos")
-    path = composed.write(out, clips, "noFight", train=train, test=test, seed=seed)
+    clips = sample_data.pieces(source / "labels.csv", source / "videos")
+    path = sample_data.write(out, clips, "noFight", train=train, test=test, seed=seed)
     return summary(path)
 
 
 def draw(out: Path, train: int, test: int, seed: int) -> str:
     """Writes the drawn set."""
-    return summary(composed.draw(out, train=train, test=test, frames=192, seed=seed))
+    return summary(sample_data.draw(out, train=train, test=test, frames=192, seed=seed))
 
 
 def summary(path: Path) -> str:
     """One line about an annotation."""
-    found = segments.read(path)
+    found = annotations.read(path)
     count = sum(len(video.labels) for video in found.videos)
     seconds = sum(video.duration for video in found.videos)
     return f"{path}: {len(found.videos)} videos, {count} segments, {seconds:.0f} s"
@@ -115,7 +115,7 @@ def framewise(source: Path, out: Path) -> str:
             for (name, count, spans, labels), part in zip(videos, split.tolist(), strict=True)
         )
         path = out / f"split{left_out}.json"
-        segments.write(path, Annotation(str(path), names, listed))
+        annotations.write(path, Annotation(str(path), names, listed))
     return (
         f"{out}: {len(videos)} videos, {scores.shape[1]} channels, {len(names)} classes, "
         f"{len(set(split.tolist()))} splits"
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--source", type=Path, help="file or folder to read, but for drawn")
     parser.add_argument("--out", type=Path, required=True, help="file or folder to write")
     parser.add_argument(
-        "--ground-truth", default="strict", choices=segments.GROUND_TRUTHS, help="convert"
+        "--ground-truth", default="strict", choices=annotations.GROUND_TRUTHS, help="convert"
     )
     parser.add_argument("--train", type=int, default=60, help="composed, drawn: training videos")
     parser.add_argument("--test", type=int, default=20, help="composed, drawn: test videos")

@@ -16,10 +16,12 @@ from weights import writer
 from jaxact import config as schema
 from jaxact import exported
 from jaxact.config import UserError
-from jaxact.data import composed, footage, video
+from jaxact.data import video
 from jaxact.models import videomae
 from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
+from jaxact.tasks.detection import frames as footage
+from jaxact.tasks.detection import sample_data
 from jaxact.train import build, checkpoint, fit, loop, plan, state
 from jaxact.weights import table
 from jaxact.weights import videomae as names
@@ -167,7 +169,7 @@ def test_what_learns(variant, learns, everything, tmp_path):
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    composed.draw(folder, train=3, test=2)
+    sample_data.draw(folder, train=3, test=2)
     return folder
 
 

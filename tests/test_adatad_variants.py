@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from jaxact import config as schema
-from jaxact.data import composed
 from jaxact.modes import predict
+from jaxact.tasks.detection import sample_data
 from jaxact.train import build, checkpoint, loop, plan, state
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "adatad.py"
@@ -31,7 +31,7 @@ CHANNELS = 6  # of the features
 def drawn(tmp_path_factory):
     """Videos, features of them (.npy and .npz) and a video-level classifier's scores."""
     folder = tmp_path_factory.mktemp("drawn")
-    composed.draw(folder, train=2, test=2)
+    sample_data.draw(folder, train=2, test=2)
     names = json.loads((folder / "annotations.json").read_text())["database"]
     rng = np.random.default_rng(0)
     (folder / "features").mkdir()
@@ -42,7 +42,7 @@ def drawn(tmp_path_factory):
             np.save(f"{path}.npy", rows)
         else:
             np.savez(f"{path}.npz", feats=rows)
-    scores = {"results": {name: [0.7, 0.3] for name in names}, "class": list(composed.DRAWN)}
+    scores = {"results": {name: [0.7, 0.3] for name in names}, "class": list(sample_data.DRAWN)}
     (folder / "classifier.json").write_text(json.dumps(scores))
     return folder
 
@@ -106,7 +106,7 @@ def test_a_twin_works(variant, drawn, tmp_path):
     (found, *_) = [json.loads(line) for line in lines]
     assert found["duration"] == 8 and found["segments"]
     labels = {row["label"] for row in found["segments"]}
-    assert labels <= ({"action"} if config.model.classes == 1 else set(composed.DRAWN))
+    assert labels <= ({"action"} if config.model.classes == 1 else set(sample_data.DRAWN))
     assert all(0 <= row["segment"][0] <= row["segment"][1] <= 8 for row in found["segments"])
     assert len(found["segments"]) <= config.post.nms.most
 

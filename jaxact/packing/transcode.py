@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, images, listings, picture_lists, segments, video
+from jaxact.data import geometry, images, listings, picture_lists, video
+from jaxact.tasks.detection import annotations as segments
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 CHUNK = 64  # frames decoded at once

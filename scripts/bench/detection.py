@@ -26,8 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxact.evaluate import detection, segmentation
-from jaxact.evaluate.detection import Instances
+from jaxact.tasks.detection import framewise as segmentation
+from jaxact.tasks.detection import mean_ap
+from jaxact.tasks.detection.mean_ap import Instances
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPE = "configs/adatad.py"
@@ -88,7 +89,7 @@ def framewise(path: Path, fold: int) -> dict[str, float]:
         ]
     )
     real = joined([instances(n, x, None) for n, x in enumerate(wanted)])
-    mean = detection.evaluate(real, found, detection.THUMOS, scores.shape[1])
+    mean = mean_ap.evaluate(real, found, mean_ap.THUMOS, scores.shape[1])
     return mean.numbers() | segmentation.evaluate(labels, wanted, BACKGROUND)
 
 
@@ -99,7 +100,7 @@ def instances(number: int, labels: np.ndarray, scores: np.ndarray | None) -> Ins
     if scores is not None:
         parts = zip(spans, kinds, strict=True)
         certainty = np.array([scores[start:end, kind].mean() for (start, end), kind in parts])
-    return detection.instances(np.full(len(kinds), number), spans, kinds, certainty)
+    return mean_ap.instances(np.full(len(kinds), number), spans, kinds, certainty)
 
 
 def joined(parts: list[Instances]) -> Instances:

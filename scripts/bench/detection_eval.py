@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact.evaluate import detection, nms
-from jaxact.evaluate.detection import ACTIVITYNET, Instances
+from jaxact.tasks.detection import mean_ap, nms
+from jaxact.tasks.detection.mean_ap import ACTIVITYNET, Instances
 
 CLASSES = 200
 
@@ -31,11 +31,11 @@ def generated(videos: int, each: int = 100) -> tuple[Instances, Instances]:
     label = rng.integers(0, CLASSES, videos)
     start = rng.uniform(0, 80, len(owner))
     spans = np.stack([start, start + rng.gamma(2, 15, len(owner))], 1)
-    truth = detection.instances(owner, spans, label[owner])
+    truth = mean_ap.instances(owner, spans, label[owner])
     pick = rng.integers(0, len(owner), videos * each)
     near = np.sort(spans[pick] + rng.normal(0, 10, (len(pick), 2)), 1)
     guess = np.where(rng.random(len(pick)) < 0.8, label[owner[pick]], rng.integers(0, CLASSES))
-    return truth, detection.instances(owner[pick], near, guess, rng.random(len(pick)))
+    return truth, mean_ap.instances(owner[pick], near, guess, rng.random(len(pick)))
 
 
 def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
@@ -67,7 +67,7 @@ def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
             if row["video"] not in videos.groups:
                 continue
             rivals = videos.get_group(row["video"])
-            overlap = detection.iou(
+            overlap = mean_ap.iou(
                 np.array([[row["start"], row["end"]]]), rivals[["start", "end"]].to_numpy()
             )
             order = np.argsort(-overlap, kind="stable")
@@ -79,7 +79,7 @@ def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
                         taken[level, rivals.index[place]] = hits[level, index] = True
                         break
         scores.append(
-            detection.average_precision(hits, len(own)) if len(mine) else np.zeros(len(tious))
+            mean_ap.average_precision(hits, len(own)) if len(mine) else np.zeros(len(tious))
         )
     return np.mean(scores, axis=0)
 
@@ -88,7 +88,7 @@ def scoring(videos: int, share: int) -> dict[str, Any]:
     """Seconds of our evaluator on all videos, and of both on a part of them."""
     truth, found = generated(videos)
     start = time.perf_counter()
-    detection.evaluate(truth, found, ACTIVITYNET, CLASSES)
+    mean_ap.evaluate(truth, found, ACTIVITYNET, CLASSES)
     result: dict[str, Any] = {
         "videos": videos,
         "ground_truths": len(truth.video),
@@ -97,7 +97,7 @@ def scoring(videos: int, share: int) -> dict[str, Any]:
     }
     part = [rows.at(rows.video % share == 0) for rows in (truth, found)]
     start = time.perf_counter()
-    ours = detection.evaluate(*part, ACTIVITYNET, CLASSES)
+    ours = mean_ap.evaluate(*part, ACTIVITYNET, CLASSES)
     spent = time.perf_counter() - start
     try:
         start = time.perf_counter()

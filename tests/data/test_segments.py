@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import detections, segments, video_scores
+from jaxact.tasks.detection import annotations, results, video_scores
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_detection.py"
 
@@ -45,7 +45,7 @@ def segment(**fields):
 
 
 def test_the_three_json_forms(tmp_path):
-    found = segments.read(stored(tmp_path, GOOD))
+    found = annotations.read(stored(tmp_path, GOOD))
     assert found.names == ("jump", "run") and found.subsets == ("training", "validation", "test")
     a, b, c = found.videos
     assert (a.frames, a.fps, a.duration) == (300, 30.0, 10.0)
@@ -61,14 +61,14 @@ def test_csv_in_two_spellings_and_gzip(tmp_path):
     text += "a,2,9.75,jump,training,10,300\nb,,,,validation,4,\n"
     path = tmp_path / "notes.csv"
     path.write_text(text)
-    found = segments.read(path)
+    found = annotations.read(path)
     assert [v.id for v in found.videos] == ["a", "b"] and found.videos[0].fps == 30
     assert found.videos[0].segments.tolist() == [[1.0, 2.5], [2.0, 9.75]]
     assert len(found.videos[1].labels) == 0
     plain = text.replace("video,start,end", "video-id,t-start,t-end")
     packed = tmp_path / "notes.csv.gz"
     packed.write_bytes(gzip.compress(plain.encode()))
-    again = segments.read(packed)
+    again = annotations.read(packed)
     assert [v.labels.tolist() for v in again.videos] == [v.labels.tolist() for v in found.videos]
 
 
@@ -77,21 +77,21 @@ def test_tables_of_spreadsheets(tmp_path):
     rows = ["video, start, end, label", "a, 1, 2, Läufer", "", '"b,1", 3, 4, "走る\u2028x"']
     path = tmp_path / "notes.csv"
     path.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
-    found = segments.read(path)
+    found = annotations.read(path)
     assert [video.id for video in found.videos] == ["a", "b,1"]
     assert found.names == ("Läufer", "走る\u2028x")
     path.write_bytes("\r\n".join([*rows[:3], "b, 5"]).encode("utf-8-sig"))
     with pytest.raises(UserError, match="line 4: 4 cells"):  # the line of the file
-        segments.read(path)
+        annotations.read(path)
     text = json.dumps({"database": GOOD})
     (tmp_path / "notes.json").write_bytes(text.encode("utf-8-sig"))
-    assert len(segments.read(tmp_path / "notes.json").videos) == 3
+    assert len(annotations.read(tmp_path / "notes.json").videos) == 3
 
 
 def test_what_is_written_reads_the_same(tmp_path):
-    first = segments.read(stored(tmp_path, GOOD))
-    segments.write(tmp_path / "again.json", first)
-    second = segments.read(tmp_path / "again.json")
+    first = annotations.read(stored(tmp_path, GOOD))
+    annotations.write(tmp_path / "again.json", first)
+    second = annotations.read(tmp_path / "again.json")
     assert first.names == second.names
     for one, two in zip(first.videos, second.videos, strict=True):
         assert (one.id, one.subset, one.duration) == (two.id, two.subset, two.duration)
@@ -123,7 +123,7 @@ def test_what_is_written_reads_the_same(tmp_path):
 def test_errors_name_file_video_and_segment(tmp_path, database, message):
     path = stored(tmp_path, database)
     with pytest.raises(UserError, match=message) as error:
-        segments.read(path, names=("run", "jump"))
+        annotations.read(path, names=("run", "jump"))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
@@ -139,12 +139,12 @@ def test_broken_documents(tmp_path, text, message):
     path = tmp_path / "notes.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        segments.read(path)
+        annotations.read(path)
     with pytest.raises(UserError, match="no such file"):
-        segments.read(tmp_path / "absent.json")
+        annotations.read(tmp_path / "absent.json")
     (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b"x" * 999)[:15])
     with pytest.raises(UserError, match="cannot be read"):
-        segments.read(tmp_path / "cut.json.gz")
+        annotations.read(tmp_path / "cut.json.gz")
 
 
 @pytest.mark.parametrize(
@@ -161,11 +161,11 @@ def test_broken_tables(tmp_path, text, message):
     path = tmp_path / "notes.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
-        segments.read(path)
+        annotations.read(path)
 
 
 def test_a_subset_without_ground_truth_is_an_error(tmp_path):
-    found = segments.read(stored(tmp_path, GOOD))
+    found = annotations.read(stored(tmp_path, GOOD))
     with pytest.raises(UserError, match=r"'validation' has no ground truth \(1 videos"):
         found.subset("validation")
     assert len(found.subset("validation", segments=False)) == 1
@@ -174,21 +174,21 @@ def test_a_subset_without_ground_truth_is_an_error(tmp_path):
     table = tmp_path / "notes.csv"
     table.write_text("video,start,end,label\na,1,2,run\n")
     with pytest.raises(UserError, match="names no subsets; '' takes all of its videos"):
-        segments.read(table).subset("training")
+        annotations.read(table).subset("training")
 
 
 def test_rules_for_late_segments(tmp_path):
     rows = [{"label": "run", "segment": times} for times in ([1, 2], [8, 11], [10, 12], [9, 10.0])]
     path = stored(tmp_path, video(annotations=rows))
     times = {
-        rule: segments.read(path, ground_truth=rule).videos[0].segments.tolist()
+        rule: annotations.read(path, ground_truth=rule).videos[0].segments.tolist()
         for rule in ("keep", "clip", "drop")
     }
     assert times["keep"] == [[1, 2], [8, 11], [10, 12], [9, 10]]
     assert times["clip"] == [[1, 2], [8, 10], [9, 10]]
     assert times["drop"] == [[1, 2], [9, 10]]
     with pytest.raises(UserError, match="ground truth 'late' is unknown; allowed: strict, keep"):
-        segments.read(path, ground_truth="late")
+        annotations.read(path, ground_truth="late")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_rules_for_late_segments(tmp_path):
 )
 def test_the_three_ground_truths_of_thumos(real_data, rule, videos, count):
     path = real_data / "thumos14" / "thumos14_actionformer_format.json"
-    found = segments.read(path, ground_truth=rule)
+    found = annotations.read(path, ground_truth=rule)
     test = found.subset("Test")
     assert len(found.names) == 20 and len(test) == videos
     assert sum(len(video.labels) for video in test) == count
@@ -205,39 +205,39 @@ def test_the_three_ground_truths_of_thumos(real_data, rule, videos, count):
 
 def test_the_file_of_thumos_is_refused_as_it_is(real_data):
     with pytest.raises(UserError, match=r"'video_test_0000270', segment 7: .* ends at 176\.25 s"):
-        segments.read(real_data / "thumos14" / "thumos14_actionformer_format.json")
+        annotations.read(real_data / "thumos14" / "thumos14_actionformer_format.json")
 
 
 def test_activitynet(real_data):
     path = real_data / "tad_eval" / "activitynet13_val_gt.json"
-    found = segments.read(path, ground_truth="keep")
+    found = annotations.read(path, ground_truth="keep")
     assert len(found.names) == 200 and len(found.subset("validation")) == 4926
     assert sum(len(video.labels) for video in found.videos) == 7654
 
 
 def test_detections_there_and_back(tmp_path):
     found = {
-        "a": detections.Detections(
+        "a": results.Detections(
             np.array([[0.5, 1.25], [3.0, 4.0]]), np.array([0.75, 0.5]), np.array([1, 0])
         ),
-        "b": detections.Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, int)),
+        "b": results.Detections(np.zeros((0, 2)), np.zeros(0), np.zeros(0, int)),
     }
     path = tmp_path / "found.json"
-    path.write_text(json.dumps(detections.results(found, ("run", "jump"))))
+    path.write_text(json.dumps(results.results(found, ("run", "jump"))))
     # The fields without which ActivityNet's toolkit refuses a file.
     assert {"results", "version", "external_data"} == set(json.loads(path.read_text()))
-    again = detections.read(path, ("run", "jump"))
+    again = results.read(path, ("run", "jump"))
     assert list(again) == ["a", "b"] and again["b"].segment.shape == (0, 2)
     for one, two in zip(found["a"], again["a"], strict=True):
         np.testing.assert_array_equal(one, two)
-    assert detections.read(path, ("run",))["a"].label.tolist() == [-1, 0]
+    assert results.read(path, ("run",))["a"].label.tolist() == [-1, 0]
     path.write_text('{"results": {"a": [{"segment": [0, 1], "label": "x"}]}}')
     with pytest.raises(UserError, match="video 'a', segment 0: score None"):
-        detections.read(path, ("x",))
+        results.read(path, ("x",))
 
 
 def test_untrimmednet_scores_know_the_videos(real_data):
-    annotation = segments.read(
+    annotation = annotations.read(
         real_data / "thumos14" / "thumos14_actionformer_format.json", ground_truth="opentad"
     )
     videos = annotation.subset("Test")
@@ -277,10 +277,10 @@ def test_lists_of_ids(tmp_path):
     path = tmp_path / "blocked.json"
     for content in (["a", "b"], {"a": "gone", "b": "gone"}):
         path.write_text(json.dumps(content))
-        assert segments.read_ids(path) == {"a", "b"}
+        assert annotations.read_ids(path) == {"a", "b"}
     path.write_text("[1]")
     with pytest.raises(UserError, match="a JSON list of video ids"):
-        segments.read_ids(path)
+        annotations.read_ids(path)
 
 
 # ---------------------------------------------------------------------------------------- script
@@ -296,12 +296,12 @@ def test_prepare_converts(tmp_path, prepare, capsys):
     given = ["--source", str(stored(tmp_path, GOOD)), "--out", str(out)]
     assert prepare(["convert", *given]) == 0
     assert "3 videos, 2 classes" in capsys.readouterr().out
-    assert [video.id for video in segments.read(out).videos] == ["a", "b", "c"]
+    assert [video.id for video in annotations.read(out).videos] == ["a", "b", "c"]
     late = ["--source", str(stored(tmp_path, segment(segment=[1, 12]))), "--out", str(out)]
     assert prepare(["convert", *late]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert prepare(["convert", *late, "--ground-truth", "clip"]) == 0
-    assert segments.read(out).videos[0].segments.tolist() == [[1, 10]]
+    assert annotations.read(out).videos[0].segments.tolist() == [[1, 10]]
 
 
 def test_prepare_framewise(tmp_path, prepare, capsys):
@@ -312,7 +312,7 @@ def test_prepare_framewise(tmp_path, prepare, capsys):
     np.savez(source, **arrays, split=np.array([1, 2], np.int8))
     given = ["framewise", "--source", str(source), "--out", str(tmp_path / "out")]
     assert prepare(given) == 0
-    found = segments.read(tmp_path / "out" / "split2.json", names=("action01", "action02"))
+    found = annotations.read(tmp_path / "out" / "split2.json", names=("action01", "action02"))
     assert [video.subset for video in found.videos] == ["training", "validation"]
     first = found.videos[0]
     assert first.segments.tolist() == [[2, 4], [4, 5]] and first.labels.tolist() == [1, 0]
@@ -354,7 +354,7 @@ def test_broken_framewise_scores(tmp_path, prepare, capsys, arrays, message):
 def test_prepare_framewise_of_50_salads(tmp_path, prepare, real_data):
     source = real_data / "tad_eval" / "salads50_mid_svm.npz"
     assert prepare(["framewise", "--source", str(source), "--out", str(tmp_path)]) == 0
-    parts = [segments.read(tmp_path / f"split{k}.json") for k in range(1, 6)]
+    parts = [annotations.read(tmp_path / f"split{k}.json") for k in range(1, 6)]
     assert all(len(part.names) == 17 and len(part.subset("validation")) == 10 for part in parts)
     tested = [video.id for part in parts for video in part.subset("validation")]
     assert len(set(tested)) == 50
@@ -364,7 +364,7 @@ def test_prepare_composes(tmp_path, prepare, real_data, capsys):
     given = ["--source", str(real_data / "fight_surv"), "--out", str(tmp_path)]
     assert prepare(["composed", *given, "--train", "1", "--test", "1"]) == 0
     assert "2 videos, 8 segments" in capsys.readouterr().out
-    found = segments.read(tmp_path / "annotations.json")
+    found = annotations.read(tmp_path / "annotations.json")
     assert found.names == ("fight",) and found.subsets == ("training", "validation")
 
 
@@ -372,7 +372,7 @@ def test_prepare_draws(tmp_path, prepare, capsys):
     out = tmp_path / "drawn"
     assert prepare(["drawn", "--out", str(out), "--train", "1", "--test", "1"]) == 0
     assert "2 videos" in capsys.readouterr().out
-    found = segments.read(out / "annotations.json")
+    found = annotations.read(out / "annotations.json")
     assert [(video.id, video.subset, video.frames) for video in found.videos] == [
         ("train0000", "training", 192),
         ("test0000", "validation", 192),

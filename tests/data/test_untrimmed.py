@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import composed, features, footage, segments, splits, untrimmed, windows
-from jaxact.data.untrimmed import Data
 from jaxact.data.video import Video
+from jaxact.tasks.detection import annotations, dataset, examples, features, sample_data, windows
+from jaxact.tasks.detection import frames as footage
+from jaxact.tasks.detection.examples import Data
 
 FULL = types.SimpleNamespace(size=32, augment="full")
 PLAIN = types.SimpleNamespace(size=32, augment="none")
@@ -21,7 +22,7 @@ PLAIN = types.SimpleNamespace(size=32, augment="none")
 def drawn(tmp_path_factory):
     """A generated set: 3 + 2 videos of 96 frames, 8 s, 36 x 48 px."""
     folder = tmp_path_factory.mktemp("drawn")
-    composed.draw(folder, train=3, test=2)
+    sample_data.draw(folder, train=3, test=2)
     return folder
 
 
@@ -33,7 +34,7 @@ def settings(folder, **fields) -> Data:
         **fields,
     }
     data = Data(**given)
-    untrimmed.validate(data)
+    examples.validate(data)
     return data
 
 
@@ -60,7 +61,7 @@ def test_every_step_is_in_a_window(overlap):
 
 def test_thumos_has_792_test_windows(real_data):
     path = real_data / "thumos14" / "thumos14_opentad_style_reconstructed.json"
-    annotation = segments.read(path, ground_truth="opentad")
+    annotation = annotations.read(path, ground_truth="opentad")
     steps = [windows.count(video.frames, 4) for video in annotation.subset("validation")]
     assert sum(len(windows.sliding(n, 768, 0.5)) for n in steps) == 792
     assert sum(n < 768 for n in steps) == 60
@@ -127,25 +128,25 @@ def test_features_stretched_to_a_length():
 def test_arrays_have_the_promised_shapes(drawn):
     data = settings(drawn)
     for purpose in ("train", "val"):
-        source = splits.source(data, 2, purpose)
+        source = dataset.source(data, 2, purpose)
         assert len(source) == {"train": 3, "val": 6}[purpose] and len(set(source.ids)) == len(
             source
         )
-        wanted = untrimmed.shapes(data, FULL, purpose)
+        wanted = examples.shapes(data, FULL, purpose)
         for index in range(len(source)):
-            found = untrimmed.prepare(
+            found = examples.prepare(
                 data, 2, source[index], np.random.default_rng(index), FULL, purpose
             )
             assert {k: (np.shape(v), np.asarray(v).dtype) for k, v in found.items()} == {
                 k: (shape, np.dtype(kind)) for k, (shape, kind) in wanted.items()
             }
-            assert untrimmed.audit(data, source[index]) == ""
+            assert examples.audit(data, source[index]) == ""
 
 
 def test_evaluation_frames_and_clock(drawn):
     data = settings(drawn)
-    sample = splits.source(data, 2, "val")[1]
-    found = untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
+    sample = dataset.source(data, 2, "val")[1]
+    found = examples.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
     assert (sample.start, sample.end) == (16, 48) and sample.fps == 12
     np.testing.assert_allclose(found["clock"], [32 / 12, 2 / 12, 8.0], rtol=1e-6)
     with Video(sample.path) as video:
@@ -157,19 +158,19 @@ def test_evaluation_frames_and_clock(drawn):
 
 def test_scale_reads_more_frames_of_the_same_time(drawn):
     data = settings(drawn, scale=2, window=16, stride=4)
-    sample = splits.source(data, 2, "val")[0]
-    found = untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
+    sample = dataset.source(data, 2, "val")[0]
+    found = examples.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
     assert found["frames"].shape == (32, 32, 32, 3) and found["valid"].shape == (16,)
     every = settings(drawn, window=32, stride=2)
-    first = splits.source(every, 2, "val")[0]
-    same = untrimmed.prepare(every, 2, first, np.random.default_rng(0), PLAIN, "val")
+    first = dataset.source(every, 2, "val")[0]
+    same = examples.prepare(every, 2, first, np.random.default_rng(0), PLAIN, "val")
     np.testing.assert_array_equal(found["frames"], same["frames"])
 
 
 def test_a_short_video_is_padded_with_its_last_frame(drawn):
     data = settings(drawn, window=64)
-    sample = splits.source(data, 2, "val")[0]
-    found = untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
+    sample = dataset.source(data, 2, "val")[0]
+    found = examples.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
     assert found["valid"].sum() == 48
     assert (found["frames"][48:] == found["frames"][47]).all()
     assert (found["frames"][47] != found["frames"][46]).any()
@@ -177,10 +178,10 @@ def test_a_short_video_is_padded_with_its_last_frame(drawn):
 
 def test_training_segments_stand_where_the_annotation_says(drawn):
     data = settings(drawn)
-    source = splits.source(data, 2, "train")
+    source = dataset.source(data, 2, "train")
     for index in range(12):
         sample = source[index % 3]
-        found = untrimmed.prepare(data, 2, sample, np.random.default_rng(index), PLAIN, "train")
+        found = examples.prepare(data, 2, sample, np.random.default_rng(index), PLAIN, "train")
         real = found["labels"] >= 0
         assert 1 <= real.sum() <= 8 and (found["segments"][~real] == 0).all()
         first, step, _ = found["clock"]
@@ -190,7 +191,7 @@ def test_training_segments_stand_where_the_annotation_says(drawn):
             gap = np.abs(own - [start, end]).min(0)
             # Cut by the crop at most a quarter; whole frames: within one of 12 a second.
             assert gap.min() <= 1 / 12 + 1e-4
-        agnostic = untrimmed.prepare(data, 1, sample, np.random.default_rng(index), PLAIN, "train")
+        agnostic = examples.prepare(data, 1, sample, np.random.default_rng(index), PLAIN, "train")
         np.testing.assert_array_equal(agnostic["labels"] >= 0, real)
         assert set(agnostic["labels"].tolist()) <= {0, -1}
 
@@ -221,22 +222,22 @@ def test_all_frames_share_one_draw(tmp_path):
 
 def test_whole_videos_resized(drawn):
     data = settings(drawn, mode="resize", window=16, scale=2, smallest=0.3)
-    source = splits.source(data, 2, "val")
+    source = dataset.source(data, 2, "val")
     assert len(source) == 2
-    found = untrimmed.prepare(data, 2, source[0], np.random.default_rng(0), PLAIN, "val")
+    found = examples.prepare(data, 2, source[0], np.random.default_rng(0), PLAIN, "val")
     assert found["frames"].shape[0] == 32 and found["valid"].all()
     np.testing.assert_allclose(found["clock"], [0, 0.5, 8])
-    train = splits.source(data, 2, "train")[0]
-    _, labels = untrimmed.in_steps(data, train)
+    train = dataset.source(data, 2, "train")[0]
+    _, labels = examples.in_steps(data, train)
     assert len(labels) == (np.diff(train.video.segments) >= 0.3 * 8).sum()
-    every, _ = untrimmed.in_steps(dataclasses.replace(data, smallest=0.0), train)
+    every, _ = examples.in_steps(dataclasses.replace(data, smallest=0.0), train)
     np.testing.assert_allclose(every, train.video.segments * 2)
     late = dataclasses.replace(
         train.video, segments=np.array([[6.0, 9.5], [8.5, 9.0]]), labels=np.array([0, 1])
     )
-    cut, _ = untrimmed.in_steps(data, dataclasses.replace(train, video=late))
+    cut, _ = examples.in_steps(data, dataclasses.replace(train, video=late))
     np.testing.assert_allclose(cut, [[12, 16]])  # as the reference: cut to the video
-    both, _ = untrimmed.in_steps(
+    both, _ = examples.in_steps(
         dataclasses.replace(data, smallest=0.0), dataclasses.replace(train, video=late)
     )
     np.testing.assert_allclose(both, [[12, 16], [16, 16]])
@@ -250,16 +251,16 @@ def test_whole_videos_may_have_another_frame_rate_than_annotated(drawn, tmp_path
     (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
     fields = dict(annotations=str(tmp_path / "notes.json"), mode="resize", window=16, scale=2)
     data = settings(drawn, **fields)
-    source = splits.source(data, 2, "val")
-    found = untrimmed.prepare(data, 2, source[0], np.random.default_rng(0), PLAIN, "val")
+    source = dataset.source(data, 2, "val")
+    found = examples.prepare(data, 2, source[0], np.random.default_rng(0), PLAIN, "val")
     usual = settings(drawn, **{**fields, "annotations": str(drawn / "annotations.json")})
-    wanted = untrimmed.prepare(
-        usual, 2, splits.source(usual, 2, "val")[0], np.random.default_rng(0), PLAIN, "val"
+    wanted = examples.prepare(
+        usual, 2, dataset.source(usual, 2, "val")[0], np.random.default_rng(0), PLAIN, "val"
     )
     np.testing.assert_array_equal(found["frames"], wanted["frames"])
-    assert untrimmed.audit(data, source[0]) == ""
+    assert examples.audit(data, source[0]) == ""
     with pytest.raises(UserError, match=r"test0001\.mp4: lasts 8 s, but the annotation says 30 s"):
-        untrimmed.prepare(data, 2, source[1], np.random.default_rng(0), PLAIN, "val")
+        examples.prepare(data, 2, source[1], np.random.default_rng(0), PLAIN, "val")
 
 
 def test_more_frames_than_annotated_at_another_rate_are_refused(drawn, tmp_path):
@@ -269,11 +270,11 @@ def test_more_frames_than_annotated_at_another_rate_are_refused(drawn, tmp_path)
     database["test0001"] |= {"frame": 60, "duration": 5.0, "annotations": []}
     (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
     data = settings(drawn, annotations=str(tmp_path / "notes.json"), stride=1)
-    half, longer = splits.source(data, 2, "val")[0], splits.source(data, 2, "val")[-1]
+    half, longer = dataset.source(data, 2, "val")[0], dataset.source(data, 2, "val")[-1]
     with pytest.raises(UserError, match=r"96 frames, 12 a second, but .* 48, 6 a second"):
-        untrimmed.prepare(data, 2, half, np.random.default_rng(0), PLAIN, "val")
+        examples.prepare(data, 2, half, np.random.default_rng(0), PLAIN, "val")
     # Of the same rate and only longer than annotated: what is annotated is read.
-    assert longer.number == 4 and untrimmed.audit(data, longer) == ""
+    assert longer.number == 4 and examples.audit(data, longer) == ""
 
 
 def test_a_file_far_shorter_than_its_annotated_duration_is_refused(drawn, tmp_path):
@@ -284,9 +285,9 @@ def test_a_file_far_shorter_than_its_annotated_duration_is_refused(drawn, tmp_pa
         del database[name]["frame"]
     (tmp_path / "notes.json").write_text(json.dumps({"database": database}))
     data = settings(drawn, annotations=str(tmp_path / "notes.json"))
-    by_name = {sample.video.id: sample for sample in splits.source(data, 2, "val")}
-    assert "lasts 8 s, but the annotation says 30 s" in untrimmed.audit(data, by_name["test0000"])
-    assert untrimmed.audit(data, by_name["test0001"]) == ""
+    by_name = {sample.video.id: sample for sample in dataset.source(data, 2, "val")}
+    assert "lasts 8 s, but the annotation says 30 s" in examples.audit(data, by_name["test0000"])
+    assert examples.audit(data, by_name["test0001"]) == ""
 
 
 def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
@@ -299,10 +300,10 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
     frames = [np.full((32, 32, 3), level, np.uint8) for level in levels]
     video.write(path, frames, 20, crf=1, gop=10, times=times)
     data = Data(videos=str(tmp_path), stride=2, window=32, test_size=32)
-    parts = splits.examples(data, str(path))
+    parts = dataset.examples(data, str(path))
     seen = 0
     for sample in parts.samples:
-        found = untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "predict")
+        found = examples.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "predict")
         at = found["clock"][0] + np.arange(32) * found["clock"][1]
         shown = (found["frames"].mean((1, 2, 3)) - 20) / 25
         near = found["valid"] & (at <= times[-1])
@@ -318,8 +319,8 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
         "video,start,end,label,duration,frames\njump,1,2,x,10,100\n", encoding="utf-8"
     )
     data = dataclasses.replace(data, annotations=str(tmp_path / "notes.csv"), val_split="")
-    counted = splits.source(data, 1, "val")[0]
-    found = untrimmed.prepare(data, 1, counted, np.random.default_rng(0), PLAIN, "val")
+    counted = dataset.source(data, 1, "val")[0]
+    found = examples.prepare(data, 1, counted, np.random.default_rng(0), PLAIN, "val")
     assert np.abs(found["frames"].mean((1, 2, 3)) - levels[0:64:2]).max() < 4
     steady = tmp_path / "steady.mp4"
     video.write(steady, frames[:50], 29.97, gop=10)
@@ -329,24 +330,24 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
 
 def test_truth_of_the_subset_that_was_predicted(drawn, tmp_path):
     data = settings(drawn)
-    video, table, label = splits.truth(data, np.array([4, 3]))
-    found = splits.annotation(data)
+    video, table, label = dataset.truth(data, np.array([4, 3]))
+    found = dataset.annotation(data)
     assert set(video.tolist()) == {3, 4} and len(table) == len(label) == len(video)
     np.testing.assert_array_equal(table[video == 4], found.videos[4].segments)
     (tmp_path / "blocked.json").write_text(json.dumps([found.videos[3].id]))
     blocked = settings(drawn, blocked=str(tmp_path / "blocked.json"))
-    assert set(splits.truth(blocked, np.array([4]))[0].tolist()) == {4}
-    assert {sample.number for sample in splits.source(blocked, 2, "val").samples} == {4}
+    assert set(dataset.truth(blocked, np.array([4]))[0].tolist()) == {4}
+    assert {sample.number for sample in dataset.source(blocked, 2, "val").samples} == {4}
     (tmp_path / "blocked.json").write_text(json.dumps([f"v_{found.videos[3].id}"]))
     with pytest.raises(UserError, match=r"blocked\.json: none of its 1 ids is in .*'v_test0000'"):
-        splits.source(blocked, 2, "val")
+        dataset.source(blocked, 2, "val")
 
 
 def test_truth_of_all_subsets_together(drawn):
     """val_split="" evaluates every video of the file; so must the ground truth be of every one."""
     data = settings(drawn, val_split="")
-    numbers = np.array([sample.number for sample in splits.source(data, 2, "val").samples])
-    assert set(splits.truth(data, numbers)[0].tolist()) == {0, 1, 2, 3, 4}
+    numbers = np.array([sample.number for sample in dataset.source(data, 2, "val").samples])
+    assert set(dataset.truth(data, numbers)[0].tolist()) == {0, 1, 2, 3, 4}
 
 
 def test_names_of_files(drawn, tmp_path):
@@ -357,38 +358,38 @@ def test_names_of_files(drawn, tmp_path):
         suffix = ".mp4" if name == "test0000" else ".mkv"
         (videos / f"v_{name}{suffix}").write_bytes((drawn / "videos" / f"{name}.mp4").read_bytes())
     data = settings(drawn, videos=str(videos), prefix="v_", video_suffix="")
-    source = splits.source(data, 2, "val")
+    source = dataset.source(data, 2, "val")
     assert {sample.video.id for sample in source.samples} == {"test0000", "test0001"}
     assert {sample.path.rsplit("/", 1)[1] for sample in source.samples} == {
         "v_test0000.mp4",
         "v_test0001.mkv",
     }
-    assert [untrimmed.audit(data, sample) for sample in source.samples] == [""] * len(source)
-    assert "no such file" in untrimmed.audit(data, splits.source(data, 2, "train")[0])
+    assert [examples.audit(data, sample) for sample in source.samples] == [""] * len(source)
+    assert "no such file" in examples.audit(data, dataset.source(data, 2, "train")[0])
     (tmp_path / "own.csv").write_text("video,start,end,label\nv_test0001.mkv,1,2,across\n")
     data = settings(drawn, videos=str(videos), video_suffix="", val_split="")
     data.annotations = str(tmp_path / "own.csv")  # whose ids are file names
-    assert splits.source(data, 1, "val")[0].path.endswith("/v_test0001.mkv")
+    assert dataset.source(data, 1, "val")[0].path.endswith("/v_test0001.mkv")
 
 
 def test_labels_do_not_matter_in_prediction(drawn, tmp_path):
     (tmp_path / "names.txt").write_text("run\njump\n")
     data = settings(drawn, class_names=str(tmp_path / "names.txt"))
-    assert len(splits.examples(data, str(drawn / "annotations.json"))) == 15
+    assert len(dataset.examples(data, str(drawn / "annotations.json"))) == 15
 
 
 def test_examples_of_a_file_a_folder_and_a_list(drawn):
     data = settings(drawn)
     one = drawn / "videos" / "test0000.mp4"
-    assert splits.examples(data, str(one)).ids == [f"{one}#{k}" for k in range(3)]
-    assert len(splits.examples(data, str(drawn / "videos"))) == 15
-    listed = splits.examples(data, str(drawn / "annotations.json"))
+    assert dataset.examples(data, str(one)).ids == [f"{one}#{k}" for k in range(3)]
+    assert len(dataset.examples(data, str(drawn / "videos"))) == 15
+    listed = dataset.examples(data, str(drawn / "annotations.json"))
     assert len(listed) == 15 and listed.ids[0] == "train0000#0"
-    found = untrimmed.prepare(data, 2, listed[0], np.random.default_rng(0), PLAIN, "predict")
+    found = examples.prepare(data, 2, listed[0], np.random.default_rng(0), PLAIN, "predict")
     assert found["frames"].shape == (32, 32, 32, 3)
     for path, message in ((drawn / "absent", "does not exist"), (drawn / "manifest.json", "needs")):
         with pytest.raises(UserError, match=message):
-            splits.examples(data, str(path))
+            dataset.examples(data, str(path))
 
 
 # -------------------------------------------------------------------------------------- features
@@ -420,32 +421,32 @@ def featured(folder, **fields) -> Data:
         **fields,
     }
     data = Data(**given)
-    untrimmed.validate(data)
+    examples.validate(data)
     return data
 
 
 def test_windows_of_features(extracted):
     data = featured(extracted)
-    source = splits.source(data, 1, "val")
+    source = dataset.source(data, 1, "val")
     assert [(s.start, s.end) for s in source.samples] == [(0, 64), (26, 90)]
-    found = untrimmed.prepare(data, 1, source[1], np.random.default_rng(0), PLAIN, "val")
+    found = examples.prepare(data, 1, source[1], np.random.default_rng(0), PLAIN, "val")
     assert found["features"][:, 0].tolist() == list(range(26, 90))
     np.testing.assert_allclose(found["clock"], [2.6, 0.1, 9.0], rtol=1e-6)
-    sample = splits.source(data, 1, "train")[0]
-    crop = untrimmed.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "train")
+    sample = dataset.source(data, 1, "train")[0]
+    crop = examples.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "train")
     first = crop["features"][0, 0]
     assert crop["segments"][0].tolist() == [max(20 - first, 0), min(40 - first, 64)]
     short = featured(extracted, window=128)
-    padded = untrimmed.prepare(
-        short, 1, splits.source(short, 1, "val")[0], np.random.default_rng(0), PLAIN, "val"
+    padded = examples.prepare(
+        short, 1, dataset.source(short, 1, "val")[0], np.random.default_rng(0), PLAIN, "val"
     )
     assert padded["valid"].sum() == 90 and (padded["features"][90:] == 0).all()
 
 
 def test_whole_features_resized(extracted):
     data = featured(extracted, mode="resize", window=45)
-    sample = splits.source(data, 1, "val")[0]
-    found = untrimmed.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "val")
+    sample = dataset.source(data, 1, "val")[0]
+    found = examples.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "val")
     np.testing.assert_allclose(found["features"][:, 0], np.arange(45) * 2 + 0.5)
     np.testing.assert_allclose(found["clock"], [0, 0.2, 9.0], rtol=1e-6)
 
@@ -453,10 +454,10 @@ def test_whole_features_resized(extracted):
 def test_features_that_contradict_the_annotation(extracted):
     np.save(extracted / "a.npy", np.zeros((150, 6), np.float32))
     with pytest.raises(UserError, match=r"a.npy: 150 features, .* 400 frames make 200 steps"):
-        splits.source(featured(extracted), 1, "train")
+        dataset.source(featured(extracted), 1, "train")
     (extracted / "a.npy").unlink()
     with pytest.raises(UserError, match=r"has no features of 'a' \(a\.npy or a\.npz\)"):
-        splits.source(featured(extracted), 1, "train")
+        dataset.source(featured(extracted), 1, "train")
 
 
 def test_all_missing_features_are_counted_at_once(extracted):
@@ -464,7 +465,7 @@ def test_all_missing_features_are_counted_at_once(extracted):
     (extracted / "b.npz").unlink()
     data = featured(extracted, val_split="")
     with pytest.raises(UserError, match=r"features of 'a' .* and of 1 more; config\.data\.blocked"):
-        splits.source(data, 1, "val")
+        dataset.source(data, 1, "val")
 
 
 @pytest.mark.parametrize(
@@ -477,18 +478,18 @@ def test_all_missing_features_are_counted_at_once(extracted):
 )
 def test_broken_features(extracted, array, message):
     data = featured(extracted)
-    sample = splits.source(data, 1, "train")[0]
+    sample = dataset.source(data, 1, "train")[0]
     np.save(extracted / "a.npy", array)
     with pytest.raises(UserError, match=message):
-        untrimmed.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "train")
-    assert "a.npy" in untrimmed.audit(data, sample)
+        examples.prepare(data, 1, sample, np.random.default_rng(0), PLAIN, "train")
+    assert "a.npy" in examples.audit(data, sample)
 
 
 def test_features_that_are_no_table(extracted):
     """A dictionary saved with np.save is an array without axes."""
     np.save(extracted / "a.npy", np.array({"feats": 1}))
     with pytest.raises(UserError, match=r"a\.npy: features of shape \(\), needed: \[steps, 6\]"):
-        splits.source(featured(extracted), 1, "train")
+        dataset.source(featured(extracted), 1, "train")
 
 
 def test_archives_of_features(tmp_path):
@@ -506,7 +507,7 @@ def test_archives_of_features(tmp_path):
 
 def test_a_video_shorter_than_one_clip(drawn):
     with pytest.raises(UserError, match="96 frames, of which 12 are read; needed: 16"):
-        splits.source(settings(drawn, stride=8), 2, "val")
+        dataset.source(settings(drawn, stride=8), 2, "val")
 
 
 def test_an_annotation_longer_than_its_video(drawn, tmp_path):
@@ -514,40 +515,40 @@ def test_an_annotation_longer_than_its_video(drawn, tmp_path):
     database["test0000"] |= {"frame": 200, "duration": 200 / 12}
     (tmp_path / "long.json").write_text(json.dumps({"database": database}))
     data = settings(drawn, annotations=str(tmp_path / "long.json"))
-    sample = splits.source(data, 2, "val")[0]
+    sample = dataset.source(data, 2, "val")[0]
     with pytest.raises(UserError, match="96 frames, but the annotation has 200"):
-        untrimmed.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
-    assert "annotation has 200" in untrimmed.audit(data, sample)
+        examples.prepare(data, 2, sample, np.random.default_rng(0), PLAIN, "val")
+    assert "annotation has 200" in examples.audit(data, sample)
 
 
 def test_more_segments_than_places(drawn):
     data = settings(drawn, most=1, window=48)
-    sample = splits.source(data, 2, "train")[0]
+    sample = dataset.source(data, 2, "train")[0]
     with pytest.raises(UserError, match=r"segments in one window, config\.data\.most=1"):
         for seed in range(20):
-            untrimmed.prepare(data, 2, sample, np.random.default_rng(seed), PLAIN, "train")
+            examples.prepare(data, 2, sample, np.random.default_rng(seed), PLAIN, "train")
 
 
 def test_classes_of_model_and_annotation(drawn, tmp_path):
-    assert splits.class_names(settings(drawn), 2) == ("across", "down")
-    assert splits.class_names(settings(drawn), 1) == ("across", "down")  # class-agnostic
+    assert dataset.class_names(settings(drawn), 2) == ("across", "down")
+    assert dataset.class_names(settings(drawn), 1) == ("across", "down")  # class-agnostic
     with pytest.raises(UserError, match=r"2 classes, config\.model\.classes=5"):
-        splits.source(settings(drawn), 5, "train")
+        dataset.source(settings(drawn), 5, "train")
     (tmp_path / "names.txt").write_text("down\nacross\n")
     named = settings(drawn, class_names=str(tmp_path / "names.txt"))
-    assert splits.class_names(named, 2) == ("down", "across")
+    assert dataset.class_names(named, 2) == ("down", "across")
     (tmp_path / "names.txt").write_bytes("\ufeffdown\nacross\n".encode())  # of a Windows editor
-    assert splits.class_names(named, 2) == ("down", "across")
-    assert len(splits.source(named, 2, "val")) == 6
+    assert dataset.class_names(named, 2) == ("down", "across")
+    assert len(dataset.source(named, 2, "val")) == 6
     (tmp_path / "names.txt").write_bytes("Läufer\nb".encode("latin-1"))
     with pytest.raises(UserError, match=r"names\.txt: cannot be read"):
-        splits.class_names(named, 2)
+        dataset.class_names(named, 2)
     (tmp_path / "names.txt").write_text("down\nacross\ndown\n")
     with pytest.raises(UserError, match="names 'down' twice"):
-        splits.source(named, 3, "train")
+        dataset.source(named, 3, "train")
     (tmp_path / "names.txt").write_text("down\nup\n")
     with pytest.raises(UserError, match="label 'across' is none of the 2 classes"):
-        splits.source(named, 2, "train")
+        dataset.source(named, 2, "train")
 
 
 @pytest.mark.parametrize(
@@ -570,21 +571,21 @@ def test_classes_of_model_and_annotation(drawn, tmp_path):
 )
 def test_fields_are_checked(fields, message):
     with pytest.raises(UserError, match=message):
-        untrimmed.validate(Data(**fields))
+        examples.validate(Data(**fields))
 
 
 # -------------------------------------------------------------------------------------- composed
 
 
 def test_drawn_videos_are_the_same_twice_and_kept(tmp_path):
-    first = composed.draw(tmp_path / "a", train=1, test=1, frames=48)
-    second = composed.draw(tmp_path / "b", train=1, test=1, frames=48)
+    first = sample_data.draw(tmp_path / "a", train=1, test=1, frames=48)
+    second = sample_data.draw(tmp_path / "b", train=1, test=1, frames=48)
     for name in ("annotations.json", "videos/train0000.mp4", "videos/test0000.mp4"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     stamp = (tmp_path / "a" / "videos" / "train0000.mp4").stat().st_mtime_ns
-    composed.draw(tmp_path / "a", train=1, test=1, frames=48)
+    sample_data.draw(tmp_path / "a", train=1, test=1, frames=48)
     assert (tmp_path / "a" / "videos" / "train0000.mp4").stat().st_mtime_ns == stamp
-    for video in segments.read(first).videos + segments.read(second).videos:
+    for video in annotations.read(first).videos + annotations.read(second).videos:
         assert len(video.labels) and video.frames == 48
         assert (np.diff(video.segments.ravel()) >= 0).all()
 
@@ -600,11 +601,11 @@ def test_composed_videos_change_where_they_say(tmp_path):
         path = tmp_path / f"clip{index}.mp4"
         frames = [np.full((32, 40, 3), level, np.uint8)] * (8 + index)
         video.write(path, frames, 8, gop=8)
-        clips.append(composed.Piece(str(path), label, split))
-    out = composed.write(
+        clips.append(sample_data.Piece(str(path), label, split))
+    out = sample_data.write(
         tmp_path / "set", clips, "rest", train=2, test=1, actions=2, fps=10.0, size=(32, 32)
     )
-    annotation = segments.read(out)
+    annotation = annotations.read(out)
     assert annotation.names == ("run",) and annotation.subsets == ("training", "validation")
     for row in annotation.videos:
         with Video(tmp_path / "set" / "videos" / f"{row.id}.mp4") as opened:
@@ -616,14 +617,14 @@ def test_composed_videos_change_where_they_say(tmp_path):
         np.testing.assert_array_equal(bright, wanted)
         assert len(row.labels) == 2 and row.duration == pytest.approx(row.frames / 10)
     with pytest.raises(UserError, match="split 'train' needs clips of 'walk'"):
-        composed.write(tmp_path / "none", clips, "walk", train=1, test=0)
+        sample_data.write(tmp_path / "none", clips, "walk", train=1, test=0)
 
 
 def test_pieces_of_a_table(tmp_path, real_data):
     folder = real_data / "fight_surv"
-    clips = composed.pieces(folder / "labels.csv", folder / "videos")
+    clips = sample_data.pieces(folder / "labels.csv", folder / "videos")
     assert len(clips) == 300 and {clip.label for clip in clips} == {"fight", "noFight"}
     assert sum(clip.split == "test" for clip in clips) == 80
     (tmp_path / "bad.csv").write_text("file,label,split\na.mp4,run,dev\n")
     with pytest.raises(UserError, match="line 2: split 'dev'"):
-        composed.pieces(tmp_path / "bad.csv", tmp_path)
+        sample_data.pieces(tmp_path / "bad.csv", tmp_path)

@@ -12,7 +12,8 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact import task as tasks
-from jaxact.data import composed, generated, generated_scenes, pipeline
+from jaxact.data import generated, generated_scenes, pipeline
+from jaxact.tasks.detection import sample_data
 from jaxact.train import plan
 
 RECIPES = ("x3d", "rgbpose_conv3d", "adatad", "relation", "crop")
@@ -59,7 +60,7 @@ def configs(tmp_path_factory):
     for name in ("x3d", "rgbpose_conv3d"):
         loaded[name].data.annotations = str(folder / "clips" / "annotations.pkl")
         loaded[name].data.videos = str(folder / "clips" / "clips")
-    composed.draw(folder / "drawn", train=1, test=1)
+    sample_data.draw(folder / "drawn", train=1, test=1)
     loaded["adatad"].data.annotations = str(folder / "drawn" / "annotations.json")
     loaded["adatad"].data.videos = str(folder / "drawn" / "videos")
     scenes = {"train": 1, "val": 1, "test": 1}

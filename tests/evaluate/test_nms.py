@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.evaluate import nms
-from jaxact.evaluate.nms import Nms
+from jaxact.tasks.detection import nms
+from jaxact.tasks.detection.nms import Nms
 
 CONFIGS = ("adapter", "frozen", "top100", "anet", "hard", "linear", "vanilla")
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.models import actionformer, adapters, detector, sequence
+from jaxact.models import actionformer, adapters, sequence
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import RANGES, ActionFormerSpec
 from jaxact.ops import detection_losses, segments
+from jaxact.tasks.detection import network
 from jaxact.weights import adatad, convert
 from jaxact.weights.table import flatten, translate
 
@@ -38,9 +39,9 @@ def vectors(golden):
 @pytest.fixture(scope="module")
 def case(vectors):
     """The golden detector, its f64 variables, features, mask."""
-    model = detector.Detector(GOLDEN, dtype=jnp.float64)
+    model = network.Detector(GOLDEN, dtype=jnp.float64)
     tensors = {k.removeprefix("param/"): v for k, v in vectors.items() if k.startswith("param/")}
-    target = shapes_of(detector.Detector(GOLDEN), (64, 12), 64)
+    target = shapes_of(network.Detector(GOLDEN), (64, 12), 64)
     variables, report = convert.apply(adatad.ADATAD, tensors, target, strict=False)
     assert report.missing == ["normaliser/positives"] and not report.unused
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), variables["params"])
@@ -157,14 +158,14 @@ WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280, "g": 1408}
     ],
 )
 def test_parameters_of_the_parts(size, projection):
-    params = shapes_of(detector.Detector(), (64, WIDTHS[size]), 64)["params"]
+    params = shapes_of(network.Detector(), (64, WIDTHS[size]), 64)["params"]
     found = {name: count(part) for name, part in params.items()}
     assert found == {"projection": projection, "neck": 6_144, "head": 3_183_644}
 
 
 def test_parameters_for_activitynet():
     spec = ActionFormerSpec(classes=1, width=256, positions=192)
-    params = shapes_of(detector.Detector(spec), (64, 384), 64)["params"]
+    params = shapes_of(network.Detector(spec), (64, 384), 64)["params"]
     found = {name: count(part) for name, part in params.items()}
     assert found == {"projection": 6_051_328, "neck": 3_072, "head": 790_793}
 
@@ -174,7 +175,7 @@ def test_parameters_for_activitynet():
 
 def small(**fields):
     spec = {"classes": 3, "width": 16, "heads": 2, "branch": 2, "stem": 1, **fields}
-    return detector.Detector(ActionFormerSpec(**spec), RANGES[:6])
+    return network.Detector(ActionFormerSpec(**spec), RANGES[:6])
 
 
 @functools.cache
@@ -333,16 +334,16 @@ def test_shapes_that_do_not_fit(video, mask, told):
         ({"window": 4}, "config.model.window=4"),
         ({"heads": 5}, "divisors of width=512"),
         ({"branch": 3}, "config.model.ranges"),
-        ({"backbone": detector.Backbone(size="xl")}, "config.model.backbone.size='xl'"),
-        ({"backbone": detector.Backbone(mode="tuned")}, "adapter, frozen, full, side"),
-        ({"backbone": detector.Backbone(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
-        ({"backbone": detector.Backbone(ratio=0.0)}, "config.model.backbone.ratio"),
-        ({"backbone": detector.Backbone(first=12)}, "blocks 0 to 11"),
+        ({"backbone": network.Backbone(size="xl")}, "config.model.backbone.size='xl'"),
+        ({"backbone": network.Backbone(mode="tuned")}, "adapter, frozen, full, side"),
+        ({"backbone": network.Backbone(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
+        ({"backbone": network.Backbone(ratio=0.0)}, "config.model.backbone.ratio"),
+        ({"backbone": network.Backbone(first=12)}, "blocks 0 to 11"),
     ],
 )
 def test_configs_that_do_not_fit(fields, told):
     with pytest.raises(UserError, match=told) as error:
-        shapes_of(detector.build(detector.Model(**fields), "float32"), (32, 32, 32, 3), 32)
+        shapes_of(network.build(network.Model(**fields), "float32"), (32, 32, 32, 3), 32)
     assert "\n" not in str(error.value)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import Config, Optim, UserError
-from jaxact.models import adapters, detector, videomae
+from jaxact.models import adapters, videomae
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import (
     ADAPTER_MODES,
@@ -19,6 +19,7 @@ from jaxact.models.specs import (
     AdapterSpec,
 )
 from jaxact.ops import detection_losses, segments
+from jaxact.tasks.detection import network as detector
 from jaxact.train import state as states
 
 FRAMES, STEPS = 32, 32

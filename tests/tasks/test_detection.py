@@ -11,13 +11,13 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import Eval, Optim, Save, UserError
-from jaxact.data import composed, splits
-from jaxact.evaluate.nms import Nms
 from jaxact.models import adapters
 from jaxact.modes import predict
 from jaxact.ops import segments
 from jaxact.task import Ending
-from jaxact.tasks import detection
+from jaxact.tasks.detection import dataset, sample_data
+from jaxact.tasks.detection import task as detection
+from jaxact.tasks.detection.nms import Nms
 from jaxact.train import build, loop
 
 RANGES = (0.0, 6.0, 6.0, 10000.0)
@@ -27,7 +27,7 @@ VIEW = types.SimpleNamespace(augment="none", size=32)
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn")
-    composed.draw(folder, train=3, test=2)
+    sample_data.draw(folder, train=3, test=2)
     return folder
 
 
@@ -396,10 +396,10 @@ def test_whole_videos_are_not_opened_for_their_length(drawn, tmp_path):
     path = tmp_path / "notes.json"
     path.write_text(json.dumps(notes))
     data = config(videos=drawn, data__annotations=str(path), data__mode="resize").data
-    found = splits.source(dataclasses.replace(data, videos=str(tmp_path)), 2, "val")
+    found = dataset.source(dataclasses.replace(data, videos=str(tmp_path)), 2, "val")
     assert [sample.duration for sample in found.samples] == [8.0, 8.0]
     with pytest.raises(UserError, match=r"test0000\.mp4"):
-        splits.source(dataclasses.replace(data, videos=str(tmp_path), mode="sliding"), 2, "val")
+        dataset.source(dataclasses.replace(data, videos=str(tmp_path), mode="sliding"), 2, "val")
     task = detection.make(
         config(
             videos=drawn,
@@ -415,7 +415,7 @@ def test_whole_videos_are_not_opened_for_their_length(drawn, tmp_path):
 
 def test_the_numbers_of_videos_outlive_the_split(drawn):
     data = config(videos=drawn).data
-    named = {sample.number for sample in splits.source(data, 2, "val").samples}
+    named = {sample.number for sample in dataset.source(data, 2, "val").samples}
     assert named == {3, 4}
     swapped = dataclasses.replace(data, val_split="training", train_split="validation")
-    assert {sample.number for sample in splits.source(swapped, 2, "val").samples} == {0, 1, 2}
+    assert {sample.number for sample in dataset.source(swapped, 2, "val").samples} == {0, 1, 2}

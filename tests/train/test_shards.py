@@ -14,18 +14,11 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import (
-    composed,
-    generated,
-    generated_scenes,
-    image_audit,
-    jrdb_scenes,
-    pair_crops,
-    shards,
-)
+from jaxact.data import generated, generated_scenes, image_audit, jrdb_scenes, pair_crops, shards
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.packing import writer
 from jaxact.packing.storage import Folder
+from jaxact.tasks.detection import sample_data
 from jaxact.train import build, loop
 
 RECIPES = ("x3d", "crop", "relation", "adatad")
@@ -84,7 +77,7 @@ def pairs(tmp_path_factory):
     place = prepared(root / jrdb_scenes.IMAGES, folder / "scene_shards")
     found["relation"] = config, changed(config, images=place)
 
-    composed.draw(folder / "drawn", train=3, test=2)
+    sample_data.draw(folder / "drawn", train=3, test=2)
     config = load("adatad")
     config.data.annotations = str(folder / "drawn" / "annotations.json")
     config.data.videos = str(folder / "drawn" / "videos")

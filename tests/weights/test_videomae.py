@@ -11,9 +11,10 @@ from golden import recipe
 from weights import writer
 
 from jaxact.config import UserError
-from jaxact.models import detector, videomae
+from jaxact.models import videomae
 from jaxact.models.specs import RANGES, ActionFormerSpec, AdapterSpec, VisionTransformerSpec
 from jaxact.ops import position
+from jaxact.tasks.detection import network
 from jaxact.weights import adatad, convert, table
 from jaxact.weights import videomae as names
 
@@ -94,7 +95,7 @@ def test_learned_positions_are_refused():
 def build(mode="adapter", classes=3, spec=SPEC, **fields):
     head = ActionFormerSpec(classes, 16, 2, embed=1, stem=1, branch=1)
     adaptation = AdapterSpec(mode, **fields)
-    model = detector.Detector(head, RANGES[:4], spec, adaptation)
+    model = network.Detector(head, RANGES[:4], spec, adaptation)
     return shapes(model, WINDOW, jax.ShapeDtypeStruct((1, 8), bool))
 
 

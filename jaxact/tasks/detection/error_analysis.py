@@ -26,8 +26,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.evaluate import detection
-from jaxact.evaluate.detection import Instances, Protocol
+from jaxact.tasks.detection import mean_ap
+from jaxact.tasks.detection.mean_ap import Instances, Protocol
 
 TRUE, DOUBLE, LOCALISATION, CONFUSION, BACKGROUND = range(5)
 KINDS = ("true", "double", "localisation", "confusion", "background")
@@ -84,7 +84,7 @@ def errors(
         raise UserError("error split: there is no ground truth")
     positives = np.bincount(truth.label, minlength=classes)
     found = _best(found, positives * per_truth)
-    taken = detection.match(truth, found, (tiou,))[0]
+    taken = mean_ap.match(truth, found, (tiou,))[0]
     kind, other = kinds(truth, found, taken, tiou, floor)
     counts = np.zeros((classes, len(KINDS)), np.int64)
     np.add.at(counts, (found.label, kind), 1)
@@ -96,7 +96,7 @@ def errors(
     missed = np.bincount(truth.label[~hit], minlength=classes)
 
     def score(truth: Instances, found: Instances) -> float:
-        return detection.evaluate(truth, found, Protocol((tiou,)), classes).average
+        return mean_ap.evaluate(truth, found, Protocol((tiou,)), classes).average
 
     base = score(truth, found)
     gain = {
@@ -112,8 +112,8 @@ def errors(
 
 def _best(found: Instances, most: np.ndarray) -> Instances:
     """By falling score, in each class the best `most[k]`; other labels are left out."""
-    found = detection.by_score(found.at((found.label >= 0) & (found.label < len(most))))
-    rank = detection.ranks(found.label)
+    found = mean_ap.by_score(found.at((found.label >= 0) & (found.label < len(most))))
+    rank = mean_ap.ranks(found.label)
     return found.at(rank < most[found.label])
 
 
@@ -124,7 +124,7 @@ def kinds(
 
     `taken` i64[n] is the ground truth that each one got in the evaluation at this tIoU, or -1.
     """
-    rows, others, overlap = detection.pairs(truth, found, floor, any_class=True)
+    rows, others, overlap = mean_ap.pairs(truth, found, floor, any_class=True)
     own = truth.label[others] == found.label[rows]
     kind = np.full(len(found.video), BACKGROUND)
     about = np.full(len(found.video), -1)

@@ -16,9 +16,9 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.evaluate import nms
-from jaxact.evaluate.detection import Instances, instances
-from jaxact.evaluate.nms import Kept, Nms
+from jaxact.tasks.detection import nms
+from jaxact.tasks.detection.mean_ap import Instances, instances
+from jaxact.tasks.detection.nms import Kept, Nms
 
 
 @dataclasses.dataclass

@@ -23,9 +23,11 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import features, footage, segments, windows
-from jaxact.data.segments import Untrimmed
 from jaxact.data.video import Video
+from jaxact.tasks.detection import annotations as segments
+from jaxact.tasks.detection import features, windows
+from jaxact.tasks.detection import frames as footage
+from jaxact.tasks.detection.annotations import Untrimmed
 
 
 @dataclasses.dataclass

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, resize, segments, video
-from jaxact.data.segments import Annotation, Untrimmed
+from jaxact.data import geometry, resize, video
 from jaxact.data.video import Video
+from jaxact.tasks.detection import annotations
+from jaxact.tasks.detection.annotations import Annotation, Untrimmed
 
 FORMAT = 1  # of the set; a set of another format is written anew
 SPLITS = ("train", "test")
@@ -114,7 +115,7 @@ def _stored(
     manifest.unlink(missing_ok=True)
     (root / "videos").mkdir(parents=True, exist_ok=True)
     found = tuple(one(*plan) for plan in plans)
-    segments.write(path, Annotation(str(path), names, found))
+    annotations.write(path, Annotation(str(path), names, found))
     manifest.write_text(wanted)
     return path
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import segment_files
+from jaxact.tasks.detection import annotation_files
 
 
 class Detections(NamedTuple):
@@ -25,14 +25,14 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Detect
     Raises: UserError naming file, video and segment.
     """
     rows: dict[str, list[Mapping[str, Any]]] = {}
-    if segment_files.suffix(path) == ".csv":
-        for line, row in segment_files.columns(path):
+    if annotation_files.suffix(path) == ".csv":
+        for line, row in annotation_files.columns(path):
             if "score" not in row:
                 raise UserError(f"{path} line {line}: has no column 'score'")
             item = {"segment": [row["start"], row["end"]], **row}
             rows.setdefault(row["video"], []).append(item)
     else:
-        for key, items in segment_files.document(path, "results").items():
+        for key, items in annotation_files.document(path, "results").items():
             if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
                 raise UserError(f"{path}: video {key!r}: needed: a list of objects")
             rows[key] = items
@@ -42,11 +42,14 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, Detect
         places = [f"{path}: video {key!r}, segment {i}" for i in range(len(items))]
         pairs = list(zip(items, places, strict=True))
         found[key] = Detections(
-            np.array([segment_files.span(item, where) for item, where in pairs]).reshape(-1, 2),
+            np.array([annotation_files.span(item, where) for item, where in pairs]).reshape(-1, 2),
             np.array(
-                [segment_files.number(item.get("score"), "score", where) for item, where in pairs]
+                [
+                    annotation_files.number(item.get("score"), "score", where)
+                    for item, where in pairs
+                ]
             ),
-            np.array([number.get(segment_files.label(*pair), -1) for pair in pairs], np.int64),
+            np.array([number.get(annotation_files.label(*pair), -1) for pair in pairs], np.int64),
         )
     return found
 

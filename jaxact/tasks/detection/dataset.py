@@ -15,10 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import features, footage, media, segment_files, segments, windows
-from jaxact.data.segments import Annotation, Untrimmed
-from jaxact.data.untrimmed import Data, Sample
+from jaxact.data import media
 from jaxact.data.video import Video
+from jaxact.tasks.detection import annotation_files, annotations, features, windows
+from jaxact.tasks.detection import frames as footage
+from jaxact.tasks.detection.annotations import Annotation, Untrimmed
+from jaxact.tasks.detection.examples import Data, Sample
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 
@@ -46,7 +48,7 @@ def annotation(data: Data) -> Annotation:
 
 @functools.lru_cache(maxsize=4)
 def _annotation(path: str, names: tuple[str, ...], ground_truth: str, stamp: float) -> Annotation:
-    return segments.read(path, names=names, ground_truth=ground_truth)
+    return annotations.read(path, names=names, ground_truth=ground_truth)
 
 
 def _names(data: Data) -> tuple[str, ...]:
@@ -56,9 +58,9 @@ def _names(data: Data) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"config.data.class_names={data.class_names!r} does not exist")
     if path.suffix != ".json":
-        lines = segment_files.content(path).split("\n")
+        lines = annotation_files.content(path).split("\n")
         return _once(data, [line.strip() for line in lines if line.strip()])
-    found = segment_files.parsed(path)  # config.json of a work dir, for one
+    found = annotation_files.parsed(path)  # config.json of a work dir, for one
     names = found.get("classes") if isinstance(found, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(
@@ -99,7 +101,7 @@ def _blocked(data: Data, found: Annotation) -> frozenset[str]:
     """The ids to leave out. Raises: UserError for a list that has nothing to do with the videos."""
     if not data.blocked:
         return frozenset()
-    ids = segments.read_ids(data.blocked)
+    ids = annotations.read_ids(data.blocked)
     if ids and ids.isdisjoint(video.id for video in found.videos):
         raise UserError(
             f"{data.blocked}: none of its {len(ids)} ids is in {found.path} ({min(ids)!r}, ...); "
@@ -175,7 +177,7 @@ def examples(data: Data, path: str, poses: str = "") -> Windows:
     if held:
         named = [(Untrimmed(file), file) for file in held]
     elif given.is_file() and given.suffix.lower() in (".json", ".csv", ".gz"):
-        listed = segments.read(path, ground_truth="keep").videos  # whatever their labels
+        listed = annotations.read(path, ground_truth="keep").videos  # whatever their labels
         named = [(video, _path(data, video.id)) for video in listed]
     else:
         files = sorted(given.rglob("*")) if given.is_dir() else [given]

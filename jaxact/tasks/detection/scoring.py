@@ -1,6 +1,6 @@
 """How detections are scored and told: windows become videos, numbers, files, pictures.
 
-Rows are those of `jaxact.tasks.detection`, config is its Config.
+Rows are those of `jaxact.tasks.detection.task`, config is its Config.
 """
 
 import dataclasses
@@ -12,27 +12,35 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import detections, splits, video_scores
-from jaxact.evaluate import detection as scoring
-from jaxact.evaluate import detection_errors, figures, merging, segmentation, timeline
-from jaxact.evaluate.detection import Instances
+from jaxact.evaluate import figures
 from jaxact.task import Ending, Extra
+from jaxact.tasks.detection import (
+    dataset,
+    error_analysis,
+    framewise,
+    postprocess,
+    results,
+    timeline,
+    video_scores,
+)
+from jaxact.tasks.detection import mean_ap as scoring
+from jaxact.tasks.detection.mean_ap import Instances
 
 
 def _merged(config: Any, rows: dict[str, np.ndarray]) -> Instances:
     """Detections of the videos that the windows belong to."""
     post, classes = config.post, None
     if post.merging.classifier:
-        annotation = splits.annotation(config.data)
+        annotation = dataset.annotation(config.data)
         numbers = np.unique(rows["video"]).tolist()
         ids = [annotation.videos[number].id for number in numbers]
         table = video_scores.read(post.merging.classifier, ids, annotation.names)
         classes = dict(zip(numbers, table, strict=True))
-    return merging.merge(rows, post.nms, post.merging, classes)
+    return postprocess.merge(rows, post.nms, post.merging, classes)
 
 
 def _truth(config: Any, rows: dict[str, np.ndarray]) -> Instances:
-    video, segment, label = splits.truth(config.data, rows["video"])
+    video, segment, label = dataset.truth(config.data, rows["video"])
     return scoring.instances(video, segment, label)
 
 
@@ -45,7 +53,7 @@ def metric_names(config: Any) -> tuple[str, ...]:
         names += [f"recall@{tiou:g}@{multiple}x" for multiple in protocol.multiples]
     if config.post.framewise >= 0:
         names += ["accuracy", "edit"]
-        names += [f"f1@{round(100 * overlap)}" for overlap in segmentation.OVERLAPS]
+        names += [f"f1@{round(100 * overlap)}" for overlap in framewise.OVERLAPS]
     return tuple(names)
 
 
@@ -53,7 +61,7 @@ def score(config: Any, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, fl
     """mAP over the protocol's tIoUs, recall, and framewise scores if asked for."""
     assert int(merged["windows"]) == len(rows["video"]), "a window was lost or repeated"
     found, truth = _merged(config, rows), _truth(config, rows)
-    classes = len(splits.annotation(config.data).names)
+    classes = len(dataset.annotation(config.data).names)
     protocol = scoring.PROTOCOLS[config.post.protocol]
     numbers = scoring.evaluate(truth, found, protocol, classes).numbers()
     if config.post.framewise >= 0:
@@ -65,7 +73,7 @@ def _framewise(
     config: Any, numbers: np.ndarray, truth: Instances, found: Instances, background: int
 ) -> dict[str, float]:
     """Accuracy, edit score and F1 of the labels that detections give to steps of these videos."""
-    videos, sequences = splits.annotation(config.data).videos, []
+    videos, sequences = dataset.annotation(config.data).videos, []
     found = found.at(found.score >= config.post.framewise)
     for number in numbers.tolist():
         video = videos[number]
@@ -78,12 +86,12 @@ def _framewise(
         length = max(1, round(video.duration * rate))
         sequences.append(
             [
-                segmentation.frames(own.segment * rate, own.label, own.score, length, background)
+                framewise.frames(own.segment * rate, own.label, own.score, length, background)
                 for own in (found.at(found.video == number), truth.at(truth.video == number))
             ]
         )
     predicted, wanted = zip(*sequences, strict=True)
-    return segmentation.evaluate(predicted, wanted, background)
+    return framewise.evaluate(predicted, wanted, background)
 
 
 def describe(
@@ -94,7 +102,7 @@ def describe(
     A class-agnostic model says "action" where there are several classes.
     """
     rule = dataclasses.replace(config.post.merging, classifier="")
-    found = merging.merge(row, config.post.nms, rule)
+    found = postprocess.merge(row, config.post.nms, rule)
     duration = float(row["clock"][0, 2])
     shown = ("action",) if config.model.classes == 1 and len(names) > 1 else names
     picture = timeline.svg("found", duration, timeline.NOTHING, timeline.Track(*found[1:]), shown)
@@ -109,11 +117,11 @@ def describe(
 def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
     """Per-class AP, the error split, the detections as JSON, a timeline of some videos."""
     found, truth = _merged(config, ending.rows), _truth(config, ending.rows)
-    videos = splits.annotation(config.data).videos
+    videos = dataset.annotation(config.data).videos
     protocol = scoring.PROTOCOLS[config.post.protocol]
     scores = scoring.evaluate(truth, found, protocol, len(names))
     counted = scoring.clean(truth, protocol.duplicates, protocol.shortest)
-    split = detection_errors.errors(counted, found, config.post.errors_at, len(names))
+    split = error_analysis.errors(counted, found, config.post.errors_at, len(names))
     numbers = {
         "ap": {
             names[k]: [round(float(x), 6) for x in scores.ap[:, k]]
@@ -122,12 +130,12 @@ def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
         "tious": list(protocol.tious),
         "errors": split.numbers(),
     }
-    listed: dict[str, detections.Detections] = {}
+    listed: dict[str, results.Detections] = {}
     pictures: list[str] = []
     # Those in which nothing was found are listed and drawn too.
     for number in np.unique(ending.rows["video"]).tolist():
         own, video = found.at(found.video == number), videos[number]
-        listed[video.id] = detections.Detections(own.segment, own.score, own.label)
+        listed[video.id] = results.Detections(own.segment, own.score, own.label)
         if len(pictures) < config.post.pictures:
             known = truth.at(truth.video == number)
             known_track, own_track = (
@@ -136,7 +144,7 @@ def conclude(config: Any, names: tuple[str, ...], ending: Ending) -> Extra:
             length = float(ending.rows["clock"][ending.rows["video"] == number][0, 2])
             pictures.append(timeline.svg(video.id, length, known_track, own_track, names))
     files = {
-        "detections.json": json.dumps(detections.results(listed, names)),
+        "detections.json": json.dumps(results.results(listed, names)),
         "errors.txt": split.text(names) + "\n",
         "timeline.html": timeline.page(f"{ending.split}: ground truth and detections", pictures),
     }

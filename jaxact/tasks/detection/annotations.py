@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import segment_files
+from jaxact.tasks.detection import annotation_files
 
 AMBIGUOUS = "Ambiguous"  # THUMOS marks segments that count neither way with this label
 
@@ -117,11 +117,11 @@ def read(
     if rule is None:
         known = ", ".join(GROUND_TRUTHS)
         raise UserError(f"ground truth {ground_truth!r} is unknown; allowed: {known}")
-    rows = dict(_csv(path) if segment_files.suffix(path) == ".csv" else _json(path))
+    rows = dict(_csv(path) if annotation_files.suffix(path) == ".csv" else _json(path))
     rows = {key: row for key, row in rows.items() if key not in rule.without}
     said: Iterable[str] = names or sorted(
         {
-            segment_files.label(item, f"{path}: video {key!r}")
+            annotation_files.label(item, f"{path}: video {key!r}")
             for key, row in rows.items()
             for item in row[1]
         }
@@ -139,7 +139,7 @@ Row = tuple[Mapping[str, Any], list[Mapping[str, Any]]]  # facts of a video, its
 
 
 def _json(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
-    for key, facts in segment_files.document(path, "database").items():
+    for key, facts in annotation_files.document(path, "database").items():
         where = f"{path}: video {key!r}"
         if not isinstance(facts, dict):
             raise UserError(f"{where}: is {type(facts).__name__}, needed: an object")
@@ -151,7 +151,7 @@ def _json(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
 
 def _csv(path: str | os.PathLike[str]) -> Iterator[tuple[str, Row]]:
     videos: dict[str, Row] = {}
-    for line, row in segment_files.columns(path):
+    for line, row in annotation_files.columns(path):
         given = {
             "frame" if name == "frames" else name: row[name]
             for name in ("subset", "duration", "fps", "frames")
@@ -175,7 +175,7 @@ def _video(
     where: str,
 ) -> Untrimmed:
     given = {
-        name: segment_files.number(facts[name], name, where, positive=True)
+        name: annotation_files.number(facts[name], name, where, positive=True)
         for name in ("duration", "frame", "fps")
         if name in facts
     }
@@ -186,14 +186,14 @@ def _video(
     segments, labels = [], []
     for index, item in enumerate(items):
         place = f"{where}, segment {index}"
-        label = segment_files.label(item, place)
+        label = annotation_files.label(item, place)
         if label in ignore:
             continue
         if label not in number:
             close = difflib.get_close_matches(label, number, 1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             raise UserError(f"{place}: label {label!r} is none of the {len(number)} classes{hint}")
-        start, end = segment_files.span(item, place)
+        start, end = annotation_files.span(item, place)
         if duration and end > duration:
             if late == "error":
                 raise UserError(
@@ -214,7 +214,7 @@ def _video(
 
 def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """Video ids of a JSON list or of an object's keys. Raises: UserError naming the file."""
-    found = segment_files.parsed(path)
+    found = annotation_files.parsed(path)
     if not isinstance(found, (list, dict)) or not all(isinstance(key, str) for key in found):
         raise UserError(f"{path}: needed: a JSON list of video ids, or an object of them")
     return frozenset(found)

@@ -1,6 +1,6 @@
 """Pre-extracted features of a video, one file each: .npy f[n, c], or .npz with one such array.
 
-Row i belongs to step i (`jaxact.data.windows`). In an .npz the array is its only one, or "feats".
+Row i belongs to step i (`windows`). In an .npz the array is its only one, or "feats".
 """
 
 import os

@@ -26,18 +26,16 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import splits, untrimmed
-from jaxact.data.untrimmed import Data
-from jaxact.evaluate import detection as scoring
-from jaxact.evaluate import merging, nms
-from jaxact.evaluate.merging import Merging
-from jaxact.evaluate.nms import Nms
-from jaxact.models import detector
 from jaxact.models.adapters import groups
-from jaxact.models.detector import Backbone, Model
 from jaxact.ops import detection_losses, segments
 from jaxact.task import Batch, Contract, Hyper, Port, Task
-from jaxact.tasks import detection_scores
+from jaxact.tasks.detection import dataset, examples, network, nms, postprocess
+from jaxact.tasks.detection import mean_ap as scoring
+from jaxact.tasks.detection import scoring as detection_scores
+from jaxact.tasks.detection.examples import Data
+from jaxact.tasks.detection.network import Backbone, Model
+from jaxact.tasks.detection.nms import Nms
+from jaxact.tasks.detection.postprocess import Merging
 from jaxact.weights import adatad
 
 __all__ = [
@@ -92,24 +90,24 @@ def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     _validate(config)
     data, classes = config.data, config.model.classes
-    names = splits.class_names(data, classes)
+    names = dataset.class_names(data, classes)
     bound = functools.partial
     return Task(
-        model=detector.build(config.model, config.dtype),
+        model=network.build(config.model, config.dtype),
         classes=names,
         source=bound(_source, config, names),
-        prepare=bound(untrimmed.prepare, data, classes),
-        shapes=bound(untrimmed.shapes, data),
+        prepare=bound(examples.prepare, data, classes),
+        shapes=bound(examples.shapes, data),
         inputs=bound(_inputs, config),
         loss=bound(_loss, config),
         infer=bound(_infer, config),
         measure=_measure,
         rows=_rows,
         score=bound(detection_scores.score, config),
-        example=bound(splits.examples, data),
+        example=bound(dataset.examples, data),
         describe=bound(detection_scores.describe, config, names),
         recording=lambda sample: sample.video.id,
-        audit=bound(untrimmed.audit, data),
+        audit=bound(examples.audit, data),
         weights=_load_foreign,
         metrics=detection_scores.metric_names(config),
         conclude=bound(detection_scores.conclude, config, names),
@@ -121,9 +119,9 @@ def make(config: Config) -> Task:
 
 def _validate(config: Config) -> None:
     data, model, post = config.data, config.model, config.post
-    untrimmed.validate(data)
+    examples.validate(data)
     nms.validate(post.nms, "post.nms")
-    merging.validate(post.merging, "post.merging")
+    postprocess.validate(post.merging, "post.merging")
     schema.one_of(config, "post.protocol", *scoring.PROTOCOLS)
     require = schema.require
     require(0 <= post.least < 1, "post.least", post.least, "0 to below 1")
@@ -242,7 +240,7 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- files and exports
 
 
-def _source(config: Config, names: tuple[str, ...], purpose: str) -> splits.Windows:
+def _source(config: Config, names: tuple[str, ...], purpose: str) -> dataset.Windows:
     """The windows of a split; refused where its detections could not be scored."""
     post, model = config.post, config.model
     if purpose != "train" and model.classes == 1 < len(names) and not post.merging.classifier:
@@ -251,7 +249,7 @@ def _source(config: Config, names: tuple[str, ...], purpose: str) -> splits.Wind
             f"of {config.data.annotations}: detections would have no class to be scored by; "
             "allowed: a file of video-level scores, or a model of all classes"
         )
-    return splits.source(config.data, model.classes, purpose)
+    return dataset.source(config.data, model.classes, purpose)
 
 
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import segment_files
+from jaxact.tasks.detection import annotation_files
 
 UCF101 = 101
 # The twenty classes of THUMOS-14 detection by their numbers, from 1, among UCF101's.
@@ -66,7 +66,7 @@ def json_table(
 
     Raises: UserError naming the file.
     """
-    whole, rows = segment_files.parsed(path), segment_files.document(path, "results")
+    whole, rows = annotation_files.parsed(path), annotation_files.document(path, "results")
     names = whole.get("class")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: needs 'class', the list of class names")
@@ -74,7 +74,7 @@ def json_table(
     for key, row in rows.items():
         if not isinstance(row, list):
             raise UserError(f"{path}: video {key!r}: needed: a list of scores")
-        found[key] = [segment_files.number(x, "score", f"{path}: video {key!r}") for x in row]
+        found[key] = [annotation_files.number(x, "score", f"{path}: video {key!r}") for x in row]
     return found, names
 
 

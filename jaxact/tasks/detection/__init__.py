@@ -1,0 +1,1 @@
+"""Temporal action detection in untrimmed videos: VideoMAE or features, then ActionFormer."""

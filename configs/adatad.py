@@ -49,7 +49,7 @@ goes into --config.post.merging.classifier (and the videos to leave out into
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
-from jaxact.tasks.detection.task import (
+from jaxact.tasks.detection.config import (
     Backbone,
     Config,
     Data,

@@ -9,9 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxact.config import Group, UserError
 from jaxact.models import sequence
-from jaxact.models.specs import ADAPTER_MODES
 
 
 class TemporalAdapter(nn.Module):
@@ -43,35 +41,3 @@ class TemporalAdapter(nn.Module):
         # Wide, as its gradient is one sum over all of it.
         wide = jnp.promote_types(self.dtype, jnp.float32)
         return gamma.astype(wide) * y.astype(wide)
-
-
-# Biases, scales of normalisation, of levels and of residual branches: no weight decay.
-_PLAIN = r"(^|/)(bias|scale\d*|\w+_scale)$"
-_ADAPTERS = r"^backbone/(adapter|ladder)\d+/"
-
-
-def groups(mode: str, backbone_lr: float = 1.0, weight_decay: float = 0.05) -> tuple[Group, ...]:
-    """Optimiser groups of a detector: ("" | adapter | frozen | full | side) -> in matching order.
-
-    "" is a detector on features, without a backbone. `backbone_lr` is the factor of what learns in
-    the backbone on the detector's learning rate: for THUMOS-14 2 for the adapters of ViT-S, 1 for
-    those of the larger ones, 0.1 for `full`. Every tensor there has weight decay, biases too.
-
-    Raises: UserError for another mode.
-    """
-    if mode not in ("", *ADAPTER_MODES):
-        raise UserError(
-            f"backbone mode {mode!r}: choose one of {', '.join(ADAPTER_MODES)}, or nothing"
-        )
-    found = []
-    if mode in ("adapter", "side"):
-        found.append(Group("adapter", _ADAPTERS, backbone_lr, weight_decay))
-    if mode in ("adapter", "side", "frozen"):
-        found.append(Group("frozen", r"^backbone/", frozen=True))
-    if mode == "full":
-        found.append(Group("backbone", r"^backbone/", backbone_lr, weight_decay))
-    return (
-        *found,
-        Group("plain", _PLAIN, weight_decay=0.0),
-        Group("detector", ".*", weight_decay=weight_decay),
-    )

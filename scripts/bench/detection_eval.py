@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact.tasks.detection import mean_ap, nms
+from jaxact.tasks.detection.config import Nms
 from jaxact.tasks.detection.mean_ap import ACTIVITYNET, Instances
 
 CLASSES = 200
@@ -146,7 +147,7 @@ def suppression(rows: int, most: int = 2000, repeats: int = 3) -> dict[str, Any]
     times: dict[str, list[float]] = {"numpy": [], "jit": []}
     for _ in range(repeats):
         begin = time.perf_counter()
-        kept = nms.suppress(segment, score, label, nms.Nms(sigma=0.7, most=most))
+        kept = nms.suppress(segment, score, label, Nms(sigma=0.7, most=most))
         times["numpy"].append(time.perf_counter() - begin)
         begin = time.perf_counter()
         jax.block_until_ready(program(*given, sigma=0.7, most=most))

@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxact.config import Config, Optim
-from jaxact.models import adapters
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import RANGES
 from jaxact.ops import detection_losses, segments
+from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import network
+from jaxact.tasks.detection.config import Backbone, Model
 from jaxact.train import state as states
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -47,7 +48,7 @@ def arguments():
 
 def build(given, mode):
     """The detector and its optimiser groups."""
-    backbone = network.Backbone(
+    backbone = Backbone(
         size=given.size,
         mode=mode,
         drop_path=0.0 if mode in ("frozen", "side") else 0.1,
@@ -55,9 +56,11 @@ def build(given, mode):
         clips_at_once=given.clips_at_once,
         attention=given.attention,
     )
-    model = network.build(network.Model(backbone=backbone), given.dtype)
+    model = network.build(Model(backbone=backbone), given.dtype)
     rate = {"full": 0.1, "adapter": 2.0, "side": 2.0}.get(mode, 1.0)
-    optim = Optim(name="adamw", lr=1e-4, clip=1.0, ema=0.999, groups=adapters.groups(mode, rate))
+    optim = Optim(
+        name="adamw", lr=1e-4, clip=1.0, ema=0.999, groups=detection_config.groups(mode, rate)
+    )
     return model, Config(optim=optim, dtype=given.dtype)
 
 

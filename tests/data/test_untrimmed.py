@@ -12,7 +12,7 @@ from jaxact.config import UserError
 from jaxact.data.video import Video
 from jaxact.tasks.detection import annotations, dataset, examples, features, sample_data, windows
 from jaxact.tasks.detection import frames as footage
-from jaxact.tasks.detection.examples import Data
+from jaxact.tasks.detection.config import Data
 
 FULL = types.SimpleNamespace(size=32, augment="full")
 PLAIN = types.SimpleNamespace(size=32, augment="none")

@@ -18,9 +18,8 @@ from jaxact.tasks.detection import (
     results,
     timeline,
 )
+from jaxact.tasks.detection.config import Merging, Nms
 from jaxact.tasks.detection.mean_ap import EPIC, THUMOS, Instances, Protocol
-from jaxact.tasks.detection.nms import Nms
-from jaxact.tasks.detection.postprocess import Merging
 
 
 def made(*rows) -> Instances:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.tasks.detection import nms
-from jaxact.tasks.detection.nms import Nms
+from jaxact.tasks.detection.config import Nms
 
 CONFIGS = ("adapter", "frozen", "top100", "anet", "hard", "linear", "vanilla")
 

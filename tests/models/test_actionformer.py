@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.models import actionformer, adapters, sequence
+from jaxact.models import actionformer, sequence
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import RANGES, ActionFormerSpec
 from jaxact.ops import detection_losses, segments
-from jaxact.tasks.detection import network
+from jaxact.tasks.detection import config, network
+from jaxact.tasks.detection.config import Backbone, Model
 from jaxact.weights import adatad, convert
 from jaxact.weights.table import flatten, translate
 
@@ -334,19 +335,19 @@ def test_shapes_that_do_not_fit(video, mask, told):
         ({"window": 4}, "config.model.window=4"),
         ({"heads": 5}, "divisors of width=512"),
         ({"branch": 3}, "config.model.ranges"),
-        ({"backbone": network.Backbone(size="xl")}, "config.model.backbone.size='xl'"),
-        ({"backbone": network.Backbone(mode="tuned")}, "adapter, frozen, full, side"),
-        ({"backbone": network.Backbone(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
-        ({"backbone": network.Backbone(ratio=0.0)}, "config.model.backbone.ratio"),
-        ({"backbone": network.Backbone(first=12)}, "blocks 0 to 11"),
+        ({"backbone": Backbone(size="xl")}, "config.model.backbone.size='xl'"),
+        ({"backbone": Backbone(mode="tuned")}, "adapter, frozen, full, side"),
+        ({"backbone": Backbone(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
+        ({"backbone": Backbone(ratio=0.0)}, "config.model.backbone.ratio"),
+        ({"backbone": Backbone(first=12)}, "blocks 0 to 11"),
     ],
 )
 def test_configs_that_do_not_fit(fields, told):
     with pytest.raises(UserError, match=told) as error:
-        shapes_of(network.build(network.Model(**fields), "float32"), (32, 32, 32, 3), 32)
+        shapes_of(network.build(Model(**fields), "float32"), (32, 32, 32, 3), 32)
     assert "\n" not in str(error.value)
 
 
 def test_groups_of_a_detector_on_features():
-    names = [group.name for group in adapters.groups("")]
+    names = [group.name for group in config.groups("")]
     assert names == ["plain", "detector"]

@@ -19,7 +19,9 @@ from jaxact.models.specs import (
     AdapterSpec,
 )
 from jaxact.ops import detection_losses, segments
+from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import network as detector
+from jaxact.tasks.detection.config import Backbone, Model
 from jaxact.train import state as states
 
 FRAMES, STEPS = 32, 32
@@ -27,8 +29,8 @@ FRAMES, STEPS = 32, 32
 
 def build(size="s", mode="adapter", **fields):
     """The THUMOS-14 detector on a backbone."""
-    backbone = detector.Backbone(size=size, mode=mode, remat=False, **fields)
-    return detector.build(detector.Model(backbone=backbone), "float32")
+    backbone = Backbone(size=size, mode=mode, remat=False, **fields)
+    return detector.build(Model(backbone=backbone), "float32")
 
 
 @functools.cache
@@ -40,7 +42,7 @@ def shapes(model):
 
 def counts(model, mode):
     """Parameters of each optimiser group."""
-    groups = states.resolve_groups(Optim(groups=adapters.groups(mode)), shapes(model))
+    groups = states.resolve_groups(Optim(groups=detection_config.groups(mode)), shapes(model))
     found: dict[str, int] = {}
     for path, leaf in states.flatten(shapes(model)).items():
         name = groups.member[path]
@@ -98,7 +100,9 @@ def test_side_adapters(size, fields, parameters):
 
 def test_no_decay_where_there_should_be_none():
     model = build()
-    groups = states.resolve_groups(Optim(groups=adapters.groups("adapter", 2.0)), shapes(model))
+    groups = states.resolve_groups(
+        Optim(groups=detection_config.groups("adapter", 2.0)), shapes(model)
+    )
     flat = states.flatten(shapes(model))
     plain = {path for path in flat if groups.member[path] == "plain"}
     rest = {path for path in flat if groups.member[path] == "detector"}
@@ -178,7 +182,7 @@ def loss_of(model, variables, batch):
 def test_only_what_learns_has_gradients(batch, mode):
     """Every trained leaf has one, but those of `fc_norm`, which a detector never uses."""
     model, variables = tiny(mode, mode != "full"), tiny_variables(mode)
-    optim = Optim(groups=adapters.groups(mode))
+    optim = Optim(groups=detection_config.groups(mode))
     groups = states.resolve_groups(optim, variables["params"])
     flat = states.flatten(variables["params"])
     trained = groups.select(flat, groups.trainable)
@@ -253,7 +257,7 @@ def test_gamma_gathers_its_gradient_in_full():
 
 
 def test_modes_are_named():
-    for wrong in (lambda: AdapterSpec("lora"), lambda: adapters.groups("lora")):
+    for wrong in (lambda: AdapterSpec("lora"), lambda: detection_config.groups("lora")):
         with pytest.raises(UserError, match="adapter, frozen, full, side"):
             wrong()
     with pytest.raises(UserError, match="ratio"):

@@ -11,13 +11,13 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import Eval, Optim, Save, UserError
-from jaxact.models import adapters
 from jaxact.modes import predict
 from jaxact.ops import segments
 from jaxact.task import Ending
+from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import dataset, sample_data
 from jaxact.tasks.detection import task as detection
-from jaxact.tasks.detection.nms import Nms
+from jaxact.tasks.detection.config import Backbone, Config, Data, Model, Nms, Stage
 from jaxact.train import build, loop
 
 RANGES = (0.0, 6.0, 6.0, 10000.0)
@@ -55,7 +55,7 @@ def extracted(tmp_path_factory):
 
 def config(features=None, videos=None, **fields):
     """A small config; fields as post__top=3, model__classes=5."""
-    model = detection.Model(
+    model = Model(
         classes=2,
         width=16,
         heads=2,
@@ -65,16 +65,16 @@ def config(features=None, videos=None, **fields):
         normaliser=10.0,
         drop_path=0.0,
     )
-    model.backbone = detection.Backbone(size="none" if features else "tiny", remat=False)
-    data = detection.Data(window=32, stride=1, most=4, test_size=32, resize=36)
+    model.backbone = Backbone(size="none" if features else "tiny", remat=False)
+    data = Data(window=32, stride=1, most=4, test_size=32, resize=36)
     if features:
         data.annotations, data.features = str(features / "notes.json"), str(features)
         data.channels = 4
     if videos:
         data.annotations, data.videos = str(videos / "annotations.json"), str(videos / "videos")
         data.stride = 2
-    found = detection.Config(batch_size=2, model=model, data=data)
-    found.stages = (detection.Stage(size=32),)
+    found = Config(batch_size=2, model=model, data=data)
+    found.stages = (Stage(size=32),)
     for name, value in fields.items():
         *places, field = name.split("__")
         node = found
@@ -279,7 +279,7 @@ def test_features_are_learnt_and_predicted(extracted, tmp_path):
         extracted,
         length="60 steps",
         batch_size=6,
-        optim=Optim(name="adamw", lr=5e-3, groups=adapters.groups(""), clip=1.0),
+        optim=Optim(name="adamw", lr=5e-3, groups=detection_config.groups(""), clip=1.0),
         eval=Eval(every="60 steps", batch_size=4, metric="mAP"),
         save=Save(every="60 steps", log_every=60, tensorboard=False),
     )

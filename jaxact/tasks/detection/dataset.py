@@ -20,7 +20,23 @@ from jaxact.data.video import Video
 from jaxact.tasks.detection import annotation_files, annotations, features, windows
 from jaxact.tasks.detection import frames as footage
 from jaxact.tasks.detection.annotations import Annotation, Untrimmed
-from jaxact.tasks.detection.examples import Data, Sample
+from jaxact.tasks.detection.config import Data
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sample:
+    """One example to be: a video, and the window of it in evaluation."""
+
+    id: str
+    number: int  # place of the video in the annotation
+    video: Untrimmed
+    path: str  # of the video or its features
+    steps: int  # of the whole video; in resize mode `window`
+    fps: float
+    duration: float  # s
+    start: int = 0  # first step of the window
+    end: int = 0  # 0 = training: to be drawn
+
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 

@@ -16,7 +16,6 @@ A training example is a random crop of one video, an evaluation example one of i
 past the end repeat the last one. All frames of a window share one draw of every augmentation.
 """
 
-import dataclasses
 from typing import Any
 
 import numpy as np
@@ -27,62 +26,8 @@ from jaxact.data.video import Video
 from jaxact.tasks.detection import annotations as segments
 from jaxact.tasks.detection import features, windows
 from jaxact.tasks.detection import frames as footage
-from jaxact.tasks.detection.annotations import Untrimmed
-
-
-@dataclasses.dataclass
-class Data:
-    """Annotations, windows, decoding, augmentation."""
-
-    annotations: str = ""  # .json (OpenTAD, ActionFormer, ActivityNet) or .csv, also .gz
-    videos: str = ""  # folder of the videos (or shards:FOLDER), <prefix><id><video_suffix>
-    video_suffix: str = ".mp4"  # "" = in the id, or whichever is there
-    prefix: str = ""  # of names of video and feature files, where ids lack it (ActivityNet: v_)
-    features: str = ""  # folder of <id>.npy or .npz, read instead of the videos
-    channels: int = 0  # of those features; 0 = videos are decoded
-    class_names: str = ""  # text file, a name a line, or .json; "" = the annotation's, sorted
-    ground_truth: str = "strict"  # late segments: strict | keep | clip | drop; THUMOS-14:
-    # actionformer | opentad | gtad
-    blocked: str = ""  # JSON list (or object) of video ids to leave out; "" = none
-    train_split: str = "training"
-    val_split: str = "validation"
-    test_split: str = ""  # "" = val_split
-    mode: str = "sliding"  # sliding | resize (the whole video is one window: ActivityNet)
-    window: int = 768  # steps
-    stride: int = 4  # frames per step
-    scale: int = 1  # frames read per step
-    offset: float = 0.0  # frames: where in the video step 0 lies
-    overlap: float = 0.5  # of neighbouring windows in evaluation, share of the window
-    clip: int = 16  # frames that the backbone sees at once; shorter videos are refused
-    least: float = 0.75  # share of a segment that must lie in a training crop
-    shortest: float = 0.9  # a training crop of a shorter video is at least that share of it
-    smallest: float = 0.0  # training segments below that share of their video are left out
-    most: int = 256  # places for segments in a training window
-    resize: int = 182  # px, short side before the random crop in training
-    test_size: int = 160  # px, in evaluation
-    area: tuple[float, ...] = (0.08, 1.0)  # share of the frame a random crop keeps
-    aspect: tuple[float, ...] = (0.75, 1.3333333333333333)  # its width / height
-    flip: float = 0.5  # probability of the mirror image
-    operations: int = 2  # of RandAugment in training; 0 = none
-    strength: float = 0.9  # of those, 0..1
-    jitter: tuple[float, ...] = (0.5, 0.5, 0.5, 0.1)  # brightness, contrast, saturation, hue
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Sample:
-    """One example to be: a video, and the window of it in evaluation."""
-
-    id: str
-    number: int  # place of the video in the annotation
-    video: Untrimmed
-    path: str  # of the video or its features
-    steps: int  # of the whole video; in resize mode `window`
-    fps: float
-    duration: float  # s
-    start: int = 0  # first step of the window
-    end: int = 0  # 0 = training: to be drawn
+from jaxact.tasks.detection.config import Data
+from jaxact.tasks.detection.dataset import Sample
 
 
 def validate(data: Data) -> None:

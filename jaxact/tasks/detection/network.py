@@ -4,7 +4,6 @@ Batch arguments: `video` is f32[b, f, h, w, 3], normalised frames, or f32[b, t, 
 there is no backbone; `mask` bool[b, t] says which of the t steps are real (t = window length).
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -24,42 +23,7 @@ from jaxact.models.specs import (
     VisionTransformerSpec,
 )
 from jaxact.ops import detection_losses, position, segments
-
-
-@dataclasses.dataclass
-class Backbone:
-    """The video network (see `models.videomae`)."""
-
-    size: str = "s"  # s | b | l | h | g | tiny; none = features instead of frames
-    mode: str = "adapter"  # adapter | frozen | full | side: what learns
-    ratio: float = 0.25  # adapters: hidden width / width of the network
-    first: int = 0  # adapters: the first block that has one (side-tuned ViT-S: 6)
-    drop_path: float = 0.1  # of the last block, linear from 0; 0 with frozen and side
-    remat: bool = True  # recompute each block in the backward pass: less memory, more time
-    clips_at_once: int = 0  # of a window, in memory at a time within a block; 0 = all
-    attention: str = "auto"  # auto | xla | cudnn
-
-
-@dataclasses.dataclass
-class Model:
-    """The detector (see `models.actionformer`)."""
-
-    classes: int = 20  # 1 = class-agnostic
-    backbone: Backbone = dataclasses.field(default_factory=Backbone)
-    width: int = 512  # channels
-    heads: int = 4  # of attention
-    stem: int = 2  # transformer blocks at full length
-    branch: int = 5  # blocks that each halve the length: one level more than this
-    window: int = 0  # steps a step attends to (odd); 0 = all
-    drop_path: float = 0.1  # of transformer blocks
-    input_dropout: float = 0.0  # of whole input channels
-    positions: int = 0  # steps of an absolute position table; 0 = none
-    ranges: tuple[float, ...] = RANGES  # low, high of each level, in grid units
-    radius: float = 1.5  # strides from a segment's centre within which points claim it
-    similar: bool = True  # a point's classes: of all shortest segments (else of all claiming ones)
-    loss_weight: float = 1.0  # of distances against classes; 0 = balanced by their ratio
-    normaliser: float = 100.0  # first running number of positives
-    momentum: float = 0.9  # of that number
+from jaxact.tasks.detection.config import Model
 
 
 class Detector(nn.Module):

@@ -12,28 +12,15 @@ Equal scores: the earlier start is taken first, then the lower class.
 Source: the soft-NMS of ActionFormer and OpenTAD (there a compiled extension).
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxact import config as schema
+from jaxact.tasks.detection.config import Nms
 
 LENGTH = 1e-6  # added to every length, so that an empty segment has one
 VOTES = 500_000  # pairs of segments compared at once
-
-
-@dataclasses.dataclass
-class Nms:
-    """How overlapping segments are thinned out."""
-
-    method: str = "gaussian"  # gaussian | linear | hard
-    sigma: float = 0.7  # gaussian: overlapping scores *= exp(-iou^2 / sigma)
-    iou: float = 0.5  # linear: scores *= 1 - iou from this IoU on; hard: dropped from it on
-    least: float = 0.0  # score below which a segment is dropped
-    most: int = 2000  # segments kept of a video (ActivityNet: 100)
-    multiclass: bool = True  # segments of different classes do not compete
-    voting: float = 0.0  # without multiclass: IoU from which on segments are averaged; 0 = off
 
 
 class Kept(NamedTuple):

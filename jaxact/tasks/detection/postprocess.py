@@ -8,7 +8,6 @@ again. Videos that are one window each (ActivityNet) are thinned out first, in s
 the classifier's classes has all the segments that were left.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,21 +16,9 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.tasks.detection import nms
+from jaxact.tasks.detection.config import Merging, Nms
 from jaxact.tasks.detection.mean_ap import Instances, instances
-from jaxact.tasks.detection.nms import Kept, Nms
-
-
-@dataclasses.dataclass
-class Merging:
-    """How windows become videos."""
-
-    single: bool = False  # each video is one window, thinned out before its times are known
-    classifier: str = ""  # file of video-level scores (class-agnostic detections); "" = none
-    best: int = 2  # classes of a video taken from the classifier
-    fusion: str = "product"  # product | root: of a detection's and its class's score
-    softmax: bool = False  # the classifier's scores are logits
-    seconds: int = 2  # decimals of times; -1 = not rounded
-    digits: int = 4  # decimals of scores; -1 = not rounded
+from jaxact.tasks.detection.nms import Kept
 
 
 def validate(rule: Merging, field: str = "merging") -> None:

@@ -26,64 +26,13 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.models.adapters import groups
 from jaxact.ops import detection_losses, segments
 from jaxact.task import Batch, Contract, Hyper, Port, Task
 from jaxact.tasks.detection import dataset, examples, network, nms, postprocess
 from jaxact.tasks.detection import mean_ap as scoring
 from jaxact.tasks.detection import scoring as detection_scores
-from jaxact.tasks.detection.examples import Data
-from jaxact.tasks.detection.network import Backbone, Model
-from jaxact.tasks.detection.nms import Nms
-from jaxact.tasks.detection.postprocess import Merging
+from jaxact.tasks.detection.config import Config
 from jaxact.weights import adatad
-
-__all__ = [
-    "Backbone",
-    "Config",
-    "Data",
-    "Merging",
-    "Model",
-    "Nms",
-    "Post",
-    "Stage",
-    "groups",
-    "make",
-]
-
-
-@dataclasses.dataclass
-class Stage(schema.Stage):
-    """A row of the schedule for detection."""
-
-    label_smoothing: tuple[float, ...] = schema.value(0.0)
-    augment: str = schema.choice("full", ("full", "light", "none"))  # light: mirror only
-    size: int = schema.shape(160)  # px of the training crop
-
-
-@dataclasses.dataclass
-class Post:
-    """From scores of points to detections, and how those are scored."""
-
-    least: float = 0.001  # score from which on a point counts; class-agnostic: 0
-    top: int = 2000  # detections kept of a window
-    nms: Nms = dataclasses.field(default_factory=Nms)
-    merging: Merging = dataclasses.field(default_factory=Merging)
-    protocol: str = "thumos"  # thumos | actionformer | activitynet | epic | dense
-    errors_at: float = 0.5  # tIoU of the error split in the report
-    pictures: int = 12  # videos drawn in the report
-    framewise: float = -1.0  # least score of detections that label frames (F1, edit); -1 = off
-
-
-@dataclasses.dataclass
-class Config(schema.Config):
-    """A run of temporal action detection."""
-
-    task: str = "detection"
-    model: Model = dataclasses.field(default_factory=Model)
-    data: Data = dataclasses.field(default_factory=Data)
-    post: Post = dataclasses.field(default_factory=Post)
-    stages: tuple[Stage, ...] = (Stage(),)
 
 
 def make(config: Config) -> Task:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from jaxact.config import UserError
-from jaxact.data import generated_scenes
+from jaxact.tasks.relation import sample_data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     scenes = dict(zip(("train", "val", "test"), options.scenes, strict=True))
     try:
-        generated_scenes.write(
+        sample_data.write(
             options.folder,
             scenes,
             options.frames,

@@ -20,8 +20,8 @@ from typing import Any
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import UserError
-from jaxact.data import pair_crops
 from jaxact.data.pipeline import train_batches
+from jaxact.tasks.relation import crops
 from jaxact.train import plan
 
 RECIPE = Path(__file__).parents[2] / "configs" / "relation.py"
@@ -32,22 +32,22 @@ def measured(config: Any, pairs: int) -> dict[str, float]:
     task = tasks.make(config)
     source = task.source("train")
     stage = plan.resolve(config, 1).rows[-1].view
-    pair_crops.KEPT.clear()
-    decoded, decode, most = 0, pair_crops.decode, 0
+    crops.KEPT.clear()
+    decoded, decode, most = 0, crops.decode, 0
 
     def counting(path: str, size: tuple[int, int]) -> Any:
         nonlocal decoded
         decoded += 1
         return decode(path, size)
 
-    pair_crops.decode = counting
+    crops.decode = counting
     steps = max(1, (min(pairs, len(source)) if pairs else len(source)) // config.batch_size)
     begin = time.perf_counter()
     try:
         for _ in train_batches(config, task, source, stage, 0, steps):
-            most = max(most, pair_crops.KEPT.bytes)
+            most = max(most, crops.KEPT.bytes)
     finally:
-        pair_crops.decode = decode
+        crops.decode = decode
     seconds = time.perf_counter() - begin
     read = steps * config.batch_size
     return {"pairs/s": read / seconds, "decoded": decoded, "pairs": read, "MiB": most / 2**20}

@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import generated_scenes, jrdb, jrdb_scenes, pair_features
-from jaxact.data.jrdb import Rules
+from jaxact.tasks.relation import jrdb, jrdb_splits, sample_data, spatial_features
+from jaxact.tasks.relation.jrdb import Rules
 
-SIZE = generated_scenes.SIZE
+SIZE = sample_data.SIZE
 RULES = Rules(width=SIZE[0], height=SIZE[1])
 
 
@@ -18,7 +18,7 @@ RULES = Rules(width=SIZE[0], height=SIZE[1])
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "set"
     scenes = {"train": 8, "val": 1, "test": 1}
-    return generated_scenes.write(folder, scenes, frames=2)
+    return sample_data.write(folder, scenes, frames=2)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_geometry_says_a_part_only(train):
     sizes, gaps = [], []
     for frame in train[0]:
         for a, b, label in frame.pairs:
-            found = pair_features.geometric(frame.boxes[a], frame.boxes[b], SIZE)
+            found = spatial_features.geometric(frame.boxes[a], frame.boxes[b], SIZE)
             sizes += [(label, box[2] / box[3], box[3]) for box in (frame.boxes[a], frame.boxes[b])]
             gaps.append((label, found[5]))
     sizes, gaps = np.array(sizes), np.array(gaps)
@@ -84,14 +84,14 @@ def test_geometry_says_a_part_only(train):
 
 
 def test_the_same_seed_draws_the_same_set(root, tmp_path):
-    again = generated_scenes.write(tmp_path / "again", {"train": 1, "val": 0, "test": 0}, frames=2)
+    again = sample_data.write(tmp_path / "again", {"train": 1, "val": 0, "test": 0}, frames=2)
     name = "train-place-00"
-    for path in (jrdb_scenes.LABELS + f"/{name}.json", f"{jrdb_scenes.IMAGES}/{name}/000001.jpg"):
+    for path in (jrdb_splits.LABELS + f"/{name}.json", f"{jrdb_splits.IMAGES}/{name}/000001.jpg"):
         assert (again / path).read_bytes() == (root / path).read_bytes()
-    other = generated_scenes.write(
+    other = sample_data.write(
         tmp_path / "other", {"train": 1, "val": 0, "test": 0}, frames=1, seed=1
     )
-    path = f"{jrdb_scenes.LABELS}/{name}.json"
+    path = f"{jrdb_splits.LABELS}/{name}.json"
     ours, theirs = (json.loads((r / path).read_text())["labels"] for r in (root, other))
     assert ours["000000.jpg"] != theirs["000000.jpg"]
 
@@ -99,11 +99,11 @@ def test_the_same_seed_draws_the_same_set(root, tmp_path):
 def test_mistakes(root, tmp_path):
     for options in ({"size": (1200, 50)}, {"couples": 20}, {"frames": 0}):
         with pytest.raises(UserError, match="allowed: 96 px of height or more, 120 px of width"):
-            generated_scenes.write(tmp_path / "bad", **options)
+            sample_data.write(tmp_path / "bad", **options)
     with pytest.raises(UserError, match="holds scenes already"):
-        generated_scenes.write(root)
+        sample_data.write(root)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file/set cannot be made: Not a directory"):
-        generated_scenes.write(tmp_path / "file" / "set")
+        sample_data.write(tmp_path / "file" / "set")
     with pytest.raises(UserError, match=r"scenes train -1; allowed: 0 or more"):
-        generated_scenes.write(tmp_path / "bad", {"train": -1})
+        sample_data.write(tmp_path / "bad", {"train": -1})

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import jrdb, jrdb_scenes
-from jaxact.data.jrdb import Rules
+from jaxact.tasks.relation import jrdb, jrdb_splits
+from jaxact.tasks.relation.jrdb import Rules
 
 WALK, STAND, SIT = jrdb.CLASSES
 
@@ -28,7 +28,7 @@ def person(
 
 def scene(tmp_path, frames, name="a"):
     """Writes a scene; frames: name -> records, or the records of one frame."""
-    folder = tmp_path / jrdb_scenes.LABELS
+    folder = tmp_path / jrdb_splits.LABELS
     folder.mkdir(parents=True, exist_ok=True)
     frames = frames if isinstance(frames, dict) else {"000000.jpg": frames}
     (folder / f"{name}.json").write_text(json.dumps({"labels": frames}))
@@ -213,7 +213,7 @@ def test_strict_names_what_is_left_out_otherwise(tmp_path, record, message):
 
 def test_bad_files(tmp_path):
     root = scene(tmp_path, [person(1)])
-    path = tmp_path / jrdb_scenes.LABELS / "a.json"
+    path = tmp_path / jrdb_splits.LABELS / "a.json"
     whole = path.read_text()
     path.write_text(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"a\.json: is not JSON: ") as error:
@@ -238,7 +238,7 @@ def test_a_changed_file_is_read_again(tmp_path):
 
     both = [person(1, pairs=[(2, {WALK: 1})]), person(2, (200, 100, 40, 100))]
     assert pairs(tmp_path, both)[0] == {(1, 2): 0}
-    path = tmp_path / jrdb_scenes.LABELS / "a.json"
+    path = tmp_path / jrdb_splits.LABELS / "a.json"
     path.write_text(path.read_text().replace(WALK, SIT))
     os.utime(path, ns=(1, 1))
     frames, _ = jrdb.read(str(tmp_path), ["a"], Rules())

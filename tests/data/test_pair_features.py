@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxact.data import pair_features
+from jaxact.tasks.relation import spatial_features
 
 SIZE = (3760, 480)
 SPEC = (  # A, B, the seven of relation.md section 4
@@ -32,13 +32,13 @@ def original(golden):
 
 
 def test_golden_features(original):
-    found = pair_features.geometric(original["boxes_A"], original["boxes_B"], SIZE)
+    found = spatial_features.geometric(original["boxes_A"], original["boxes_B"], SIZE)
     assert np.abs(found - original["geometric7"]).max() < 1e-6
 
 
 @pytest.mark.parametrize(("a", "b", "wanted"), SPEC)
 def test_features_of_the_spec(a, b, wanted):
-    np.testing.assert_allclose(pair_features.geometric(a, b, SIZE), wanted, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(spatial_features.geometric(a, b, SIZE), wanted, rtol=0, atol=1e-6)
 
 
 def boxes(count=200):
@@ -49,16 +49,16 @@ def boxes(count=200):
 
 def test_swap_mirror_and_turn_change_nothing():
     a, b = boxes()
-    found = pair_features.geometric(a, b, SIZE)
-    np.testing.assert_array_equal(found, pair_features.geometric(b, a, SIZE))
+    found = spatial_features.geometric(a, b, SIZE)
+    np.testing.assert_array_equal(found, spatial_features.geometric(b, a, SIZE))
     mirrored = [np.stack([SIZE[0] - x[:, 0] - x[:, 2], *x[:, 1:].T], -1) for x in (a, b)]
-    np.testing.assert_allclose(found, pair_features.geometric(*mirrored, SIZE), atol=1e-9)
+    np.testing.assert_allclose(found, spatial_features.geometric(*mirrored, SIZE), atol=1e-9)
     turned = [np.stack([(x[:, 0] + 1234) % SIZE[0], *x[:, 1:].T], -1) for x in (a, b)]
-    np.testing.assert_allclose(found, pair_features.geometric(*turned, SIZE), atol=1e-9)
+    np.testing.assert_allclose(found, spatial_features.geometric(*turned, SIZE), atol=1e-9)
 
 
 def test_ranges():
-    found = pair_features.geometric(*boxes(), SIZE)
+    found = spatial_features.geometric(*boxes(), SIZE)
     for index in (1, 2, 3, 4, 6):
         assert found[:, index].min() >= 0 and found[:, index].max() <= 1
     assert found[:, 2].max() <= 0.5 and found[:, 0].max() <= 0.5
@@ -66,26 +66,26 @@ def test_ranges():
 
 def test_a_plain_picture_has_no_seam():
     a, b = (3700, 100, 50, 150), (20, 110, 40, 140)
-    flat = pair_features.geometric(a, b, SIZE, wrap=False)
+    flat = spatial_features.geometric(a, b, SIZE, wrap=False)
     assert flat[2] == pytest.approx(3685 / 3760)
 
 
 def test_scene_forms(original):
     for people in (0, 1, 3, 10, 14):
         wanted = original[f"scene_context_n{people}"]
-        assert pair_features.scene(people, "level") == wanted[0]
+        assert spatial_features.scene(people, "level") == wanted[0]
     # The share of relation.md section 4 that the ResNet classifier takes.
-    assert [pair_features.scene(n) for n in (0, 1, 4, 10, 30)] == [1.0, 0.1, 0.4, 1.0, 1.0]
+    assert [spatial_features.scene(n) for n in (0, 1, 4, 10, 30)] == [1.0, 0.1, 0.4, 1.0, 1.0]
     with pytest.raises(ValueError, match="choose share or level"):
-        pair_features.scene(3, "crowd")
+        spatial_features.scene(3, "crowd")
 
 
 def test_what_can_be_left_out():
     a, b, _ = SPEC[0]
-    whole = pair_features.features(a, b, SIZE, 4)
+    whole = spatial_features.features(a, b, SIZE, 4)
     assert whole.dtype == np.float32 and whole.shape == (8,) and whole[7] == np.float32(0.4)
     for places, form in ((True, "off"), (False, "share"), (False, "off"), (True, "level")):
-        found = pair_features.features(a, b, SIZE, 4, places=places, form=form)
-        assert found.shape == (pair_features.count(places, form),)
-    logged = pair_features.features(a, b, SIZE, 4, log=True)
+        found = spatial_features.features(a, b, SIZE, 4, places=places, form=form)
+        assert found.shape == (spatial_features.count(places, form),)
+    logged = spatial_features.features(a, b, SIZE, 4, log=True)
     assert logged[5] == pytest.approx(np.log1p(whole[5])) and (logged != whole).sum() == 1

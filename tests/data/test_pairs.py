@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import generated_scenes, jrdb, pair_crops, pair_lists, pairs
-from jaxact.data.jrdb import Frame
-from jaxact.data.pair_crops import Cut
-from jaxact.data.pairs import Data, PairSource
+from jaxact.tasks.relation import annotation_files, crops, dataset, jrdb, sample_data
+from jaxact.tasks.relation.crops import Cut
+from jaxact.tasks.relation.dataset import Data, PairSource
+from jaxact.tasks.relation.jrdb import Frame
 
 SIZE = (200, 60)
 
@@ -22,27 +22,27 @@ class Stage:
 
 @pytest.fixture(autouse=True)
 def fresh():
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "set"
     scenes = {"train": 3, "val": 1, "test": 1}
-    return generated_scenes.write(folder, scenes, frames=3, couples=4)
+    return sample_data.write(folder, scenes, frames=3, couples=4)
 
 
 @pytest.fixture
 def data(root):
-    size = generated_scenes.SIZE
+    size = sample_data.SIZE
     return Data(root=str(root), splits="splits.json", size=size, eval_interval=1)
 
 
 @pytest.fixture
 def decoded(monkeypatch):
     """Paths of the pictures decoded so far."""
-    found, decode = [], pair_crops.decode
-    monkeypatch.setattr(pair_crops, "decode", lambda p, size: (found.append(p), decode(p, size))[1])
+    found, decode = [], crops.decode
+    monkeypatch.setattr(crops, "decode", lambda p, size: (found.append(p), decode(p, size))[1])
     return found
 
 
@@ -68,53 +68,53 @@ def test_bounds_of_the_original():
         (3800.0, 470.0, 40.0, 40.0): (3739, 459, 3760, 480),  # outside: a square at the edge
     }
     for box, wanted in cases.items():
-        assert pair_crops.bounds(box, size, flat) == wanted
-    over = pair_crops.bounds((3700.5, 100.0, 50.0, 150.0), size, Cut(112, 0.2))
+        assert crops.bounds(box, size, flat) == wanted
+    over = crops.bounds((3700.5, 100.0, 50.0, 150.0), size, Cut(112, 0.2))
     assert over == (3690, 70, 3760, 280)
-    assert pair_crops.bounds((3740.0, 100.0, 50.0, 150.0), size, Cut(112)) == (3730, 70, 3800, 280)
-    assert pair_crops.bounds((3.0, 2.0, 40.0, 140.0), size, Cut(112)) == (-5, 0, 51, 170)
+    assert crops.bounds((3740.0, 100.0, 50.0, 150.0), size, Cut(112)) == (3730, 70, 3800, 280)
+    assert crops.bounds((3.0, 2.0, 40.0, 140.0), size, Cut(112)) == (-5, 0, 51, 170)
 
 
 def test_a_crop_is_the_picture_there(ramp):
-    picture = pair_crops.decode(str(ramp), SIZE)
+    picture = crops.decode(str(ramp), SIZE)
     cut = Cut(20, padding=0.0)
-    found = pair_crops.crop(picture, (50.0, 10.0, 20.0, 20.0), cut)
+    found = crops.crop(picture, (50.0, 10.0, 20.0, 20.0), cut)
     np.testing.assert_array_equal(found, picture[10:30, 50:70])
-    seam = pair_crops.crop(picture, (190.0, 10.0, 20.0, 20.0), cut)
+    seam = crops.crop(picture, (190.0, 10.0, 20.0, 20.0), cut)
     np.testing.assert_array_equal(seam[:, :10], picture[10:30, 190:])
     np.testing.assert_array_equal(seam[:, 10:], picture[10:30, :10])
-    ended = pair_crops.crop(picture, (190.0, 10.0, 20.0, 20.0), Cut(20, 0.0, wrap=False))
+    ended = crops.crop(picture, (190.0, 10.0, 20.0, 20.0), Cut(20, 0.0, wrap=False))
     whole = Image.fromarray(picture[10:30, 190:]).resize((20, 20), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(ended, np.asarray(whole))
 
 
 def test_crops_are_resized_without_aliasing_from_the_crop_alone(ramp):
     """As Pillow resizes a picture cut out, not as it resizes a box of a larger one."""
-    picture = pair_crops.decode(str(ramp), SIZE)
-    found = pair_crops.crop(picture, (20.0, 5.0, 100.0, 40.0), Cut(8))
+    picture = crops.decode(str(ramp), SIZE)
+    found = crops.crop(picture, (20.0, 5.0, 100.0, 40.0), Cut(8))
     cut = Image.fromarray(picture).crop((0, 0, 140, 53))
     np.testing.assert_array_equal(found, np.asarray(cut.resize((8, 8), Image.Resampling.BILINEAR)))
 
 
 def test_an_example(data):
-    source = pairs.source(data, "train")
+    source = dataset.source(data, "train")
     index = 5
     pair = source[index]
-    found = pairs.prepare(data, True, pair, np.random.default_rng(0), Stage, "train")
-    shapes = pairs.shapes(data, True, Stage, "train")
+    found = dataset.prepare(data, True, pair, np.random.default_rng(0), Stage, "train")
+    shapes = dataset.shapes(data, True, Stage, "train")
     assert {k: (v.shape, v.dtype) for k, v in found.items()} == {
         k: (shape, np.dtype(dtype)) for k, (shape, dtype) in shapes.items()
     }
-    picture = pair_crops.decode(pair.frame.path, generated_scenes.SIZE)
+    picture = crops.decode(pair.frame.path, sample_data.SIZE)
     for place, person in enumerate((pair.a, pair.b)):
-        one = pair_crops.crop(picture, pair.frame.boxes[person], Cut(16))
+        one = crops.crop(picture, pair.frame.boxes[person], Cut(16))
         np.testing.assert_array_equal(found["crops"][place], one)
     assert found["place"][7] == np.float32(min(len(pair.frame.boxes) / 10, 1))
     a, b = found["people"]
     assert source.ids[index] == pair.id == f"{pair.frame.id}#{a}-{b}" and a < b
     bare = Data(**{**vars(data), "places": False, "scene": "off"})
-    assert set(pairs.prepare(bare, True, pair, None, Stage, "val")) == (set(shapes) - {"place"})
-    assert "crops" not in pairs.shapes(data, False, Stage, "val")
+    assert set(dataset.prepare(bare, True, pair, None, Stage, "val")) == (set(shapes) - {"place"})
+    assert "crops" not in dataset.shapes(data, False, Stage, "val")
 
 
 # ------------------------------------------------------------------------- decoding once per frame
@@ -122,49 +122,49 @@ def test_an_example(data):
 
 def epoch(data, source, order):
     for index in order:
-        pairs.crops(data, source[index], 16)
+        dataset.crops(data, source[index], 16)
 
 
 def test_a_frame_is_decoded_once_for_all_its_pairs(data, decoded, monkeypatch):
-    source = pairs.source(data, "train")
+    source = dataset.source(data, "train")
     drawn = np.random.default_rng(0).permutation(len(source))
     data.mix = 2
-    order = pairs.arrange(data, source, drawn, np.random.default_rng(1))
+    order = dataset.arrange(data, source, drawn, np.random.default_rng(1))
     assert sorted(order) == list(range(len(source))) and (order != drawn).any()
     # Room for the crops of the two frames being mixed and no more.
     people = max(len({p for a, b, _ in f.pairs for p in (a, b)}) for f in source.frames)
-    monkeypatch.setattr(pairs, "MEBIBYTE", 1)
+    monkeypatch.setattr(dataset, "MEBIBYTE", 1)
     data.memory = 2 * people * 16 * 16 * 3
     epoch(data, source, order)
     assert len(decoded) == len(set(decoded)) == len(source.frames) == 9
     decoded.clear()
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
     epoch(data, source, drawn)  # in any order the same memory does not do
     assert len(decoded) > 18
     decoded.clear()
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
     data.memory = data.mix = 0
-    assert pairs.arrange(data, source, drawn, np.random.default_rng(1)) is drawn
+    assert dataset.arrange(data, source, drawn, np.random.default_rng(1)) is drawn
     epoch(data, source, drawn)
     assert len(decoded) == len(source) == 36
 
 
 def test_pairs_of_the_frames_being_mixed_come_in_any_order(data):
-    source = pairs.source(data, "train")
+    source = dataset.source(data, "train")
     data.mix = 3
     drawn = np.arange(len(source)).repeat(2)  # as a sampler with replacement would
-    order = pairs.arrange(data, source, drawn, np.random.default_rng(0))
+    order = dataset.arrange(data, source, drawn, np.random.default_rng(0))
     np.testing.assert_array_equal(np.sort(order), drawn)
     frames = source.frame_of[order].reshape(3, -1)
     windows = [set(row) for row in frames]
     assert all(len(w) == 3 for w in windows) and len(set.union(*windows)) == 9
     assert all((np.diff(row) != 0).sum() > 6 for row in frames)
-    again = pairs.arrange(data, source, drawn, np.random.default_rng(0))
+    again = dataset.arrange(data, source, drawn, np.random.default_rng(0))
     np.testing.assert_array_equal(order, again)
 
 
 def test_many_threads_decode_a_frame_once(data, decoded):
-    source = pairs.source(data, "train")
+    source = dataset.source(data, "train")
     barrier = threading.Barrier(4)
 
     def read():
@@ -180,7 +180,7 @@ def test_many_threads_decode_a_frame_once(data, decoded):
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():
-    kept, made = pair_crops.Kept(), []
+    kept, made = crops.Kept(), []
 
     def get(key):
         return kept.get(key, lambda: (made.append(key), np.zeros(40, np.uint8))[1], 100)
@@ -194,39 +194,39 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
 
 
 def test_the_folder_of_crops(data, decoded, tmp_path):
-    source = pairs.source(data, "val")
-    want = pairs.crops(data, source[0], 16)
+    source = dataset.source(data, "val")
+    want = dataset.crops(data, source[0], 16)
     data.cache_dir, data.memory = str(tmp_path / "crops"), 0
     for _ in range(2):
-        pair_crops.KEPT.clear()
-        np.testing.assert_array_equal(pairs.crops(data, source[0], 16), want)
+        crops.KEPT.clear()
+        np.testing.assert_array_equal(dataset.crops(data, source[0], 16), want)
     assert len(decoded) == 2  # once before, once into the folder
     data.padding = 0.1
-    assert (pairs.crops(data, source[0], 16) != want).any() and len(decoded) == 3
+    assert (dataset.crops(data, source[0], 16) != want).any() and len(decoded) == 3
     entries = [p for p in (tmp_path / "crops").rglob("*") if p.is_file()]
     assert len(entries) == 2
     for entry in entries:
         entry.write_bytes(entry.read_bytes()[:-1])
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
     with pytest.raises(UserError, match=r"is no entry of this cache \(config.data.cache_dir\)"):
-        pairs.crops(data, source[0], 16)
+        dataset.crops(data, source[0], 16)
     data.cache_dir = str(entries[0])
     with pytest.raises(UserError, match="cannot be read"):
-        pairs.crops(data, source[0], 16)
+        dataset.crops(data, source[0], 16)
 
 
 def test_sampling_makes_classes_equal(data):
-    source = pairs.source(data, "train")
-    weights = pairs.sampler(data, source, Stage)
-    labels, counts = source.labels(), pairs.counts(source, 3)
+    source = dataset.source(data, "train")
+    weights = dataset.sampler(data, source, Stage)
+    labels, counts = source.labels(), dataset.counts(source, 3)
     even = counts.sum() / (3 * np.maximum(counts, 1))
     assert {*np.round([weights[labels == k].sum() for k in np.flatnonzero(counts)], 9)} == {1.0}
     balances = {"none": (False, False), "weights": (False, True), "both": (True, True)}
     for balance, (drawn, weighted) in balances.items():
         data.balance = balance
-        assert (pairs.sampler(data, source, Stage) is not None) == drawn
+        assert (dataset.sampler(data, source, Stage) is not None) == drawn
         wanted = even if weighted else np.ones(3)
-        np.testing.assert_allclose(pairs.class_weights(data), wanted, rtol=1e-6)
+        np.testing.assert_allclose(dataset.class_weights(data), wanted, rtol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------ a CSV
@@ -239,7 +239,7 @@ GOOD = "ramp.png,10 10 20 40,40 10 20 40,walking together,train"
 def listed(tmp_path, *lines, head=HEAD, **fields):
     path = tmp_path / "pairs.csv"
     path.write_text("\n".join((head, *lines)) + "\n")
-    pair_lists.read.cache_clear()
+    annotation_files.read.cache_clear()
     return Data(annotations=str(path), size=SIZE, **fields)
 
 
@@ -250,16 +250,16 @@ def test_a_csv(tmp_path, ramp):
         "ramp.png,40 10 20 40,190 10 20 40,sitting together,train",
         "other.png,1 1 9 9,30 1 9 9,standing together,val",
     )
-    source = pairs.source(data, "train")
+    source = dataset.source(data, "train")
     assert source.labels().tolist() == [0, 2]
     assert source.ids == ["ramp.png#0-1", "ramp.png#1-2"]
     assert len(source.frames) == 1 and len(source.frames[0].boxes) == 3
-    found = pairs.prepare(data, True, source[1], None, Stage, "train")
+    found = dataset.prepare(data, True, source[1], None, Stage, "train")
     assert found["crops"].shape == (2, 16, 16, 3) and found["label"] == 2
-    assert len(pairs.source(data, "val")) == 1 and len(pairs.source(data, "test")) == 0
+    assert len(dataset.source(data, "val")) == 1 and len(dataset.source(data, "test")) == 0
     data.size = (0, 0)
     with pytest.raises(UserError, match=r"pairs.csv:4: .*other.png: no such file"):
-        pairs.source(data, "val")
+        dataset.source(data, "val")
 
 
 LINES = [
@@ -297,22 +297,22 @@ LINES = [
 @pytest.mark.parametrize(("line", "message"), LINES)
 def test_bad_lines(tmp_path, ramp, line, message):
     with pytest.raises(UserError, match=message) as error:
-        pairs.source(listed(tmp_path, GOOD, line), "train")
+        dataset.source(listed(tmp_path, GOOD, line), "train")
     assert "\n" not in str(error.value)
 
 
 def test_bad_csv_files(tmp_path, ramp):
     with pytest.raises(UserError, match="has no column box_b; needed: image, box_a, box_b, label"):
-        pairs.source(listed(tmp_path, head="image,box_a,label,split"), "train")
+        dataset.source(listed(tmp_path, head="image,box_a,label,split"), "train")
     with pytest.raises(UserError, match="no such file"):
-        pairs.source(Data(annotations=str(tmp_path / "none.csv")), "train")
+        dataset.source(Data(annotations=str(tmp_path / "none.csv")), "train")
     head = f"{HEAD},scene,a,b"
     lines = (f"{GOOD},hall,1,2", "two.png,1 1 9 9,30 1 9 9,standing together,val,hall,1,2")
     with pytest.raises(UserError, match="scene hall is in train and in val"):
-        pairs.source(listed(tmp_path, *lines, head=head), "train")
+        dataset.source(listed(tmp_path, *lines, head=head), "train")
     moved = "ramp.png,10 10 20 41,60 10 20 40,walking together,train,hall,1,3"
     with pytest.raises(UserError, match=r":3: person 1 has box 10 10 20 41, and 10 10 20 40 on an"):
-        pairs.source(listed(tmp_path, lines[0], moved, head=head), "train")
+        dataset.source(listed(tmp_path, lines[0], moved, head=head), "train")
 
 
 # --------------------------------------------------------------------------------- files, mistakes
@@ -325,7 +325,7 @@ def test_boxes_to_predict_on(tmp_path, ramp):
 
     def found(entry, given=path):
         path.write_text(json.dumps(entry))
-        return pairs.examples(data, str(given))
+        return dataset.examples(data, str(given))
 
     entry = {"image": "ramp.png", "people": people}
     assert [i.split("#")[1] for i in found(entry).ids] == ["1-3", "1-7", "3-7"]
@@ -348,7 +348,7 @@ def test_boxes_to_predict_on(tmp_path, ramp):
             found({**entry, **change})
     path.write_text("{")
     with pytest.raises(UserError, match=r"ramp.json: is not JSON"):
-        pairs.examples(data, str(path))
+        dataset.examples(data, str(path))
     path.unlink()
     for given, message in (
         (ramp, "a picture needs its boxes there"),
@@ -356,7 +356,7 @@ def test_boxes_to_predict_on(tmp_path, ramp):
         (tmp_path / "no", "does not exist"),
     ):
         with pytest.raises(UserError, match=message):
-            pairs.examples(data, str(given))
+            dataset.examples(data, str(given))
 
 
 def test_pictures_that_cannot_be_used(tmp_path, ramp):
@@ -366,7 +366,7 @@ def test_pictures_that_cannot_be_used(tmp_path, ramp):
         return PairSource([Frame("f", str(path), "s", (0, 1), boxes, ((0, 1, 0),))])[0]
 
     data = Data(size=SIZE)
-    assert pairs.audit(data, True, pair(ramp)) == ""
+    assert dataset.audit(data, True, pair(ramp)) == ""
     for path, content, message in (
         (tmp_path / "gone.png", None, "gone.png: no such file"),
         (tmp_path / "half.png", ramp.read_bytes()[:60], "half.png: cannot be read as a picture"),
@@ -375,36 +375,36 @@ def test_pictures_that_cannot_be_used(tmp_path, ramp):
         if content is not None:
             path.write_bytes(content)
         with pytest.raises(UserError, match=message):
-            pairs.prepare(data, True, pair(path), None, Stage, "train")
-        assert message in pairs.audit(data, True, pair(path))
-        assert message in pairs.audit(Data(size=(0, 0)), True, pair(path))
+            dataset.prepare(data, True, pair(path), None, Stage, "train")
+        assert message in dataset.audit(data, True, pair(path))
+        assert message in dataset.audit(Data(size=(0, 0)), True, pair(path))
         # Spatial features alone need no picture.
-        assert set(pairs.prepare(data, False, pair(path), None, Stage, "train")) >= {"place"}
-        assert pairs.audit(data, False, pair(path)) == ""
+        assert set(dataset.prepare(data, False, pair(path), None, Stage, "train")) >= {"place"}
+        assert dataset.audit(data, False, pair(path)) == ""
     data.size = (400, 60)
     with pytest.raises(UserError, match=r"is 200x60 px; config\.data\.size says 400x60"):
-        pairs.prepare(data, True, pair(ramp), None, Stage, "train")
+        dataset.prepare(data, True, pair(ramp), None, Stage, "train")
 
 
 def test_splits_without_labels(data):
     data.splits = "jrdb_social"
     with pytest.raises(UserError, match=r"no test scenes with labels; allowed: train, val"):
-        pairs.source(data, "test")
+        dataset.source(data, "test")
     with pytest.raises(UserError, match=r"clark-center-2019-02-28_1\.json: no such file"):
-        pairs.source(data, "val")
+        dataset.source(data, "val")
     small = Data(**{**vars(data), "splits": "splits.json", "size": (5, 5)})
     with pytest.raises(UserError, match=r"no val pair is left .*\(box outside the picture 27, f"):
-        pairs.source(small, "val")
+        dataset.source(small, "val")
     with pytest.raises(UserError, match=r"config.data.root is empty; allowed: the folder"):
-        pairs.source(Data(), "train")
+        dataset.source(Data(), "train")
 
 
 def test_survey(data, root):
-    sources = {name: pairs.source(data, name) for name in ("train", "val")}
-    findings, table = pairs.survey(jrdb.CLASSES, sources)
+    sources = {name: dataset.source(data, name) for name in ("train", "val")}
+    findings, table = dataset.survey(jrdb.CLASSES, sources)
     rows = {line.split("  ")[0]: line.split()[-2:] for line in table.splitlines()}
     assert rows["(pairs kept)"] == ["36", "12"]
-    counted = pairs.counts(sources["train"], 3)
+    counted = dataset.counts(sources["train"], 3)
     assert [int(rows[name][0]) for name in jrdb.CLASSES] == counted.tolist()
     gone = sources["train"].counts.get("partner absent", 0)
     said = [line for line in findings if line.startswith("train:") and "partner absent" in line]
@@ -415,4 +415,4 @@ def test_survey(data, root):
 
 def test_a_root_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match=r"config.data.root='.*nowhere' does not exist; allowed"):
-        pairs.source(Data(root=str(tmp_path / "nowhere")), "train")
+        dataset.source(Data(root=str(tmp_path / "nowhere")), "train")

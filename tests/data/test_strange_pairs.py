@@ -13,9 +13,10 @@ from data.test_jrdb import pairs as of_scene
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import jrdb, jrdb_scenes, pair_crops, pair_lists, pairs
-from jaxact.data.jrdb import Rules
-from jaxact.data.pairs import Data
+from jaxact.tasks.relation import annotation_files, dataset, jrdb, jrdb_splits
+from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation.dataset import Data
+from jaxact.tasks.relation.jrdb import Rules
 
 SIZE = (200, 60)
 TWO = [{"id": n, "box": [20 * n, 10, 15, 40]} for n in (1, 3)]
@@ -28,7 +29,7 @@ class Stage:
 @pytest.fixture(autouse=True)
 def fresh():
     pair_crops.KEPT.clear()
-    pair_lists.header.cache_clear()
+    annotation_files.header.cache_clear()
 
 
 def picture(path, size=SIZE, **options):
@@ -41,7 +42,7 @@ def picture(path, size=SIZE, **options):
 def asked(tmp_path, people=TWO, name="x.jpg", **fields):
     """The examples of a boxes file."""
     (tmp_path / "x.json").write_text(json.dumps({"image": name, "people": people}))
-    return pairs.examples(Data(**{"size": (0, 0), **fields}), str(tmp_path / "x.json"))
+    return dataset.examples(Data(**{"size": (0, 0), **fields}), str(tmp_path / "x.json"))
 
 
 # ----------------------------------------------------------------------------------- JRDB-Social
@@ -85,12 +86,12 @@ def test_numbers_beyond_every_measure(tmp_path, record, message):
 
 
 def test_label_files_that_cannot_be_opened(tmp_path):
-    path = tmp_path / jrdb_scenes.LABELS / "a.json"
+    path = tmp_path / jrdb_splits.LABELS / "a.json"
     path.mkdir(parents=True)
     with pytest.raises(UserError, match=r"a\.json: cannot be read: Is a directory"):
         jrdb.read(str(tmp_path), ["a"], Rules())
     root = scene(tmp_path / "b", [])
-    (tmp_path / "b" / jrdb_scenes.LABELS / "a.json").write_text("1" * 5000)
+    (tmp_path / "b" / jrdb_splits.LABELS / "a.json").write_text("1" * 5000)
     with pytest.raises(UserError, match=r"a\.json: is not JSON: "):
         jrdb.read(root, ["a"], Rules())
 
@@ -109,19 +110,19 @@ def test_a_split_in_the_root_comes_before_one_of_the_working_folder(tmp_path, mo
 def test_boxes_beyond_pictures_of_any_size_are_found_when_these_are_opened(tmp_path):
     records = [person(1, (20, 5, 30, 40), [(2, {WALK: 1})]), person(2, (250, 5, 30, 40))]
     root = scene(tmp_path, records)
-    picture(tmp_path / jrdb_scenes.IMAGES / "a" / "000000.jpg")
+    picture(tmp_path / jrdb_splits.IMAGES / "a" / "000000.jpg")
     (tmp_path / "s.json").write_text('{"train": ["a"]}')
     data = Data(root=root, splits="s.json", size=(0, 0))
-    pair = pairs.source(data, "train")[0]
+    pair = dataset.source(data, "train")[0]
     message = r"000000\.jpg: person 2 has box 250 5 30 40, outside the picture of 200x60 px"
     for crops in (True, False):
         with pytest.raises(UserError, match=message):
-            pairs.prepare(data, crops, pair, None, Stage, "train")
-    assert "person 2 has box" in pairs.audit(data, True, pair)
+            dataset.prepare(data, crops, pair, None, Stage, "train")
+    assert "person 2 has box" in dataset.audit(data, True, pair)
 
 
 def test_class_weights_without_data_are_even():
-    np.testing.assert_array_equal(pairs.class_weights(Data(balance="weights")), np.ones(3))
+    np.testing.assert_array_equal(dataset.class_weights(Data(balance="weights")), np.ones(3))
 
 
 # ------------------------------------------------------------------------------------------ photos
@@ -132,9 +133,9 @@ def test_a_photo_that_its_camera_turned(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     path = picture(tmp_path / "x.jpg", exif=exif)
-    assert pair_lists.header(str(path)) == (60, 200)
+    assert annotation_files.header(str(path)) == (60, 200)
     people = [{"id": n, "box": [10, 50 * n, 20, 40]} for n in (1, 3)]
-    found = pairs.prepare(Data(size=(0, 0)), True, asked(tmp_path, people)[0], None, Stage, "val")
+    found = dataset.prepare(Data(size=(0, 0)), True, asked(tmp_path, people)[0], None, Stage, "val")
     assert found["crops"].shape == (2, 16, 16, 3)
     with pytest.raises(UserError, match=r"outside the picture of 60x200 px"):
         asked(tmp_path, [TWO[0], {"id": 2, "box": [70, 10, 20, 40]}])
@@ -169,7 +170,7 @@ def test_a_csv_with_people_numbered_beyond_32_bits(tmp_path):
         f"image,box_a,box_b,label,split,a,b\nx.png,10 10 20 40,40 10 20 40,{WALK},train,1,{2**31}\n"
     )
     with pytest.raises(UserError, match=r"pairs\.csv:2: person '2147483648'; allowed: numbers"):
-        pairs.source(Data(annotations=str(path), size=SIZE), "train")
+        dataset.source(Data(annotations=str(path), size=SIZE), "train")
 
 
 def test_a_csv_for_pictures_of_another_size_says_so(tmp_path):
@@ -178,7 +179,7 @@ def test_a_csv_for_pictures_of_another_size_says_so(tmp_path):
         f"image,box_a,box_b,label,split\nx.png,10 10 20 40,40 500 20 400,{WALK},train\n"
     )
     with pytest.raises(UserError, match=r"outside the picture of 3760x480 px.*config\.data\.size"):
-        pairs.source(Data(annotations=str(path)), "train")
+        dataset.source(Data(annotations=str(path)), "train")
 
 
 def test_a_picture_with_one_person_is_named(tmp_path, capsys):
@@ -197,14 +198,14 @@ def test_names_that_are_no_utf8(tmp_path):
     (folder / "x.json").write_text(json.dumps({"image": "x.jpg", "people": TWO}))
     for cache in ("", str(tmp_path / "crops")):
         data = Data(size=(0, 0), cache_dir=cache)
-        pair = pairs.examples(data, str(path))[0]
-        assert pairs.crops(data, pair, 16).shape == (2, 16, 16, 3)
+        pair = dataset.examples(data, str(path))[0]
+        assert dataset.crops(data, pair, 16).shape == (2, 16, 16, 3)
 
 
 def test_files_that_cannot_be_opened(tmp_path):
     (tmp_path / "y.json").mkdir()
     with pytest.raises(UserError, match=r"y\.json: cannot be read: Is a directory"):
-        pairs.examples(Data(), str(tmp_path))
+        dataset.examples(Data(), str(tmp_path))
     boxes = ((10.0, 10.0, 20.0, 30.0), (50.0, 10.0, 20.0, 30.0))
     name = tmp_path / "y.json" / ("x" * 300)
     with pytest.raises(UserError, match=r"cannot be read: File name too long"):

@@ -12,8 +12,9 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact import task as tasks
-from jaxact.data import generated, generated_scenes, pipeline
+from jaxact.data import generated, pipeline
 from jaxact.tasks.detection import sample_data
+from jaxact.tasks.relation import sample_data as generated_scenes
 from jaxact.train import plan
 
 RECIPES = ("x3d", "rgbpose_conv3d", "adatad", "relation", "crop")

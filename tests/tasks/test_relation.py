@@ -21,16 +21,18 @@ from weights import writer
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import Group, UserError
-from jaxact.data import drawing, generated_scenes, pair_crops
-from jaxact.data.jrdb import Frame
-from jaxact.data.pairs import Pair
+from jaxact.data import drawing
 from jaxact.data.pipeline import Order, train_batches
 from jaxact.evaluate import cost
 from jaxact.evaluate.metrics import Confusion
 from jaxact.modes import check, predict
 from jaxact.task import Ending
-from jaxact.tasks import relation, relation_augment, relation_scores
-from jaxact.tasks.relation_augment import Augment
+from jaxact.tasks.relation import augment, sample_data, scoring
+from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation import task as relation
+from jaxact.tasks.relation.augment import Augment
+from jaxact.tasks.relation.dataset import Pair
+from jaxact.tasks.relation.jrdb import Frame
 from jaxact.train import build, checkpoint, evaluation, loop, state
 from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
@@ -52,7 +54,7 @@ def recipe():
 def root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes") / "set"
     scenes = {"train": 4, "val": 2, "test": 1}
-    return generated_scenes.write(folder, scenes, frames=2, couples=4)
+    return sample_data.write(folder, scenes, frames=2, couples=4)
 
 
 def tiny(root, **fields):
@@ -228,7 +230,7 @@ def test_the_loss_is_the_weighted_sum(root):
 def test_augmentation():
     key = jax.random.key(3)
     crops = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (64, 2, 12, 8, 3)), jnp.float32)
-    assert relation_augment.apply(Augment(), key, crops) is crops
+    assert augment.apply(Augment(), key, crops) is crops
     forms = {
         "mirrored": Augment(hflip=1.0),
         "swapped": Augment(swap=1.0),
@@ -236,9 +238,7 @@ def test_augmentation():
         "erased": Augment(erase=0.5),
         "coloured": Augment(jitter=0.2),
     }
-    draw = jax.jit(
-        lambda k: {n: relation_augment.apply(form, k, crops) for n, form in forms.items()}
-    )
+    draw = jax.jit(lambda k: {n: augment.apply(form, k, crops) for n, form in forms.items()})
     found = draw(key)
     mirrored, swapped, some, erased, coloured = (found[name] for name in forms)
     np.testing.assert_array_equal(mirrored, crops[:, :, :, ::-1])
@@ -288,14 +288,14 @@ def test_scores_with_an_absent_class():
         "confusion": Confusion(table),
         "loss": type("A", (), {"total": 2.0, "count": 5.0}),
     }
-    found = relation_scores.score(classes, merged, rows)
+    found = scoring.score(classes, merged, rows)
     assert found["acc"] == pytest.approx(0.8) and found["loss"] == pytest.approx(0.4)
     assert found["mpca"] == pytest.approx((2 / 3 + 1) / 2)  # class d does not occur
     assert found["macro_f1"] == pytest.approx((0.8 + 0.8) / 2)
     assert found["weighted_f1"] == pytest.approx(0.6 * 0.8 + 0.4 * 0.8)
     assert found["recall_a_b"] == pytest.approx(2 / 3) and "recall_d" not in found
-    assert set(found) <= set(relation_scores.names(classes))
-    assert relation_scores.score(classes, merged, {"label": np.full(2, -1)}) == {}
+    assert set(found) <= set(scoring.names(classes))
+    assert scoring.score(classes, merged, {"label": np.full(2, -1)}) == {}
 
 
 def ending(history, variables):
@@ -315,7 +315,7 @@ def test_the_best_epoch_is_that_of_the_weights_that_were_tested():
     for metric, maximise, epoch in (("mpca", True, 3), ("loss", False, 2), ("acc", True, 1)):
         config = schema.load(RECIPE, "tiny")
         config.eval.metric, config.eval.maximise = metric, maximise
-        found = relation_scores.conclude(config, ending(history, {"params": {}})).numbers
+        found = scoring.conclude(config, ending(history, {"params": {}})).numbers
         assert (found["best_val_accuracy"], found["best_val_mpca"]) == (0.7, 0.6)
         assert found["best_epoch"] == epoch
         assert found["val_accuracy_at_best"] == history[epoch - 1 + (epoch > 2)]["acc"]
@@ -328,7 +328,7 @@ def test_the_model_is_counted_with_what_is_frozen():
         "mapper": {"kernel": np.zeros((4, 5)), "bias": np.zeros(5)},
         "label": {"bias": np.zeros(3)},
     }
-    found = relation_scores.conclude(config, ending((), {"params": params})).numbers["model_info"]
+    found = scoring.conclude(config, ending((), {"params": params})).numbers["model_info"]
     assert found == {
         "total_params": 58,
         "trainable_params": 28,
@@ -520,9 +520,7 @@ def test_names_in_other_letters_are_drawn_with_a_font_that_has_them(tmp_path, mo
     frame = Frame("x", str(path), "s", (1, 2), ((10.0, 10.0, 15.0, 40.0),) * 2, ((0, 1, -1),))
     found = {"a": 1, "b": 2, "behaviour": "同行", "probability": 0.5, "boxes": frame.boxes}
     classes = ("同行", "b")
-    relation_scores.render(
-        classes, Pair("x", frame, 0, 1), tmp_path / "y.png", [{"pairs": [found]}]
-    )
+    scoring.render(classes, Pair("x", frame, 0, 1), tmp_path / "y.png", [{"pairs": [found]}])
     assert asked == [classes] and (tmp_path / "y.png").is_file()
 
 

@@ -14,11 +14,13 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, generated_scenes, image_audit, jrdb_scenes, pair_crops, shards
+from jaxact.data import generated, image_audit, shards
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.packing import writer
 from jaxact.packing.storage import Folder
 from jaxact.tasks.detection import sample_data
+from jaxact.tasks.relation import crops, jrdb_splits
+from jaxact.tasks.relation import sample_data as generated_scenes
 from jaxact.train import build, loop
 
 RECIPES = ("x3d", "crop", "relation", "adatad")
@@ -74,7 +76,7 @@ def pairs(tmp_path_factory):
     root = generated_scenes.write(folder / "scenes", scenes, frames=2, couples=4)
     config = load("relation")
     config.data.root = str(root)
-    place = prepared(root / jrdb_scenes.IMAGES, folder / "scene_shards")
+    place = prepared(root / jrdb_splits.IMAGES, folder / "scene_shards")
     found["relation"] = config, changed(config, images=place)
 
     sample_data.draw(folder / "drawn", train=3, test=2)
@@ -93,7 +95,7 @@ def changed(config, **fields):
 
 def fresh():
     """Forgets what this process has decoded."""
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
 
 
 def batches(config, folder, workers=0, test=True):

@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from jaxact.config import Group, UserError
-from jaxact.data import drawing, images, media, pair_features
+from jaxact.data import drawing, images, media
 from jaxact.data.drawing import CLASSES as COLOURS
 from jaxact.data.drawing import SHADE
-from jaxact.data.pairs import Pair
 from jaxact.evaluate import calibration
 from jaxact.evaluate.metrics import Confusion
 from jaxact.task import Ending, Extra
+from jaxact.tasks.relation import spatial_features
+from jaxact.tasks.relation.dataset import Pair
 
 CORE = ("loss", "acc", "mpca", "macro_f1", "weighted_f1", "nll", "ece")
 
@@ -105,7 +106,7 @@ def _model_facts(config: Any) -> dict[str, Any]:
         "symmetric": model.symmetric,
         "use_geometric": data.places,
         "use_scene_context": data.scene != "off",
-        "spatial_feature_dim": pair_features.count(data.places, data.scene),
+        "spatial_feature_dim": spatial_features.count(data.places, data.scene),
         "frozen": [group.pattern for group in config.optim.groups if group.frozen],
         "learning_rate": config.optim.lr,
         "batch_size": config.batch_size,

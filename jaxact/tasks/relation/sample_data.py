@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
 from jaxact.data import stick_figure
-from jaxact.data.jrdb import CLASSES
-from jaxact.data.jrdb_scenes import IMAGES, LABELS
 from jaxact.data.stick_figure import Look, Motion
+from jaxact.tasks.relation.jrdb import CLASSES
+from jaxact.tasks.relation.jrdb_splits import IMAGES, LABELS
 
 SIZE = (1200, 160)  # px
 WALK, STAND, SIT = range(3)

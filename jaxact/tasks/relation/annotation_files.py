@@ -18,9 +18,9 @@ from typing import Any
 
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.data.jrdb import LARGEST, Box, Frame, finite
-from jaxact.data.jrdb_scenes import disjoint, nearest
-from jaxact.data.pair_crops import same_size
+from jaxact.tasks.relation.crops import same_size
+from jaxact.tasks.relation.jrdb import LARGEST, Box, Frame, finite
+from jaxact.tasks.relation.jrdb_splits import disjoint, nearest
 
 COLUMNS = ("image", "box_a", "box_b", "label", "split")
 SPLITS = ("train", "val", "test")

@@ -27,9 +27,11 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import images, jrdb, pair_crops, pair_features, pair_lists
-from jaxact.data.jrdb import Frame
-from jaxact.data.pair_crops import Cut
+from jaxact.data import images
+from jaxact.tasks.relation import annotation_files, jrdb, spatial_features
+from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation.crops import Cut
+from jaxact.tasks.relation.jrdb import Frame
 
 BALANCES = ("sampler", "weights", "both", "none")
 MEBIBYTE = 2**20
@@ -111,7 +113,7 @@ def validate(config: Any) -> None:
     data, require, one_of = config.data, schema.require, schema.one_of
     one_of(config, "data.policy", *jrdb.POLICIES)
     one_of(config, "data.sides", *jrdb.SIDES)
-    one_of(config, "data.scene", *pair_features.SCENES)
+    one_of(config, "data.scene", *spatial_features.SCENES)
     one_of(config, "data.balance", *BALANCES)
     for field in ("border", "mix", "memory"):
         require(getattr(data, field) >= 0, f"data.{field}", getattr(data, field), "0 (off) or more")
@@ -192,7 +194,7 @@ def _listed(data: Data, path: str, labelled: bool = True) -> dict[str, tuple[Fra
     given = Path(path)
     stamp = given.stat().st_mtime_ns if given.is_file() else 0
     size, classes, wrap = (data.size[0], data.size[1]), tuple(data.classes), data.panorama
-    return pair_lists.read(path, data.images, classes, size, wrap, labelled, stamp)
+    return annotation_files.read(path, data.images, classes, size, wrap, labelled, stamp)
 
 
 def counts(source: PairSource, classes: int) -> np.ndarray:
@@ -244,7 +246,7 @@ def size_of(data: Data, frame: Frame) -> tuple[int, int]:
     width, height = data.size
     if width:
         return width, height  # boxes were tested against it when they were read
-    width, height = pair_lists.header(frame.path)
+    width, height = annotation_files.header(frame.path)
     for place in in_pairs(frame):
         x, y, w, h = frame.boxes[place]
         if x >= width or y >= height:
@@ -295,8 +297,8 @@ def prepare(
         "people": np.array([frame.people[pair.a], frame.people[pair.b]], np.int32),
         "box": np.stack([a, b]).astype(np.float32),
     }
-    if pair_features.count(data.places, data.scene):
-        found["place"] = pair_features.features(
+    if spatial_features.count(data.places, data.scene):
+        found["place"] = spatial_features.features(
             a,
             b,
             size_of(data, frame),
@@ -316,7 +318,7 @@ def shapes(
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     del purpose
-    count = pair_features.count(data.places, data.scene)
+    count = spatial_features.count(data.places, data.scene)
     found: dict[str, tuple[tuple[int, ...], Any]] = {
         "label": ((), np.int32),
         "people": ((2,), np.int32),
@@ -393,7 +395,9 @@ def examples(data: Data, path: str) -> PairSource:
             f"--input={path}: needed: a .json of boxes, or a picture with one beside it"
         )
     size = (data.size[0], data.size[1])
-    frames = [frame for file in files for frame in pair_lists.boxes(file, data.panorama, size)]
+    frames = [
+        frame for file in files for frame in annotation_files.boxes(file, data.panorama, size)
+    ]
     for frame in frames:
         if not frame.pairs:
             print(f"left out: {frame.path}: has no pair of people", file=sys.stderr, flush=True)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxact.config import UserError
-from jaxact.data import jrdb_scenes
-from jaxact.data.jrdb_scenes import PRESETS, disjoint
+from jaxact.tasks.relation import jrdb_splits
+from jaxact.tasks.relation.jrdb_splits import PRESETS, disjoint
 
 __all__ = ["CLASSES", "PRESETS", "Frame", "Rules", "disjoint", "read", "splits"]
 
@@ -111,9 +111,9 @@ def read(
     Raises: UserError for a missing or damaged file, or a record of another form; with
     `rules.strict` for what is left out otherwise.
     """
-    folder = Path(root) / jrdb_scenes.LABELS
+    folder = Path(root) / jrdb_splits.LABELS
     if not folder.is_dir():
-        raise UserError(f"config.data.root={root}: has no folder {jrdb_scenes.LABELS}")
+        raise UserError(f"config.data.root={root}: has no folder {jrdb_splits.LABELS}")
     frames: list[Frame] = []
     counts: Counter[str] = Counter()
     for scene in scenes:
@@ -130,7 +130,7 @@ def _scene(
     root: str, scene: str, rules: Rules, stamp: int
 ) -> tuple[tuple[Frame, ...], Mapping[str, int]]:
     del stamp  # only part of the cache's key
-    path = Path(root) / jrdb_scenes.LABELS / f"{scene}.json"
+    path = Path(root) / jrdb_splits.LABELS / f"{scene}.json"
     content = _json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):
@@ -144,7 +144,7 @@ def _scene(
         people, boxes, pairs = one.read(labels[name])
         counts["frames"] += 1
         if pairs:
-            images = Path(rules.images) if rules.images else Path(root) / jrdb_scenes.IMAGES
+            images = Path(rules.images) if rules.images else Path(root) / jrdb_splits.IMAGES
             file = images / scene / name
             where = f"{scene}/{Path(name).stem}"
             found.append(Frame(where, str(file), scene, people, boxes, pairs))
@@ -276,8 +276,8 @@ class _Reader:
         name = ALIASES.get(text, text)
         if name in self.rules.classes:
             return name
-        if name not in jrdb_scenes.OTHERS and name not in CLASSES:
-            close = jrdb_scenes.nearest(name, self.rules.classes)
+        if name not in jrdb_splits.OTHERS and name not in CLASSES:
+            close = jrdb_splits.nearest(name, self.rules.classes)
             if close or self.rules.strict:
                 hint = f"did you mean {close!r}?" if close else "allowed without data.strict"
                 raise UserError(f"{self.where}: {who} has the unknown label {text!r}; {hint}")

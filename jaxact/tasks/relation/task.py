@@ -21,16 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.data import pair_features, pairs
-from jaxact.data.pairs import Data, Pair
 from jaxact.evaluate import metrics
 from jaxact.models import relation
 from jaxact.models.relation import Relation
 from jaxact.models.specs import BACKBONES, FULL_BILINEAR, FUSIONS
 from jaxact.ops import losses, relation_losses
 from jaxact.task import Batch, Contract, Hyper, Port, Task
-from jaxact.tasks import relation_augment, relation_scores
-from jaxact.tasks.relation_augment import Augment
+from jaxact.tasks.relation import augment as relation_augment
+from jaxact.tasks.relation import dataset, scoring, spatial_features
+from jaxact.tasks.relation.augment import Augment
+from jaxact.tasks.relation.dataset import Data, Pair
 from jaxact.weights import relation as foreign
 
 __all__ = ["Augment", "Config", "Data", "Eval", "Loss", "Model", "Stage", "make"]
@@ -98,30 +98,30 @@ def make(config: Config) -> Task:
     return Task(
         model=_network(config.model, len(classes), config.dtype),
         classes=classes,
-        source=bound(pairs.source, data),
-        prepare=bound(pairs.prepare, data, seen),
-        shapes=bound(pairs.shapes, data, seen),
+        source=bound(dataset.source, data),
+        prepare=bound(dataset.prepare, data, seen),
+        shapes=bound(dataset.shapes, data, seen),
         inputs=bound(_inputs, config),
         loss=bound(_loss, config),
         infer=bound(_infer, config),
         measure=_measure,
         rows=_rows,
-        score=bound(relation_scores.score, classes),
-        example=bound(pairs.examples, data),
-        describe=bound(relation_scores.describe, classes),
-        audit=bound(pairs.audit, data, seen),
+        score=bound(scoring.score, classes),
+        example=bound(dataset.examples, data),
+        describe=bound(scoring.describe, classes),
+        audit=bound(dataset.audit, data, seen),
         weights=_load_foreign if seen else None,
-        sampler=bound(pairs.sampler, data),
-        arrange=bound(pairs.arrange, data),
+        sampler=bound(dataset.sampler, data),
+        arrange=bound(dataset.arrange, data),
         thumbnail=bound(_thumbnail, config) if seen else None,
         recording=_frame,
-        render=bound(relation_scores.render, classes),
+        render=bound(scoring.render, classes),
         drawn=".png",
         contract=bound(_contract, config),
-        metrics=relation_scores.names(classes),
+        metrics=scoring.names(classes),
         watch=_watch,
-        survey=bound(pairs.survey, classes),
-        conclude=bound(relation_scores.conclude, config),
+        survey=bound(dataset.survey, classes),
+        conclude=bound(scoring.conclude, config),
     )
 
 
@@ -152,7 +152,7 @@ def _network(model: Model, classes: int, dtype: str) -> Relation:
 def _validate(config: Config) -> None:
     one_of, require = schema.one_of, schema.require
     model, loss = config.model, config.loss
-    pairs.validate(config)
+    dataset.validate(config)
     if model.backbone:
         one_of(config, "model.backbone", *BACKBONES)
     one_of(config, "model.fusion", *FUSIONS)
@@ -175,7 +175,7 @@ def _validate(config: Config) -> None:
     for field in relation_augment.names():
         found = getattr(config.augment, field)
         require(0 <= found <= 1, f"augment.{field}", found, "0 to 1")
-    features = pair_features.count(config.data.places, config.data.scene)
+    features = spatial_features.count(config.data.places, config.data.scene)
     require(
         bool(model.backbone) or features > 0,
         "model.backbone",
@@ -213,7 +213,7 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
         outputs["logits"],
         targets["label"],
         targets["mask"],
-        jnp.asarray(pairs.class_weights(config.data)),
+        jnp.asarray(dataset.class_weights(config.data)),
         mpca=loss.mpca,
         acc=loss.acc,
         mode=loss.mpca_mode,
@@ -261,7 +261,7 @@ def _frame(pair: Pair) -> str:
 
 def _thumbnail(config: Config, pair: Pair) -> np.ndarray:
     """u8[1, s, 2 s, 3]: both crops, for the report."""
-    return np.concatenate(list(pairs.crops(config.data, pair, _side(config))), axis=1)[None]
+    return np.concatenate(list(dataset.crops(config.data, pair, _side(config))), axis=1)[None]
 
 
 def _side(config: Config) -> int:
@@ -273,7 +273,7 @@ def _side(config: Config) -> int:
 def _contract(config: Config, stage: Any = None) -> Contract:
     """What `export` ships: two crops and the spatial features in, probabilities out."""
     data, side = config.data, _side(config) if stage is None else stage.size
-    count = pair_features.count(data.places, data.scene)
+    count = spatial_features.count(data.places, data.scene)
     inputs: dict[str, Port] = {}
     before: dict[str, Any] = {}
     if config.model.backbone:
@@ -285,7 +285,7 @@ def _contract(config: Config, stage: Any = None) -> Contract:
         before["inside"] = f"(x - {list(data.mean)}) / {list(data.std)}"
     if count:
         inputs["place"] = Port((count,), np.float32, "spatial features of the pair", -0.1, 1)
-        named = list(pair_features.GEOMETRIC) if data.places else []
+        named = list(spatial_features.GEOMETRIC) if data.places else []
         before["place"] = named + ([f"scene ({data.scene})"] if data.scene != "off" else [])
         before["log_distance"] = data.log_distance
 

@@ -19,7 +19,7 @@ from PIL import Image
 from jaxact import atomic
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.data.jrdb import Box
+from jaxact.tasks.relation.jrdb import Box
 
 _HEAD = 8  # bytes of a cache entry before its pixels
 SMALLEST = 32  # px, side of the square cut where a box has no area

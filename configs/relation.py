@@ -31,7 +31,7 @@ Variants (`--config=configs/relation.py:NAME`):
     python -m jaxact.main --config=configs/relation.py:scenes --workdir=runs/scenes \\
         --config.data.root=build/scenes
 
-Pictures of your own, in a CSV (`jaxact/tasks/relation/annotation_files.py`), of any size and no panoramas:
+Pictures of your own in a CSV (`jaxact/tasks/relation/annotation_files.py`), of any size:
 
     python -m jaxact.main --config=configs/relation.py --workdir=runs/mine \\
         --config.data.annotations=pairs.csv --config.data.classes="'hug','push'" \\
@@ -58,7 +58,7 @@ Flags of the guide, and the fields they are here:
 """
 
 from jaxact.config import Group, Input, Optim, Save, UserError
-from jaxact.tasks.relation.task import Augment, Config, Data, Eval, Loss, Model, Stage
+from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, Model, Stage
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 

@@ -9,8 +9,9 @@ from PIL import Image
 
 from jaxact.config import UserError
 from jaxact.tasks.relation import annotation_files, crops, dataset, jrdb, sample_data
+from jaxact.tasks.relation.config import Data
 from jaxact.tasks.relation.crops import Cut
-from jaxact.tasks.relation.dataset import Data, PairSource
+from jaxact.tasks.relation.dataset import PairSource
 from jaxact.tasks.relation.jrdb import Frame
 
 SIZE = (200, 60)

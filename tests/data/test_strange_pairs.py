@@ -15,7 +15,7 @@ from PIL import Image
 from jaxact.config import UserError
 from jaxact.tasks.relation import annotation_files, dataset, jrdb, jrdb_splits
 from jaxact.tasks.relation import crops as pair_crops
-from jaxact.tasks.relation.dataset import Data
+from jaxact.tasks.relation.config import Data
 from jaxact.tasks.relation.jrdb import Rules
 
 SIZE = (200, 60)

@@ -30,7 +30,7 @@ from jaxact.task import Ending
 from jaxact.tasks.relation import augment, sample_data, scoring
 from jaxact.tasks.relation import crops as pair_crops
 from jaxact.tasks.relation import task as relation
-from jaxact.tasks.relation.augment import Augment
+from jaxact.tasks.relation.config import Augment, Stage
 from jaxact.tasks.relation.dataset import Pair
 from jaxact.tasks.relation.jrdb import Frame
 from jaxact.train import build, checkpoint, evaluation, loop, state
@@ -172,7 +172,7 @@ MISTAKES = [
     ("model__hidden", (), r"config.model.hidden=\(\)"),
     ("model__visual", 0, r"config.model.visual=0"),
     ("model__dropout", 1.0, r"config.model.dropout=1.0"),
-    ("stages", (relation.Stage(size=-5),), r"config.stages\[0\].size=-5 is not .* 1 px or more"),
+    ("stages", (Stage(size=-5),), r"config.stages\[0\].size=-5 is not .* 1 px or more"),
     ("loss__kind", "mse", r"config.loss.kind='mse'"),
     ("loss__mpca_mode", "sum", r"config.loss.mpca_mode='sum'"),
     ("loss__acc", -1.0, r"config.loss.acc=-1.0"),

@@ -8,19 +8,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxact.tasks.relation.config import Augment
+
 GREY = (0.299, 0.587, 0.114)
 TRIES = (0.02, 0.33)  # share of the area that is erased
 ASPECT = (0.3, 3.3)
-
-
-@dataclasses.dataclass
-class Augment:
-    """Chances and strengths; all 0 as in the original."""
-
-    hflip: float = 0.0  # chance that both crops are mirrored
-    jitter: float = 0.0  # brightness, contrast, saturation: factors of 1 - j to 1 + j, each pair's
-    erase: float = 0.0  # chance that a rectangle of a crop is filled with the mean
-    swap: float = 0.0  # chance that A and B change places
 
 
 def apply(options: Augment, key: jax.Array, crops: jax.Array) -> jax.Array:

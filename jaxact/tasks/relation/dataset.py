@@ -30,42 +30,11 @@ from jaxact.config import UserError
 from jaxact.data import images
 from jaxact.tasks.relation import annotation_files, jrdb, spatial_features
 from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation.config import BALANCES, Data
 from jaxact.tasks.relation.crops import Cut
 from jaxact.tasks.relation.jrdb import Frame
 
-BALANCES = ("sampler", "weights", "both", "none")
 MEBIBYTE = 2**20
-
-
-@dataclasses.dataclass
-class Data:
-    """Labels, which pairs are taken, crops, spatial features."""
-
-    root: str = ""  # JRDB-Social: the folder that holds images/ and labels/
-    annotations: str = ""  # instead of root: a CSV (`data.pair_lists`)
-    images: str = ""  # folder or shards: of the CSV's ("" = its own), or of JRDB's scenes
-    classes: tuple[str, ...] = jrdb.CLASSES  # names of the labels
-    splits: str = "fixed"  # JRDB: fixed | jrdb_social | a .json file of scenes (in root)
-    train_interval: int = 1  # JRDB: every n-th frame in training (15 frames a second)
-    eval_interval: int = 15  # JRDB: in evaluation
-    policy: str = "unique"  # JRDB: unique | first (of the lower number): which label counts
-    sides: str = "both"  # JRDB: both | lower: whose lists are read
-    visible: bool = False  # JRDB: only pairs of people at least mostly visible
-    border: int = 0  # px: JRDB: only boxes so far from the panorama's ends; 0 = off
-    strict: bool = False  # JRDB: invalid boxes, absent partners, unknown names are errors
-    size: tuple[int, ...] = (3760, 480)  # px, w and h of the pictures; 0,0 = each one's own
-    panorama: bool = True  # pictures close on themselves: distances and crops cross the seam
-    padding: float = 0.2  # of a box's width and height, added on each side of the crop
-    wrap: bool = True  # crops cross the seam of a panorama; else they end there
-    places: bool = True  # the seven spatial features of the two boxes
-    scene: str = "share"  # share | level | off: how crowded the frame is
-    log_distance: bool = False  # ln(1 + d) of the feature that has no upper bound
-    balance: str = "sampler"  # sampler | weights | both | none: what rare classes get
-    mix: int = 64  # frames whose pairs are mixed with each other; 0 = any pair after any
-    memory: int = 256  # MiB of crops kept by each process; 0 = each pair decodes its frame
-    cache_dir: str = ""  # folder of crops kept on disk; "" = none
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

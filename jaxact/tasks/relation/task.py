@@ -24,69 +24,14 @@ from jaxact import config as schema
 from jaxact.evaluate import metrics
 from jaxact.models import relation
 from jaxact.models.relation import Relation
-from jaxact.models.specs import BACKBONES, FULL_BILINEAR, FUSIONS
+from jaxact.models.specs import BACKBONES, FUSIONS
 from jaxact.ops import losses, relation_losses
 from jaxact.task import Batch, Contract, Hyper, Port, Task
 from jaxact.tasks.relation import augment as relation_augment
 from jaxact.tasks.relation import dataset, scoring, spatial_features
-from jaxact.tasks.relation.augment import Augment
-from jaxact.tasks.relation.dataset import Data, Pair
+from jaxact.tasks.relation.config import Config, Model, Stage
+from jaxact.tasks.relation.dataset import Pair
 from jaxact.weights import relation as foreign
-
-__all__ = ["Augment", "Config", "Data", "Eval", "Loss", "Model", "Stage", "make"]
-
-
-@dataclasses.dataclass
-class Stage(schema.Stage):
-    """A row of the schedule for pairs of people."""
-
-    size: int = schema.shape(112)  # px, side of the crops
-
-
-@dataclasses.dataclass
-class Model:
-    """The network; freezing is in optim.groups."""
-
-    backbone: str = "resnet18"  # of both people (`models.backbones`); "" = spatial features alone
-    visual: int = 256  # channels of a person after the mapper
-    hidden: tuple[int, ...] = (128, 64, 32)  # widths of the relation MLP; half the first is a code
-    fusion: str = "concat"  # concat | bilinear | add | interaction
-    full_bilinear: int = FULL_BILINEAR  # weights above which a bilinear form is of low rank
-    symmetric: bool = False  # the same answer for (A, B) and (B, A)
-    dropout: float = 0.3  # of the codes and the MLP
-    mapper_dropout: float = 0.2
-    remat: bool = False  # compute the backbone's blocks again in the backward pass
-
-
-@dataclasses.dataclass
-class Loss:
-    """Weights and forms of the three terms (`ops.relation_losses`)."""
-
-    kind: str = "ce"  # ce | focal
-    gamma: float = 2.0  # focal
-    mpca: float = 0.1  # weight of the balance between the classes
-    mpca_mode: str = "variance"  # variance (the original's) | mean (raises the metric itself)
-    acc: float = 0.05  # weight of the soft accuracy
-
-
-@dataclasses.dataclass
-class Eval(schema.Eval):
-    """Evaluation: the mean accuracy of the classes decides."""
-
-    metric: str = "mpca"
-
-
-@dataclasses.dataclass
-class Config(schema.Config):
-    """A run of pairwise behaviour classification."""
-
-    task: str = "relation"
-    model: Model = dataclasses.field(default_factory=Model)
-    data: Data = dataclasses.field(default_factory=Data)
-    augment: Augment = dataclasses.field(default_factory=Augment)
-    loss: Loss = dataclasses.field(default_factory=Loss)
-    stages: tuple[Stage, ...] = (Stage(),)
-    eval: Eval = dataclasses.field(default_factory=Eval)
 
 
 def make(config: Config) -> Task:

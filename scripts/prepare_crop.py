@@ -33,9 +33,12 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import class_table, image_audit, images, picture_lists, pictures
-from jaxact.data.class_table import Meaning
-from jaxact.data.pictures import Picture
+from jaxact.data import images
+from jaxact.tasks.crop import annotation_files, audit
+from jaxact.tasks.crop import annotations as pictures
+from jaxact.tasks.crop import classes as class_table
+from jaxact.tasks.crop.annotations import Picture
+from jaxact.tasks.crop.classes import Meaning
 
 COLUMNS = ("file", "label", "class", "crop", "disease", "severity", "split")
 SPLIT_FOLDERS = {"train": "train", **dict.fromkeys(("val", "valid", "validation"), "val")}
@@ -62,7 +65,7 @@ def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[
     table = class_table.build(everything)
     rows = []
     for split, pattern in SPLITS.items():
-        listing = picture_lists.parse(annotation_file(source, pattern))
+        listing = annotation_files.parse(annotation_file(source, pattern))
         folder = pictures.folder_of(listing, "").relative_to(source)
         for row in listing.rows:
             label = pictures.picture(row, table, folder).label
@@ -167,13 +170,13 @@ def write_table(path: Path, classes: list[Meaning]) -> None:
 
 def clean(annotations: Path, images: str, out: Path) -> None:
     """Writes the lines of a CSV whose pictures can be read, names the others."""
-    listing = picture_lists.parse(annotations)
+    listing = annotation_files.parse(annotations)
     folder = pictures.folder_of(listing, images)
     with open(annotations, newline="", encoding="utf-8-sig") as file:
         head, *lines = list(csv.reader(file))
     kept = [head]
     for row, line in zip(listing.rows, (line for line in lines if line), strict=True):
-        error = image_audit.inspect(Picture(row.file, str(folder / row.file))).error
+        error = audit.inspect(Picture(row.file, str(folder / row.file))).error
         if error:
             print(error, file=sys.stderr)
         else:

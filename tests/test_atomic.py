@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from jaxact.atomic import draft
-from jaxact.data import generated, picture_cache
+from jaxact.data import generated
+from jaxact.tasks.crop import cache
 from jaxact.tasks.relation import crops
 
 WRITERS = {
     "pairs": lambda path: crops._write(path, b"x"),
-    "pictures": lambda path: picture_cache._store(path, np.zeros((2, 2, 3), np.uint8)),
+    "pictures": lambda path: cache._store(path, np.zeros((2, 2, 3), np.uint8)),
     "generated": lambda path: generated._replace(path, b"x"),
 }
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, images, listings, picture_lists, video
+from jaxact.data import geometry, images, listings, video
+from jaxact.tasks.crop import annotation_files
 from jaxact.tasks.detection import annotations as segments
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
@@ -124,7 +125,7 @@ def _json(annotations: str) -> set[str]:
 
 
 def _rows(annotations: str) -> set[str]:
-    return {row.file for row in picture_lists.parse(annotations, labelled=False).rows}
+    return {row.file for row in annotation_files.parse(annotations, labelled=False).rows}
 
 
 def _segments(annotations: str) -> set[str]:

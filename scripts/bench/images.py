@@ -36,14 +36,15 @@ def ours(files: list[str], side: int, kind: str, cache: str = "") -> Iterator[in
     from types import SimpleNamespace
 
     from jaxact.config import Config, Input
-    from jaxact.data import diseases, pipeline
-    from jaxact.data.pictures import Picture, PictureSource
+    from jaxact.data import pipeline
+    from jaxact.tasks.crop import dataset
+    from jaxact.tasks.crop.annotations import Picture, PictureSource
 
-    data = diseases.Data(cache=side if cache else 0, cache_dir=cache)
+    data = dataset.Data(cache=side if cache else 0, cache_dir=cache)
     task: Any = SimpleNamespace(
         sampler=None,
-        prepare=lambda *arguments: diseases.prepare(data, *arguments),
-        shapes=lambda *arguments: diseases.shapes(data, *arguments),
+        prepare=lambda *arguments: dataset.prepare(data, *arguments),
+        shapes=lambda *arguments: dataset.shapes(data, *arguments),
     )
     source = PictureSource([Picture(file, file, 0) for file in files])
     stage = SimpleNamespace(size=side, augment=kind)
@@ -161,12 +162,12 @@ def enlarged(files: list[str], short: int, folder: Path) -> list[str]:
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The medians of all rounds, contestant beside contestant."""
-    from jaxact.data import diseases
+    from jaxact.tasks.crop import dataset
 
-    data = diseases.Data(
+    data = dataset.Data(
         annotations=options.annotations, images=options.images, missing="allow", train_split="train"
     )
-    everything = [p.path for p in diseases.source(data, "train").pictures]
+    everything = [p.path for p in dataset.source(data, "train").pictures]
     random.Random(0).shuffle(everything)
     files = everything[: options.count // BATCH * BATCH]
     if options.enlarge:

@@ -4,25 +4,25 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import class_table
-from jaxact.data.class_table import Meaning
+from jaxact.tasks.crop import classes
+from jaxact.tasks.crop.classes import Meaning
 
 
 def test_ai_challenger_has_the_sizes_of_its_heads():
-    table = class_table.build(class_table.ai_challenger())
+    table = classes.build(classes.ai_challenger())
     sizes = len(table.names), len(table.crops), len(table.diseases), len(table.severities)
     assert sizes == (61, 10, 23, 3)
     crops = "Apple Cherry Corn Grape Citrus Peach Pepper Potato Strawberry Tomato"
     assert table.crops == tuple(crops.split())
     assert table.severities == ("healthy", "general", "serious") and table.diseases[0] == "healthy"
     assert np.bincount(table.severity_of).tolist() == [10, 27, 24]
-    specific = class_table.build(class_table.ai_challenger(), "specific")
+    specific = classes.build(classes.ai_challenger(), "specific")
     assert len(specific.diseases) == 28 and len(set(table.names)) == 61
     table.require_heads("model.kind")
 
 
 def test_ai_challenger_matches_the_id_ranges():
-    table = class_table.build(class_table.ai_challenger())
+    table = classes.build(classes.ai_challenger())
     healthy = [k for k in range(61) if table.disease_of[k] == 0]
     assert healthy == [0, 6, 9, 17, 24, 27, 30, 33, 38, 41]
     single = [k for k in range(61) if table.severity_of[k] == 1]
@@ -50,7 +50,7 @@ def test_val_support_by_severity_is_the_stated_one():
         "110 147 40 54 204 29 73 36 64 35 27 83 173 46 138 1 0 36 63 38 157 46 48 4 5 60 115 77 39 "
         "197 353 37"
     )
-    table = class_table.build(class_table.ai_challenger())
+    table = classes.build(classes.ai_challenger())
     found = np.bincount(table.severity_of, [int(n) for n in support.split()])
     assert found.tolist() == [997, 1566, 1970]
 
@@ -66,7 +66,7 @@ def test_a_table_from_csv(tmp_path):
         "class_id,class,crop,disease,severity\n1,b,pea,rust,10\n0,a,pea,healthy,0\n"
         "2,c,pea,rust,2+\n3,d,bean,rust,\n",
     )
-    table = class_table.build(class_table.read(path))
+    table = classes.build(classes.read(path))
     assert table.names == ("a", "b", "c", "d") and table.crops == ("pea", "bean")
     assert table.disease_of == (0, 1, 1, 1) and table.severities == ("healthy", "2+", "10")
     assert table.severity_of == (0, 2, 1, -1)
@@ -94,12 +94,12 @@ def test_a_table_from_csv(tmp_path):
 )
 def test_bad_tables(tmp_path, text, error):
     with pytest.raises(UserError, match=error) as found:
-        class_table.read(write(tmp_path / "t.csv", text))
+        classes.read(write(tmp_path / "t.csv", text))
     assert "t.csv" in str(found.value) and "\n" not in str(found.value)
 
 
 def test_without_crops_there_is_only_the_label():
-    table = class_table.build([Meaning("a"), Meaning("b", "pea", "rust")])
+    table = classes.build([Meaning("a"), Meaning("b", "pea", "rust")])
     assert table.names == ("a", "b") and not table.crops and not table.severities
     with pytest.raises(UserError, match=r"config\.model\.kind: .*class_table"):
         table.require_heads("model.kind")
@@ -117,32 +117,32 @@ def test_weights_by_hand():
     ):
         wanted = np.where(some, np.clip(raw, 0.1, 10), 0)
         wanted = wanted / wanted[some].mean()
-        np.testing.assert_allclose(class_table.weights(COUNTS, mode), wanted, rtol=1e-6)
-    found = class_table.weights(COUNTS, "effective", 0.9, 1e-9, 1e9)
+        np.testing.assert_allclose(classes.weights(COUNTS, mode), wanted, rtol=1e-6)
+    found = classes.weights(COUNTS, "effective", 0.9, 1e-9, 1e9)
     raw = (1 - 0.9) / (1 - 0.9 ** COUNTS[some].astype(float))
     np.testing.assert_allclose(found[some], raw / raw.mean(), rtol=1e-6)
     assert found[1] == 0
-    assert class_table.weights(COUNTS, "none").tolist() == [1, 0, 1, 1, 1]
+    assert classes.weights(COUNTS, "none").tolist() == [1, 0, 1, 1, 1]
 
 
 def test_effective_weights_are_one_per_example_before_the_clip():
-    free = class_table.weights(COUNTS, "effective", 0.999, 1e-9, 1e9)
-    clipped = class_table.weights(COUNTS, "effective", 0.999, 0.1, 10.0)
+    free = classes.weights(COUNTS, "effective", 0.999, 1e-9, 1e9)
+    clipped = classes.weights(COUNTS, "effective", 0.999, 0.1, 10.0)
     scaled = free * COUNTS.sum() / (free * COUNTS).sum()
     wanted = np.where(COUNTS > 0, np.clip(scaled, 0.1, 10), 0)
     np.testing.assert_allclose(clipped, wanted / wanted[COUNTS > 0].mean(), rtol=1e-5)
     # beta near 1 is the inverse frequency, beta = 0 no weighting.
-    near = class_table.weights(COUNTS, "effective", 1 - 1e-9)
+    near = classes.weights(COUNTS, "effective", 1 - 1e-9)
     present = COUNTS[COUNTS > 0]
-    inverse = class_table.weights(present, "inverse")
+    inverse = classes.weights(present, "inverse")
     np.testing.assert_allclose(near[COUNTS > 0], inverse, rtol=1e-5)
-    flat = class_table.weights(COUNTS, "effective", 0.0)
+    flat = classes.weights(COUNTS, "effective", 0.0)
     np.testing.assert_allclose(flat[COUNTS > 0], 1)
 
 
 @pytest.mark.parametrize("mode", ["inverse", "sqrt", "effective", "none"])
 def test_weights_have_mean_one_and_favour_the_rare(mode):
-    found = class_table.weights(COUNTS, mode)
+    found = classes.weights(COUNTS, mode)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[COUNTS > 0].mean(), 1, rtol=1e-6)
     assert np.all(np.diff(found[[0, 2, 3, 4]]) <= 0)
@@ -150,7 +150,7 @@ def test_weights_have_mean_one_and_favour_the_rare(mode):
 
 def test_weights_from_a_file(tmp_path):
     path = write(tmp_path / "w.csv", "class_id,weight\n1,2.5\n0,0\n")
-    assert class_table.read_weights(path, 2).tolist() == [0, 2.5]
+    assert classes.read_weights(path, 2).tolist() == [0, 2.5]
     for text, error in (
         ("class_id,weight\n0,1\n2,1\n", "no weight for class 1; allowed: a row for each of 3"),
         ("class_id,weight\n0,1\n", r"no weight for class 1 \(and 1 more\)"),
@@ -161,14 +161,14 @@ def test_weights_from_a_file(tmp_path):
         ("class_id\n0\n", "no column 'weight'"),
     ):
         with pytest.raises(UserError, match=error):
-            class_table.read_weights(write(tmp_path / "w.csv", text), 3)
+            classes.read_weights(write(tmp_path / "w.csv", text), 3)
     with pytest.raises(UserError, match="no such file"):
-        class_table.read_weights(tmp_path / "none.csv", 3)
+        classes.read_weights(tmp_path / "none.csv", 3)
 
 
 def test_head_and_tail():
     counts = np.array([5, 1, 1, 9, 9, 3, 2, 1])
-    assert class_table.tail(counts) == (1, 2) and class_table.head(counts) == (3, 4)
-    assert class_table.tail(counts, 0.5) == (1, 2, 6, 7)
-    assert len(class_table.tail(np.ones(61))) == 15
-    assert class_table.tail(np.array([1, 2, 3])) == ()
+    assert classes.tail(counts) == (1, 2) and classes.head(counts) == (3, 4)
+    assert classes.tail(counts, 0.5) == (1, 2, 6, 7)
+    assert len(classes.tail(np.ones(61))) == 15
+    assert classes.tail(np.array([1, 2, 3])) == ()

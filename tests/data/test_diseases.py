@@ -12,8 +12,8 @@ from PIL import Image
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import diseases, picture_cache, picture_lists, prepared_sets
-from jaxact.data.diseases import Data, Views
+from jaxact.tasks.crop import annotation_files, cache, dataset, tfds
+from jaxact.tasks.crop.dataset import Data, Views
 
 HEAD = "file,label,class,crop,disease,severity,split\n"
 ROWS = (
@@ -51,11 +51,11 @@ def annotated(folder, text=HEAD + ROWS, name="labels.csv", **fields):
 
 def test_a_table_with_everything(folder):
     data = annotated(folder, test_split="test")
-    table = diseases.table(data)
+    table = dataset.table(data)
     assert table.names == ("pea healthy", "pea rust mild", "pea rust bad", "corn healthy")
     assert (table.crops, table.diseases) == (("pea", "corn"), ("healthy", "rust"))
     assert table.severities == ("healthy", "bad", "mild")
-    train = diseases.source(data, "train")
+    train = dataset.source(data, "train")
     assert len(train) == 4 and train.ids == ["a0.png", "a1.png", "a2.png", "a3.png"]
     assert [(p.label, p.crop, p.disease, p.severity) for p in train.pictures] == [
         (0, 0, 0, 0),
@@ -63,10 +63,10 @@ def test_a_table_with_everything(folder):
         (2, 0, 1, 1),
         (3, 1, 0, 0),
     ]
-    assert diseases.source(data, "val").ids == ["a4.png"]
-    assert diseases.source(data, "test")[0].severity == 1  # a row may leave out what its class says
-    assert diseases.source(Data(annotations=data.annotations), "test").ids == ["a4.png"]
-    specific = diseases.table(annotated(folder, diseases="specific"))
+    assert dataset.source(data, "val").ids == ["a4.png"]
+    assert dataset.source(data, "test")[0].severity == 1  # a row may leave out what its class says
+    assert dataset.source(Data(annotations=data.annotations), "test").ids == ["a4.png"]
+    specific = dataset.table(annotated(folder, diseases="specific"))
     assert specific.diseases == ("healthy", "pea rust")
 
 
@@ -74,23 +74,23 @@ def test_a_table_of_other_classes_than_the_annotations_name(folder):
     """Class 0 would be called by the table's first name, whatever its pictures show."""
     data = annotated(folder, class_table="ai_challenger", missing="allow")
     with pytest.raises(UserError, match=r"corn healthy, .* are not those of .*ai_chall"):
-        diseases.table(data)
+        dataset.table(data)
     known = annotated(folder, "file,label,class,split\na0.png,0,Apple healthy,train\n")
     known = dataclasses.replace(known, class_table="ai_challenger", missing="allow")
-    assert len(diseases.table(known).names) == 61
+    assert len(dataset.table(known).names) == 61
 
 
 def test_plain_tables_of_numbers_and_of_names(folder):
     text = "file,label,split\na0.png,1,train\na1.png,0,train\na2.png,1,val\n"
     data = annotated(folder, text)
-    table = diseases.table(data)
+    table = dataset.table(data)
     assert table.names == ("0", "1") and table.crops == ()
-    assert [p.label for p in diseases.source(data, "train").pictures] == [1, 0]
+    assert [p.label for p in dataset.source(data, "train").pictures] == [1, 0]
     named = annotated(folder, text.replace(",1,", ",rust,").replace(",0,", ",blight,"))
-    assert diseases.table(named).names == ("blight", "rust")
-    assert [p.label for p in diseases.source(named, "train").pictures] == [1, 0]
-    assert diseases.source(named, "train")[0].crop == -1
-    assert len(diseases.table(annotated(folder, text, classes=5)).names) == 5
+    assert dataset.table(named).names == ("blight", "rust")
+    assert [p.label for p in dataset.source(named, "train").pictures] == [1, 0]
+    assert dataset.source(named, "train")[0].crop == -1
+    assert len(dataset.table(annotated(folder, text, classes=5)).names) == 5
 
 
 def test_ai_challenger_lists_and_text_lists(folder):
@@ -106,10 +106,10 @@ def test_ai_challenger_lists_and_text_lists(folder):
         class_table="ai_challenger",
         missing="allow",
     )
-    found = diseases.source(data, "train")
+    found = dataset.source(data, "train")
     assert found[1].path == str(folder / "images" / "a1.png")
     assert (found[1].crop, found[1].disease, found[1].severity) == (0, 1, 1)
-    held = diseases.source(data, "val")
+    held = dataset.source(data, "val")
     assert held.ids == ["images/a4.png", "images/a5 - copy.png"]
     assert held[0].path == str(folder / "images" / "a4.png") and held[1].label == 2
 
@@ -122,14 +122,14 @@ def test_columns_of_the_published_metadata(folder):
     text = head + "a0.png,a0.png,0,Apple healthy,Apple,0,None,0,0,1\n"
     text += "a1.png,a1.png,2,Apple Scab serious,Apple,0,Scab,1,2,0\n"
     data = annotated(folder, text, class_table="ai_challenger", missing="allow")
-    assert [p.severity for p in diseases.source(data, "train").pictures] == [0, 2]
+    assert [p.severity for p in dataset.source(data, "train").pictures] == [0, 2]
     wrong = text + "a2.png,a2.png,15,Corn serious,Corn,2,Curvularia,7,1,0\n"
     data = annotated(folder, wrong, class_table="ai_challenger", missing="allow")
     message = (
         r"labels\.csv:4: severity '1' contradicts class 15 \(Corn curvularia leaf spot serious"
     )
     with pytest.raises(UserError, match=message):
-        diseases.source(data, "train")
+        dataset.source(data, "train")
 
 
 BAD = {
@@ -182,18 +182,18 @@ def test_bad_annotations(folder, name):
     text, fields, message = BAD[name]
     data = annotated(folder, text, **fields)
     with pytest.raises(UserError, match=message) as found:
-        diseases.table(data)
-        diseases.source(data, "val")
+        dataset.table(data)
+        dataset.source(data, "val")
     assert "\n" not in str(found.value)
 
 
 def test_a_class_missing_in_training(folder):
     text = HEAD + ROWS.replace("a1.png,1,pea rust mild,pea,rust,mild,train\n", "")
     with pytest.raises(UserError, match=r"class 1 \(1\) has no training picture; allowed with"):
-        diseases.source(annotated(folder, text), "train")
-    assert len(diseases.source(annotated(folder, text, missing="allow"), "train")) == 3
+        dataset.source(annotated(folder, text), "train")
+    assert len(dataset.source(annotated(folder, text, missing="allow"), "train")) == 3
     # Where validation lacks the class as well, there is nothing to score it on.
-    assert len(diseases.source(annotated(folder, text), "val")) == 1
+    assert len(dataset.source(annotated(folder, text), "val")) == 1
 
 
 def test_bad_files_of_annotations(folder):
@@ -208,16 +208,16 @@ def test_bad_files_of_annotations(folder):
         ("l.csv", "file,label\na,rust\nb,1\nc,blight\n", r":3: label 1 is a number and 'rust' at"),
     ):
         with pytest.raises(UserError, match=message):
-            diseases.table(annotated(folder, text, name))
+            dataset.table(annotated(folder, text, name))
     with pytest.raises(UserError, match=r"is a folder; allowed: a list .*prepare_crop.py folders"):
-        diseases.table(Data(annotations=str(folder)))
+        dataset.table(Data(annotations=str(folder)))
     with pytest.raises(UserError, match="no such file"):
-        diseases.table(Data(annotations=str(folder / "none.csv")))
+        dataset.table(Data(annotations=str(folder / "none.csv")))
     with pytest.raises(UserError, match=r"config\.data\.annotations is empty"):
-        diseases.table(Data())
+        dataset.table(Data())
     (folder / "latin.csv").write_bytes(b"file,label\n\xff\xfe,1\n")
     with pytest.raises(UserError, match="not text in UTF-8"):
-        picture_lists.parse(folder / "latin.csv")
+        annotation_files.parse(folder / "latin.csv")
 
 
 # ----------------------------------------------------------------------------- counts and chance
@@ -230,11 +230,11 @@ def long_tailed(folder, sizes=(50, 10, 2)):
 
 def test_samplers(folder):
     data = long_tailed(folder)
-    source = diseases.source(data, "train")
-    assert diseases.counts(source, 4).tolist() == [50, 10, 2, 0]
+    source = dataset.source(data, "train")
+    assert dataset.counts(source, 4).tolist() == [50, 10, 2, 0]
     share = {}
-    for name in diseases.SAMPLERS:
-        found = diseases.sampler(data, source, stage(sampler=name))
+    for name in dataset.SAMPLERS:
+        found = dataset.sampler(data, source, stage(sampler=name))
         weight = np.ones(62) if found is None else found
         mass = np.bincount(source.labels(), weight)
         share[name] = mass / mass.sum()
@@ -245,27 +245,27 @@ def test_samplers(folder):
     np.testing.assert_allclose(share["weighted"], root / root.sum())
     np.testing.assert_allclose(share["mix25"], 0.75 * natural + 0.25 / 3)
     with pytest.raises(UserError, match=r"stages\.sampler='even' is not allowed"):
-        diseases.sampler(data, source, stage(sampler="even"))
+        dataset.sampler(data, source, stage(sampler="even"))
 
 
 def test_balance_follows_its_fields(folder):
     data = long_tailed(folder)
-    counts = diseases.counts(diseases.source(data, "train"), 3)
+    counts = dataset.counts(dataset.source(data, "train"), 3)
     data.balance.clip = (0.01, 100.0)
     found = {}
     for mode in ("none", "sqrt", "inverse", "effective"):
         data.balance.weights = mode
-        found[mode] = diseases.balance(data, counts)
+        found[mode] = dataset.balance(data, counts)
     assert found["none"].tolist() == [1, 1, 1]
     np.testing.assert_allclose(found["inverse"] / found["inverse"][0], [1, 5, 25], rtol=1e-6)
     np.testing.assert_allclose(found["sqrt"] ** 2, found["sqrt"][0] ** 2 * np.array([1, 5, 25]))
     data.balance.clip, data.balance.weights = (0.1, 2.0), "inverse"
-    clipped = diseases.balance(data, counts)
+    clipped = dataset.balance(data, counts)
     np.testing.assert_allclose(clipped[1:], clipped[0] * 2 / (62 / 150), rtol=1e-6)
     (folder / "w.csv").write_text("class_id,weight\n0,1\n1,2\n")
     data.balance.file = str(folder / "w.csv")
     with pytest.raises(UserError, match=r"w\.csv: no weight for class 2"):
-        diseases.balance(data, counts)
+        dataset.balance(data, counts)
 
 
 def test_few_shots_are_fixed_by_their_seed(folder):
@@ -273,20 +273,20 @@ def test_few_shots_are_fixed_by_their_seed(folder):
     chosen = {}
     for seed in (0, 1):
         data.shots, data.shots_seed = 5, seed
-        chosen[seed] = diseases.source(data, "train")
-        assert diseases.counts(chosen[seed], 3).tolist() == [5, 5, 2]
-        assert diseases.source(data, "train").ids == chosen[seed].ids
+        chosen[seed] = dataset.source(data, "train")
+        assert dataset.counts(chosen[seed], 3).tolist() == [5, 5, 2]
+        assert dataset.source(data, "train").ids == chosen[seed].ids
     assert chosen[0].ids != chosen[1].ids
     # More classes do not change what is chosen of one.
     other = long_tailed(folder, (50, 10, 2, 7))
     other.shots = 5
-    assert diseases.source(other, "train").ids[:12] == chosen[0].ids
+    assert dataset.source(other, "train").ids[:12] == chosen[0].ids
 
 
 # --------------------------------------------------------------------------------------- arrays
 
 
-@pytest.mark.parametrize("augment", diseases.AUGMENTS)
+@pytest.mark.parametrize("augment", dataset.AUGMENTS)
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_arrays_have_the_promised_shapes(folder, augment, keep_ratio):
     data = annotated(folder, keep_ratio=keep_ratio)
@@ -294,13 +294,13 @@ def test_arrays_have_the_promised_shapes(folder, augment, keep_ratio):
     data.test_size = 20
     for purpose in ("train", "val", "test"):
         row = stage(augment=augment)
-        picture = diseases.source(data, purpose)[0]
-        found = diseases.prepare(data, picture, rng(), row, purpose)
-        wanted = diseases.shapes(data, row, purpose)
+        picture = dataset.source(data, purpose)[0]
+        found = dataset.prepare(data, picture, rng(), row, purpose)
+        wanted = dataset.shapes(data, row, purpose)
         assert {k: (v.shape, v.dtype) for k, v in found.items()} == wanted
         assert found["image"].shape[-3:] == ((24, 24, 3) if purpose == "train" else (20, 20, 3))
     assert found["image"].shape[0] == (10 if keep_ratio else 2)
-    assert diseases.shapes(Data(), stage(32), "val")["image"][0] == (1, 32, 32, 3)
+    assert dataset.shapes(Data(), stage(32), "val")["image"][0] == (1, 32, 32, 3)
 
 
 def test_evaluation_draws_nothing_and_squeezes_or_cuts(folder):
@@ -308,25 +308,25 @@ def test_evaluation_draws_nothing_and_squeezes_or_cuts(folder):
     left[:, :15] = 255
     Image.fromarray(left).save(folder / "a4.png")
     data = annotated(folder)
-    picture = diseases.source(data, "val")[0]
-    squeezed = diseases.prepare(data, picture, None, stage(20), "val")["image"][0]
+    picture = dataset.source(data, "val")[0]
+    squeezed = dataset.prepare(data, picture, None, stage(20), "val")["image"][0]
     assert squeezed[:, :4].min() == 255 and squeezed[:, 7:].max() == 0
     data.keep_ratio = True
-    middle = diseases.prepare(data, picture, None, stage(20), "val")["image"][0]
+    middle = dataset.prepare(data, picture, None, stage(20), "val")["image"][0]
     assert middle[:, 1:].max() == 0  # the first column is mixed with its neighbour outside
     data.val.crops = 5
-    corner = diseases.prepare(data, picture, None, stage(20), "val")["image"]
+    corner = dataset.prepare(data, picture, None, stage(20), "val")["image"]
     assert corner[1, :, :9].min() == 255 and corner[2, :, 1:].max() == 0
 
 
 def test_training_is_a_function_of_the_generator(folder):
     data = annotated(folder)
     Image.fromarray(rng(3).integers(0, 256, (30, 40, 3), np.uint8)).save(folder / "a0.png")
-    picture = pickle.loads(pickle.dumps(diseases.source(data, "train")[0]))
+    picture = pickle.loads(pickle.dumps(dataset.source(data, "train")[0]))
     for augment in ("full", "light", "strong"):
         row = stage(augment=augment)
         one, same, other = (
-            diseases.prepare(data, picture, rng(seed), row, "train")["image"] for seed in (5, 5, 6)
+            dataset.prepare(data, picture, rng(seed), row, "train")["image"] for seed in (5, 5, 6)
         )
         assert np.array_equal(one, same) and not np.array_equal(one, other)
 
@@ -336,42 +336,42 @@ def test_unreadable_and_missing_pictures_are_one_line(folder):
     (folder / "a1.png").unlink()
     data = annotated(folder)
     for picture, message in zip(
-        diseases.source(data, "train").pictures, ("format is unknown", "no such file"), strict=False
+        dataset.source(data, "train").pictures, ("format is unknown", "no such file"), strict=False
     ):
         with pytest.raises(UserError, match=message) as found:
-            diseases.prepare(data, picture, rng(), stage(), "train")
+            dataset.prepare(data, picture, rng(), stage(), "train")
         assert picture.path in str(found.value)
-        assert message in diseases.audit(picture)
-    assert diseases.audit(diseases.source(data, "train")[2]) == ""
+        assert message in dataset.audit(picture)
+    assert dataset.audit(dataset.source(data, "train")[2]) == ""
 
 
 def test_examples_for_predict(folder):
     data = annotated(folder)
-    assert [p.id for p in diseases.examples(data, str(folder))] == [
+    assert [p.id for p in dataset.examples(data, str(folder))] == [
         str(folder / f"a{k}.png") for k in range(6)
     ]
-    one = diseases.examples(data, str(folder / "a2.png"))
+    one = dataset.examples(data, str(folder / "a2.png"))
     assert len(one) == 1 and one[0].label == -1 and one[0].severity == -1
-    arrays = diseases.prepare(data, one[0], rng(), stage(), "predict")
+    arrays = dataset.prepare(data, one[0], rng(), stage(), "predict")
     assert arrays["label"] == -1 and arrays["image"].shape == (1, 24, 24, 3)
     (folder / "some.csv").write_text("file,label\na1.png,\na2.png,2\n")
-    listed = diseases.examples(data, str(folder / "some.csv"))
+    listed = dataset.examples(data, str(folder / "some.csv"))
     assert [p.label for p in listed] == [-1, 2] and listed[1].disease == 1
-    assert diseases.thumbnail(one[0]).shape == (1, 96, 128, 3)
+    assert dataset.thumbnail(one[0]).shape == (1, 96, 128, 3)
     (folder / "empty").mkdir()
     for path, message in (("gone.png", "does not exist"), ("empty", "no pictures in it")):
         with pytest.raises(UserError, match=message):
-            diseases.examples(data, str(folder / path))
+            dataset.examples(data, str(folder / path))
     # Animations count as their first frame, whether named, listed or found.
     frames = [Image.new("RGB", (40, 30), (k, 200, 10)) for k in (250, 0)]
     frames[0].save(folder / "empty" / "b.GIF", save_all=True, append_images=frames[1:])
     for given in (folder / "empty", folder / "empty" / "b.GIF"):
-        (found,) = diseases.examples(data, str(given))
-        pixels = diseases.prepare(data, found, None, stage(), "predict")["image"]
+        (found,) = dataset.examples(data, str(given))
+        pixels = dataset.prepare(data, found, None, stage(), "predict")["image"]
         assert np.abs(pixels.astype(int) - (250, 200, 10)).max() < 12
     (folder / "clip.mp4").write_bytes(b"")
     with pytest.raises(UserError, match=r"suffix '.mp4'; allowed: a folder .*\.jpg.*\.csv"):
-        diseases.examples(data, str(folder / "clip.mp4"))
+        dataset.examples(data, str(folder / "clip.mp4"))
 
 
 # ----------------------------------------------------------------------------------------- cache
@@ -381,29 +381,29 @@ def test_the_cache_gives_the_same_pictures(folder):
     scene = rng(1).integers(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(scene).resize((160, 120), Image.BICUBIC).save(folder / "a4.png")
     data = annotated(folder)
-    picture = diseases.source(data, "val")[0]
-    plain = diseases.prepare(data, picture, None, stage(48), "val")["image"]
+    picture = dataset.source(data, "val")[0]
+    plain = dataset.prepare(data, picture, None, stage(48), "val")["image"]
     data.cache, data.cache_dir = 64, str(folder / "cache")
-    first = diseases.prepare(data, picture, None, stage(48), "val")["image"]
+    first = dataset.prepare(data, picture, None, stage(48), "val")["image"]
     entries = [p for p in (folder / "cache").rglob("*") if p.is_file()]
     assert len(entries) == 1 and entries[0].stat().st_size == 8 + 64 * 85 * 3
-    again = diseases.prepare(data, picture, None, stage(48), "val")["image"]
+    again = dataset.prepare(data, picture, None, stage(48), "val")["image"]
     np.testing.assert_array_equal(first, again)
     assert np.abs(first.astype(int) - plain).mean() < 3
     # A changed file is another entry; a damaged entry is named.
     Image.new("RGB", (40, 30), (9, 9, 9)).save(folder / "a4.png")
-    assert diseases.prepare(data, picture, None, stage(48), "val")["image"].max() == 9
-    assert picture_cache.load(picture, 64, data.cache_dir).size == (40, 30)  # never enlarged
+    assert dataset.prepare(data, picture, None, stage(48), "val")["image"].max() == 9
+    assert cache.load(picture, 64, data.cache_dir).size == (40, 30)  # never enlarged
     for entry in (folder / "cache").rglob("*_64"):
         entry.write_bytes(b"short")
     with pytest.raises(UserError, match="is no entry of this cache"):
-        diseases.prepare(data, picture, None, stage(48), "val")
+        dataset.prepare(data, picture, None, stage(48), "val")
 
 
 def test_a_cache_that_cannot_be_written(folder):
     data = annotated(folder, cache=64, cache_dir=str(folder / "labels.csv"))
     with pytest.raises(UserError, match=r"config\.data\.cache_dir: .* cannot be"):
-        diseases.prepare(data, diseases.source(data, "val")[0], None, stage(), "val")
+        dataset.prepare(data, dataset.source(data, "val")[0], None, stage(), "val")
 
 
 # -------------------------------------------------------------------------------------- the fields
@@ -460,14 +460,14 @@ def fields(**changes):
 )
 def test_fields_out_of_range_are_named(change):
     with pytest.raises(UserError) as found:
-        diseases.validate(fields(**change))
+        dataset.validate(fields(**change))
     name = list(change)[-1].replace("__", ".")
     assert f"config.data.{name}" in str(found.value) and "allowed" in str(found.value)
 
 
 def test_the_defaults_are_valid():
-    diseases.validate(fields())
-    diseases.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
+    dataset.validate(fields())
+    dataset.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
     schema._types(Data(), "data.")
 
 
@@ -476,9 +476,9 @@ def test_a_healthy_picture_may_be_called_ungraded(tmp_path):
     lines = [f"{k}.jpg,0,{text},train" for k, text in enumerate(("none", "None", "", "0"))]
     path.write_text("\n".join(["file,label,severity,split", *lines, "4.jpg,1,none,train"]))
     with pytest.raises(UserError, match=r"labels.csv:6: severity 'none' contradicts class 1"):
-        diseases.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
+        dataset.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
     path.write_text("\n".join(["file,label,severity,split", *lines]))
-    found = diseases.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
+    found = dataset.source(Data(str(path), class_table="ai_challenger", missing="allow"), "train")
     assert [p.severity for p in found.pictures] == [0] * 4
 
 
@@ -488,7 +488,7 @@ def test_a_healthy_picture_may_be_called_ungraded(tmp_path):
 def test_prepared_sets_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(UserError, match=r"needs the extra \[tfds\] \(tensorflow-datasets"):
-        diseases.table(Data(annotations="tfds:plant_village"))
+        dataset.table(Data(annotations="tfds:plant_village"))
 
 
 class Records(list):
@@ -514,23 +514,23 @@ def test_prepared_sets_through_a_stand_in(monkeypatch, folder):
     module.builder = lambda name: builder
     module.decode = types.SimpleNamespace(SkipDecoding=lambda: "encoded")
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    for cached in (prepared_sets._builder, prepared_sets._records, prepared_sets.pictures):
+    for cached in (tfds._builder, tfds._records, tfds.pictures):
         cached.cache_clear()
     data = Data(annotations="tfds:leaves", train_split="train[:4]", val_split="train[4:]")
-    table = diseases.table(data)
+    table = dataset.table(data)
     assert table.crops == ("Apple", "Corn") and table.diseases == ("healthy", "rust")
-    train, held = diseases.source(data, "train"), diseases.source(data, "val")
+    train, held = dataset.source(data, "train"), dataset.source(data, "val")
     assert train.labels().tolist() == [0, 1, 0, 1] and held.ids == ["train[4:]/0", "train[4:]/1"]
     assert (train[1].crop, train[1].disease) == (1, 0)
     picture = pickle.loads(pickle.dumps(held[1]))
-    found = diseases.prepare(data, picture, None, stage(), "val")["image"]
+    found = dataset.prepare(data, picture, None, stage(), "val")["image"]
     assert found[0, 0, 0].tolist() == [200, 10, 50]
-    assert diseases.audit(held[0]) == "" and asked[0] == ("train[:4]", "encoded")
+    assert dataset.audit(held[0]) == "" and asked[0] == ("train[:4]", "encoded")
     data.train_split = "nowhere"
     with pytest.raises(UserError, match="split 'nowhere' cannot be read") as error:
-        diseases.source(data, "train")
+        dataset.source(data, "train")
     assert "\n" not in str(error.value)
-    for cached in (prepared_sets._builder, prepared_sets._records, prepared_sets.pictures):
+    for cached in (tfds._builder, tfds._records, tfds.pictures):
         cached.cache_clear()
 
 
@@ -539,21 +539,21 @@ def test_prepared_sets_through_a_stand_in(monkeypatch, folder):
 
 def test_real_data(real_data):
     data = Data(annotations=str(real_data / "crop_disease_lt" / "labels.csv"), test_split="test")
-    table = diseases.table(data)
+    table = dataset.table(data)
     assert (len(table.names), len(table.crops), len(table.diseases)) == (52, 12, 31)
     assert table.severities == ("healthy", "1", "2", "2+", "3", "4")
-    sources = {p: diseases.source(data, p) for p in ("train", "val", "test")}
+    sources = {p: dataset.source(data, p) for p in ("train", "val", "test")}
     assert [len(s) for s in sources.values()] == [5460, 798, 1588]
-    counts = diseases.counts(sources["train"], 52)
+    counts = dataset.counts(sources["train"], 52)
     assert counts.max() == 849 and counts.min() == 4
     for source in sources.values():
         for picture in source.pictures[::400]:
-            assert diseases.audit(picture) == ""
-            arrays = diseases.prepare(data, picture, rng(), stage(64, "full"), "train")
+            assert dataset.audit(picture) == ""
+            arrays = dataset.prepare(data, picture, rng(), stage(64, "full"), "train")
             assert arrays["image"].std() > 5
 
 
 def test_an_empty_list_is_named(tmp_path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(UserError, match=r"empty.csv: has no column of files .*no header line"):
-        diseases.source(Data(annotations=str(tmp_path / "empty.csv")), "train")
+        dataset.source(Data(annotations=str(tmp_path / "empty.csv")), "train")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from jaxact.data import image_audit
-from jaxact.data.pictures import Picture, PictureSource
+from jaxact.tasks.crop import audit
+from jaxact.tasks.crop.annotations import Picture, PictureSource
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_crop.py"
 
@@ -34,7 +34,7 @@ def splits(tmp_path):
 
 
 def survey(splits, near=8):
-    return image_audit.survey(splits, ("healthy", "rust"), near)
+    return audit.survey(splits, ("healthy", "rust"), near)
 
 
 def path(splits, split, index):
@@ -94,7 +94,7 @@ def test_unreadable_pictures_are_findings_and_the_rest_goes_on(splits):
     assert "vali.jpg: no such file" in findings[1]
     # A file that was mended is read again.
     path(splits, "train", 0).write_bytes(whole)
-    assert image_audit.inspect(splits["train"][0]).error == ""
+    assert audit.inspect(splits["train"][0]).error == ""
 
 
 def test_splits_that_are_the_same_pictures_are_no_leak(splits):
@@ -108,28 +108,28 @@ def pictures(*names_and_labels):
 
 def test_names_that_tell_the_label():
     told = pictures(*((f"{k}_{i}.jpg", k) for k in range(3) for i in range(20)))
-    (finding,) = image_audit._telling_names(told)
+    (finding,) = audit._telling_names(told)
     assert "60 of 60 labels" in finding and "(as in 0, 0, 0 and 57 more)" in finding
     mixed = pictures(*((f"{(k + i) % 3}_{i}.jpg", k) for k in range(3) for i in range(20)))
-    assert image_audit._telling_names(mixed) == []
+    assert audit._telling_names(mixed) == []
     numbers = pictures(*((f"IMG{k * 20 + i}.jpg", k) for k in range(3) for i in range(20)))
-    assert image_audit._telling_names(numbers) == []
+    assert audit._telling_names(numbers) == []
     folders = pictures(*((f"class{k}/{i:05d}.jpg", k) for k in range(3) for i in range(20)))
-    assert image_audit._telling_names(folders) == []
+    assert audit._telling_names(folders) == []
     copies = pictures(("x1.jpg", 0), ("x1 - 副本.jpg", 0), ("y - Copy.jpg", 1), ("z(2).jpg", 1))
-    assert image_audit._telling_names(copies) == [
+    assert audit._telling_names(copies) == [
         "3 file names say they are copies: x1 - 副本, y - Copy, z(2)"
     ]
 
 
 def test_classes_without_pictures(splits):
-    findings, text = image_audit.survey(splits, ("healthy", "rust", "scab"), 8)
+    findings, text = audit.survey(splits, ("healthy", "rust", "scab"), 8)
     assert findings == ["train: no picture of scab", "val: no picture of scab"]
     assert text.splitlines()[3].split() == ["2", "scab", "0", "0"]
 
 
 def test_head_and_tail_of_the_table():
-    found = image_audit._table({"train": np.array([5, 1, 90, 4])}, "abcd")
+    found = audit._table({"train": np.array([5, 1, 90, 4])}, "abcd")
     assert found.splitlines()[5:] == [
         "train: largest class 90, smallest 1, ratio 90.0:1",
         "head (1 classes, 90.0% of the pictures): 2",
@@ -139,7 +139,7 @@ def test_head_and_tail_of_the_table():
 
 
 def test_near_pairs_against_all_pairs(monkeypatch):
-    monkeypatch.setattr(image_audit, "_BLOCK", 16)
+    monkeypatch.setattr(audit, "_BLOCK", 16)
     rng = np.random.default_rng(0)
     hashes = rng.integers(0, 2**63, 50, dtype=np.uint64)
     hashes[40:] = hashes[:10] ^ np.uint64(0b10110)
@@ -150,14 +150,14 @@ def test_near_pairs_against_all_pairs(monkeypatch):
         for j in range(i + 1, 50)
         if groups[i] != groups[j] and int(hashes[i] ^ hashes[j]).bit_count() <= 3
     }
-    found = image_audit.near_pairs(hashes, groups, 3)
+    found = audit.near_pairs(hashes, groups, 3)
     assert set(found) == wanted and len(found) == len(wanted) and len(wanted) >= 3
 
 
 def test_the_hash_is_of_neighbours():
     ramp = np.tile(np.linspace(255, 0, 90).astype(np.uint8)[None, :, None], (80, 1, 3))
-    falling = image_audit.inspect(Picture("r", "", pixels=lambda: ramp))
-    rising = image_audit.inspect(Picture("r", "", pixels=lambda: ramp[:, ::-1]))
+    falling = audit.inspect(Picture("r", "", pixels=lambda: ramp))
+    rising = audit.inspect(Picture("r", "", pixels=lambda: ramp[:, ::-1]))
     assert falling.difference == 2**64 - 1 and rising.difference == 0
 
 
@@ -200,19 +200,19 @@ def test_prepare_ai_challenger(script, challenge, capsys):
     assert script.main(dropped) == 0
     lines = out.read_text().splitlines()
     assert len(lines) == 6 and ",58,Tomato mosaic virus," in lines[5]
-    from jaxact.data import diseases
+    from jaxact.tasks.crop import dataset
 
-    data = diseases.Data(
+    data = dataset.Data(
         annotations=str(out),
         images=source,
         class_table=str(out.with_name("labels_classes.csv")),
         missing="allow",
     )
-    table = diseases.table(data)
+    table = dataset.table(data)
     assert len(table.names) == 59 and len(table.crops) == 10 and len(table.severities) == 3
-    held = diseases.source(data, "val")
+    held = dataset.source(data, "val")
     assert [p.label for p in held.pictures] == [0, 58]
-    assert diseases.audit(held[1]) == ""
+    assert dataset.audit(held[1]) == ""
     assert script.main([*dropped, "99"]) == 2
     assert "prepare_crop: --drop 99" in capsys.readouterr().err
 
@@ -239,14 +239,14 @@ def test_prepare_metadata(script, tmp_path, capsys):
     assert "severity: 1 of 4 rows corrected by the class table (classes 15)" in (
         capsys.readouterr().out
     )
-    from jaxact.data import diseases
+    from jaxact.tasks.crop import dataset
 
-    data = diseases.Data(str(out), class_table="ai_challenger", missing="allow")
+    data = dataset.Data(str(out), class_table="ai_challenger", missing="allow")
     for split, labels, grades in (("train", [0, 15], [0, 2]), ("val", [2, 60], [2, 1])):
-        found = diseases.source(data, split)
+        found = dataset.source(data, split)
         assert [p.label for p in found.pictures] == labels
         assert [p.severity for p in found.pictures] == grades
-        assert [diseases.audit(p) for p in found.pictures] == ["", ""]
+        assert [dataset.audit(p) for p in found.pictures] == ["", ""]
     (tmp_path / "val.csv").write_text(head + "\nd.jpg,x,61,what,0\n")
     assert script.main(["metadata", *map(str, flags), "--out", str(out)]) == 2
     assert "val.csv:2: label_61 '61'; allowed: 0 to 60" in capsys.readouterr().err
@@ -264,15 +264,15 @@ def test_prepare_folders_of_classes(script, tmp_path, capsys):
     out = tmp_path / "lists" / "labels.csv"
     flags = ["folders", "--source", str(tmp_path / "own"), "--out", str(out)]
     assert script.main(flags) == 0
-    from jaxact.data import diseases
+    from jaxact.tasks.crop import dataset
 
-    data = diseases.Data(str(out))
-    assert diseases.table(data).names == tuple(sorted(sizes)) and not diseases.table(data).crops
-    found = {split: diseases.source(data, split) for split in ("train", "val")}
+    data = dataset.Data(str(out))
+    assert dataset.table(data).names == tuple(sorted(sizes)) and not dataset.table(data).crops
+    found = {split: dataset.source(data, split) for split in ("train", "val")}
     counts = {split: np.bincount(f.labels(), minlength=3).tolist() for split, f in found.items()}
     assert counts == {"train": [8, 4, 1], "val": [2, 1, 0]}
     for source in found.values():
-        assert [diseases.audit(p) for p in source.pictures] == [""] * len(source)
+        assert [dataset.audit(p) for p in source.pictures] == [""] * len(source)
     before = out.read_text()
     assert script.main(flags) == 0 and out.read_text() == before
     assert script.main([*flags, "--seed", "1"]) == 0 and out.read_text() != before
@@ -285,9 +285,9 @@ def test_prepare_folders_of_classes(script, tmp_path, capsys):
             scene(3).save(tmp_path / "split" / name / kind / "a.png")
     flags[2] = str(tmp_path / "split")
     assert script.main(flags) == 0
-    data = diseases.Data(str(out), test_split="test")
-    assert diseases.table(data).diseases == ("healthy", "rust")
-    assert [len(diseases.source(data, split)) for split in ("train", "val", "test")] == [2, 2, 2]
+    data = dataset.Data(str(out), test_split="test")
+    assert dataset.table(data).diseases == ("healthy", "rust")
+    assert [len(dataset.source(data, split)) for split in ("train", "val", "test")] == [2, 2, 2]
     (tmp_path / "split" / "holdout").mkdir()
     capsys.readouterr()
     for bad, said in (

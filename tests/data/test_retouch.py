@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxact.data import color, randaugment, retouch
+from jaxact.data import color, randaugment
 from jaxact.data.color import Colour
-from jaxact.data.retouch import Augment, Warp
+from jaxact.tasks.crop import augment as retouch
+from jaxact.tasks.crop.augment import Augment, Warp
 
 STILL = Augment(
     hflip=0, vflip=0, warp=0, colour=0, blur=0, grid=0, elastic=0, operations=0, erase=0

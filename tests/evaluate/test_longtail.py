@@ -6,28 +6,28 @@ import io
 import numpy as np
 import pytest
 
-from jaxact.evaluate import longtail
 from jaxact.evaluate.metrics import Confusion
+from jaxact.tasks.crop import longtail_scores
 
 
 def test_tail_of_61_classes_is_15_with_ties_by_number():
     counts = np.full(61, 50)
     counts[[44, 45, 53, 5, 52]] = [1, 1, 22, 40, 43]
-    found = np.flatnonzero(longtail.tail(counts))
+    found = np.flatnonzero(longtail_scores.tail(counts))
     assert len(found) == 15
     assert found.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 44, 45, 52, 53]
 
 
 def test_parts_cover_every_class_once():
     counts = np.array([500, 19, 20, 100, 101, 3, 60, 60])
-    found = longtail.parts(counts)
+    found = longtail_scores.parts(counts)
     for names in (("tail", "mid", "head"), ("few", "medium", "many")):
         np.testing.assert_array_equal(sum(found[n].astype(int) for n in names), 1)
     assert np.flatnonzero(found["tail"]).tolist() == [1, 5]
     assert np.flatnonzero(found["head"]).tolist() == [0, 4]
     assert np.flatnonzero(found["few"]).tolist() == [1, 5]
     assert np.flatnonzero(found["many"]).tolist() == [0, 4]
-    wide = longtail.parts(counts, 0.75)
+    wide = longtail_scores.parts(counts, 0.75)
     np.testing.assert_array_equal(wide["tail"] & wide["head"], False)
 
 
@@ -39,22 +39,24 @@ def test_part_scores_count_classes_that_occur():
         "head": np.array([True, False, False, True]),
         "few": np.array([False, False, True, False]),
     }
-    assert longtail.part_scores(table, members) == {"tail_acc": 0.0, "head_acc": 0.875}
+    assert longtail_scores.part_scores(table, members) == {"tail_acc": 0.0, "head_acc": 0.875}
 
 
 def test_groups_marginalise():
     share = np.array([[0.4, 0.3, 0.3], [0.5, 0.2, 0.3], [0.2, 0.5, 0.3]])
     crop = np.array([0, 1, 1])
-    np.testing.assert_allclose(longtail.grouped(share, crop), [[0.4, 0.6], [0.5, 0.5], [0.2, 0.8]])
+    np.testing.assert_allclose(
+        longtail_scores.grouped(share, crop), [[0.4, 0.6], [0.5, 0.5], [0.2, 0.8]]
+    )
     labels = np.array([1, 0, 2])
     # Row 0: class 0 is likeliest, yet crop 1 is.
-    assert longtail.group_accuracy(share, labels, crop) == 1.0
-    assert longtail.merged_accuracy(share.argmax(1), labels, crop) == pytest.approx(2 / 3)
+    assert longtail_scores.group_accuracy(share, labels, crop) == 1.0
+    assert longtail_scores.merged_accuracy(share.argmax(1), labels, crop) == pytest.approx(2 / 3)
 
 
 def test_class_table():
     table = Confusion(np.array([[3, 1, 0], [0, 0, 2], [0, 0, 0]]))
-    text = longtail.class_table(table, ["a", 'b, "c"', "d"], [9, 1, 5], 0.34)
+    text = longtail_scores.class_table(table, ["a", 'b, "c"', "d"], [9, 1, 5], 0.34)
     rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["name"] for row in rows] == ["a", 'b, "c"', "d"]
     assert [row["part"] for row in rows] == ["head", "tail", "mid"]

@@ -18,12 +18,12 @@ import pytest
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import Group, UserError
-from jaxact.data import class_table
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import CLASSIFIER_KINDS
 from jaxact.modes import check
-from jaxact.tasks import crop, crop_scores, crop_stages
+from jaxact.tasks.crop import classes, scoring, stage_change
+from jaxact.tasks.crop import task as crop
 from jaxact.train import build, checkpoint, fit, loop, state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def size(module, *shape, **options):
 @pytest.mark.parametrize("name", TOTALS)
 def test_parameter_totals(name):
     features, baseline, fewshot, head = TOTALS[name]
-    table = class_table.build(class_table.ai_challenger())
+    table = classes.build(classes.ai_challenger())
     sizes = (len(table.crops), len(table.diseases), len(table.severities))
     assert (len(table.names), *sizes) == (61, 10, 23, 3)
     model = classifier.Model(backbone=name)
@@ -272,7 +272,7 @@ def entered(before, after, batches=()):
         "centers": jnp.full((4, 3), 9.0),
     }
     variables = {"params": {"backbone": {"w": jnp.ones(2)}, "head": head}, "switch": {}}
-    found = crop_stages.enter(
+    found = stage_change.enter(
         lambda image: image / 2.0,
         lambda _, image: image.mean((1, 2)),
         variables,
@@ -531,7 +531,7 @@ def test_results_files_and_scores(whole, annotations):
     assert right == pytest.approx(results["scores"]["acc"])
     np.testing.assert_allclose(saved["scores"].sum(1), 1, rtol=1e-5)
     history = list(csv.DictReader(lines(folder / "training_history.csv")))
-    assert tuple(history[0]) == ("epoch", *crop_scores.HISTORY) and len(history) == 3
+    assert tuple(history[0]) == ("epoch", *scoring.HISTORY) and len(history) == 3
     validations = [row for row in command.rows(folder) if row["split"] == "val"]
     for row, line in zip(validations, history, strict=True):
         assert float(line["val_acc"]) == pytest.approx(100 * row["acc"], rel=1e-4)
@@ -650,7 +650,7 @@ def test_history_has_a_row_for_each_validation():
         {"step": 2, "epoch": 1.0, "split": "train", "loss": 1.0, "acc": 0.75, "lr": 0.2},
         {"step": 2, "epoch": 1.0, "split": "val", "loss": 1.5, "acc": 0.5, "macro_f1": 0.4},
     ]
-    rows_ = list(csv.DictReader(io.StringIO(crop_scores.history_table(history))))
+    rows_ = list(csv.DictReader(io.StringIO(scoring.history_table(history))))
     assert rows_ == [
         {
             "epoch": "1",

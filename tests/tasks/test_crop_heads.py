@@ -18,15 +18,16 @@ from PIL import Image
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import UserError
-from jaxact.data import class_table
-from jaxact.data.class_table import Meaning
 from jaxact.evaluate.metrics import Confusion
 from jaxact.models import classifier, convnext, efficientnet
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import CLASSIFIER_KINDS, PARTS, ConvNeXtSpec, EfficientNetSpec
 from jaxact.ops import longtail
 from jaxact.task import Ending
-from jaxact.tasks import crop, crop_scores, crop_stages
+from jaxact.tasks.crop import classes, stage_change
+from jaxact.tasks.crop import scoring as crop_scores
+from jaxact.tasks.crop import task as crop
+from jaxact.tasks.crop.classes import Meaning
 from jaxact.train import build, plan, state, step, transition
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
@@ -185,7 +186,7 @@ def test_a_restart_draws_every_layer_of_the_head_anew(kind):
         return types.SimpleNamespace(values=values, data={"restart": restart})
 
     def enter(seed):
-        found = crop_stages.enter(
+        found = stage_change.enter(
             None, None, variables, row("none"), row("head"), jax.random.key(seed), None
         )
         return found["params"]
@@ -410,7 +411,7 @@ def test_a_metric_of_grades_needs_graded_pictures(annotations, tmp_path):
 
 # --------------------------------------------------------------------------------- scores by hand
 
-TABLE = class_table.build(
+TABLE = classes.build(
     [
         Meaning("pea well", "pea", "healthy"),
         Meaning("pea rust mild", "pea", "rust", "1"),

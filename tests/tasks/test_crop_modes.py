@@ -17,14 +17,15 @@ from jaxact import config as schema
 from jaxact import exported
 from jaxact import task as tasks
 from jaxact.config import UserError
-from jaxact.data import class_table
 from jaxact.data.pipeline import train_batches
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
 from jaxact.modes import bench, check, export, predict
 from jaxact.ops import mixing
 from jaxact.task import Ending
-from jaxact.tasks import crop, crop_scores
+from jaxact.tasks.crop import classes
+from jaxact.tasks.crop import scoring as crop_scores
+from jaxact.tasks.crop import task as crop
 from jaxact.train import build, finish, fit, loop, plan, state, step
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
@@ -240,7 +241,7 @@ def test_further_taus_are_not_added_to_the_first():
     def scores(tau, taus, shift):
         config = crop.Config()
         config.eval.tau, config.eval.taus = tau, taus
-        table = class_table.ClassTable(("a", "b"))
+        table = classes.ClassTable(("a", "b"))
         counts = np.array([9, 1])
         scoring = crop_scores.Scoring(config, table, lambda: counts, lambda: counts)
         rng = np.random.default_rng(0)
@@ -360,7 +361,7 @@ def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
     assert both[0].describe.args[0] == both[1].describe.args[0]
     (workdir / "config.json").write_text('{"class_table": [{"class_id": 1}]}')
     with pytest.raises(UserError, match="holds no class_table"):
-        class_table.read(workdir / "config.json")
+        classes.read(workdir / "config.json")
 
 
 def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations, tmp_path):

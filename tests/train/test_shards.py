@@ -14,10 +14,11 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, image_audit, shards
+from jaxact.data import generated, shards
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.packing import writer
 from jaxact.packing.storage import Folder
+from jaxact.tasks.crop import audit
 from jaxact.tasks.detection import sample_data
 from jaxact.tasks.relation import crops, jrdb_splits
 from jaxact.tasks.relation import sample_data as generated_scenes
@@ -178,7 +179,7 @@ def test_the_audit_sees_the_same_pictures(pairs, tmp_path):
     looks = []
     for config in pairs["crop"]:
         source = build.open_run(config, tmp_path / "w").task.source("train")
-        looks.append([image_audit.inspect(picture) for picture in source.pictures])
+        looks.append([audit.inspect(picture) for picture in source.pictures])
     assert looks[0] == looks[1] and not looks[0][0].error
 
 

@@ -17,8 +17,9 @@ import numpy as np
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import class_table, images, media
-from jaxact.data.pictures import Picture, PictureSource
+from jaxact.data import images, media
+from jaxact.tasks.crop import classes
+from jaxact.tasks.crop.annotations import Picture, PictureSource
 
 _SIDE = 16  # px of the grey picture that confirms a likeness
 _ALIKE = 6.0  # mean difference of two such pictures, grey levels, up to which they are alike
@@ -242,7 +243,7 @@ def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     some = first[first > 0]
     if not some.size:
         return "\n".join(lines)
-    first_of = {"head": class_table.head(first), "tail": class_table.tail(first)}
+    first_of = {"head": classes.head(first), "tail": classes.tail(first)}
     middle = sorted(set(range(len(first))) - set(itertools.chain(*first_of.values())))
     lines.append(
         f"{split}: largest class {some.max()}, smallest {some.min()}, ratio "

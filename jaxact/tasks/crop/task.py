@@ -21,19 +21,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.data import class_table, diseases, image_audit
-from jaxact.data.diseases import Balance, Data, Views
-from jaxact.data.pictures import PictureSource
-from jaxact.data.retouch import Augment
-from jaxact.evaluate import longtail as parts_of
 from jaxact.evaluate import metrics
 from jaxact.models import classifier as networks
 from jaxact.models.classifier import Model
 from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses, mixing
 from jaxact.task import Batch, Contract, Hyper, Port, Task
-from jaxact.tasks import crop_scores, crop_stages
-from jaxact.tasks.crop_options import Config, Eval, Loss, Stage, validate
+from jaxact.tasks.crop import audit, dataset, stage_change
+from jaxact.tasks.crop import classes as class_table
+from jaxact.tasks.crop import longtail_scores as parts_of
+from jaxact.tasks.crop import scoring as crop_scores
+from jaxact.tasks.crop.annotations import PictureSource
+from jaxact.tasks.crop.augment import Augment
+from jaxact.tasks.crop.config import Config, Eval, Loss, Stage, validate
+from jaxact.tasks.crop.dataset import Balance, Data, Views
 from jaxact.weights import images as foreign
 
 __all__ = [
@@ -57,7 +58,7 @@ def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     validate(config)
     data, bound = config.data, functools.partial
-    classes = diseases.meanings(data)
+    classes = dataset.meanings(data)
     table = class_table.build(classes, data.diseases)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
@@ -74,8 +75,8 @@ def make(config: Config) -> Task:
         classes=table.names,
         meanings=class_table.as_rows(classes),
         source=bound(_source, data, scoring),
-        prepare=bound(diseases.prepare, data),
-        shapes=bound(diseases.shapes, data),
+        prepare=bound(dataset.prepare, data),
+        shapes=bound(dataset.shapes, data),
         inputs=bound(_inputs, config, sizes),
         loss=bound(_loss, config, _facts(config, counted, before)),
         infer=bound(_infer, config, counted),
@@ -84,15 +85,15 @@ def make(config: Config) -> Task:
         score=scoring.score,
         example=bound(_example, data),
         describe=bound(_describe, table),
-        audit=diseases.audit,
+        audit=dataset.audit,
         weights=bound(_load_foreign, config),
-        sampler=bound(diseases.sampler, data),
-        thumbnail=diseases.thumbnail,
-        views=bound(diseases.view_text, data, schema.carried(schema.reached(config), "size")),
+        sampler=bound(dataset.sampler, data),
+        thumbnail=dataset.thumbnail,
+        views=bound(dataset.view_text, data, schema.carried(schema.reached(config), "size")),
         contract=bound(_contract, config),
         metrics=scoring.names(),
         watch=_watch,
-        enter=bound(crop_stages.enter, bound(_normalised, data), features),
+        enter=bound(stage_change.enter, bound(_normalised, data), features),
         survey=bound(_survey, data, table),
         conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
     )
@@ -100,18 +101,18 @@ def make(config: Config) -> Task:
 
 def _source(data: Data, scoring: Any, purpose: str) -> PictureSource:
     """The pictures of a split; of validation, those that `eval.metric` can be measured on."""
-    found = diseases.source(data, purpose)
+    found = dataset.source(data, purpose)
     if purpose == "val":
         scoring.require_metric(found)
     return found
 
 
 def _survey(data: Data, table: Any, sources: Any) -> tuple[Sequence[str], str]:
-    return image_audit.survey(sources, table.names, data.near)
+    return audit.survey(sources, table.names, data.near)
 
 
 def _example(data: Data, path: str) -> PictureSource:
-    return PictureSource(diseases.examples(data, path))
+    return PictureSource(dataset.examples(data, path))
 
 
 def _counts(data: Data, classes: int, whole: bool = False) -> np.ndarray:
@@ -122,7 +123,7 @@ def _counts(data: Data, classes: int, whole: bool = False) -> np.ndarray:
     if not data.annotations:
         return np.ones(classes, np.int64)
     data = dataclasses.replace(data, shots=0) if whole else data
-    return diseases.counts(diseases.source(data, "train"), classes)
+    return dataset.counts(dataset.source(data, "train"), classes)
 
 
 # ---------------------------------------------------------------------------------- under jit
@@ -191,7 +192,7 @@ def _facts(
         return {
             "prior": longtail.log_prior(counts),
             "margins": longtail.margins(counts),
-            "weights": diseases.balance(config.data, counts),
+            "weights": dataset.balance(config.data, counts),
             "tail": parts_of.tail(before(), config.loss.tail),
         }
 
@@ -275,7 +276,7 @@ def _infer(
         return {name: jax.nn.softmax(found[name]) for name in names if name in found}
 
     def both(image: Any) -> Any:
-        if not diseases.view_spec(data, purpose).flip:
+        if not dataset.view_spec(data, purpose).flip:
             return one(image)
         return jax.tree.map(lambda a, b: (a + b) / 2, one(image), one(image[:, :, ::-1]))
 

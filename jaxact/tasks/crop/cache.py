@@ -15,7 +15,7 @@ from PIL import Image
 from jaxact import atomic
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.data.pictures import Picture
+from jaxact.tasks.crop.annotations import Picture
 
 _HEAD = 8  # bytes
 

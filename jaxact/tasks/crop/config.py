@@ -3,12 +3,12 @@
 import dataclasses
 
 from jaxact import config as schema
-from jaxact.data import diseases
-from jaxact.data.diseases import Data
 from jaxact.models import classifier as networks
 from jaxact.models.classifier import Model
 from jaxact.models.specs import CLASSIFIER_KINDS
 from jaxact.ops import longtail, mixing
+from jaxact.tasks.crop import dataset
+from jaxact.tasks.crop.dataset import Data
 
 
 @dataclasses.dataclass
@@ -26,8 +26,8 @@ class Stage(schema.Stage):
     focal: tuple[float, ...] = schema.value(0.0)  # above 0: focal loss for the tail's classes
     cosine: tuple[float, ...] = schema.value(0.0)  # above 0: the cosine head instead of the linear
     center: tuple[float, ...] = schema.value(0.0)  # weight of the center loss
-    sampler: str = schema.choice("natural", diseases.SAMPLERS)
-    augment: str = schema.choice("full", diseases.AUGMENTS)
+    sampler: str = schema.choice("natural", dataset.SAMPLERS)
+    augment: str = schema.choice("full", dataset.AUGMENTS)
     restart: str = schema.choice("none", ("none", "head"))  # head: all of it is drawn anew
     size: int = schema.shape(224)  # px
 
@@ -71,7 +71,7 @@ def validate(config: Config) -> None:
     """Checks ranges, choices and what goes together. Raises: UserError naming the field."""
     one_of, require = schema.one_of, schema.require
     model, loss = config.model, config.loss
-    diseases.validate(config)
+    dataset.validate(config)
     micro = config.batch_size // config.optim.accumulate
     mixing.check_group(config.mixing_group, micro, "mixing_group")
     networks.describe_backbone(model.backbone)

@@ -19,21 +19,15 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import (
-    class_table,
-    image_audit,
-    images,
-    media,
-    picture_cache,
-    picture_lists,
-    pictures,
-    retouch,
-)
-from jaxact.data import prepared_sets as prepared
-from jaxact.data.class_table import ClassTable, Meaning
-from jaxact.data.disease_options import AUGMENTS, SAMPLERS, Balance, Data, Views, validate
-from jaxact.data.picture_lists import Listing
-from jaxact.data.pictures import Picture, PictureSource
+from jaxact.data import images, media
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache
+from jaxact.tasks.crop import audit as image_audit
+from jaxact.tasks.crop import classes as class_table
+from jaxact.tasks.crop import tfds as prepared
+from jaxact.tasks.crop.annotation_files import Listing
+from jaxact.tasks.crop.annotations import Picture, PictureSource
+from jaxact.tasks.crop.classes import ClassTable, Meaning
+from jaxact.tasks.crop.data_config import AUGMENTS, SAMPLERS, Balance, Data, Views, validate
 
 __all__ = [
     "AUGMENTS",
@@ -73,7 +67,7 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
         return tuple(prepared.meanings(data.annotations))
     if data.classes and not Path(data.annotations).is_file():
         return tuple(Meaning(str(k)) for k in range(data.classes))
-    return pictures.meanings(_listings(data), data.classes)
+    return annotations.meanings(_listings(data), data.classes)
 
 
 def _same_classes(data: Data, known: set[str]) -> None:
@@ -96,7 +90,7 @@ def _listings(data: Data) -> tuple[Listing, ...]:
             "config.data.annotations is empty; allowed: a .csv, .json or .txt file, or tfds:NAME"
         )
     names = dict.fromkeys([data.annotations, data.val_annotations, data.test_annotations])
-    return tuple(picture_lists.parse(name) for name in names if name)
+    return tuple(annotation_files.parse(name) for name in names if name)
 
 
 def source(data: Data, purpose: str) -> PictureSource:
@@ -107,7 +101,7 @@ def source(data: Data, purpose: str) -> PictureSource:
     """
     found = _split(data, purpose)
     if purpose == "train" and data.shots:
-        found = pictures.few(found, data.shots, data.shots_seed)
+        found = annotations.few(found, data.shots, data.shots_seed)
     if data.missing == "error":
         _require_classes(data, found, purpose)
     return PictureSource(found)
@@ -122,16 +116,16 @@ def _split(data: Data, purpose: str) -> list[Picture]:
     split = getattr(data, field)
     known = table(data)
     if prepared.named(path):
-        return [pictures.meant(p, known) for p in prepared.pictures(path, split)]
+        return [annotations.meant(p, known) for p in prepared.pictures(path, split)]
     _listings(data)  # names what is empty before what is missing
-    listing = picture_lists.parse(path)
+    listing = annotation_files.parse(path)
     if purpose != "train" and "split" not in listing.columns and path == data.annotations:
         raise UserError(
             f"{path}: has no column 'split' to tell {purpose} pictures from training ones; "
             "allowed: such a column, or config.data.val_annotations"
         )
-    folder = pictures.folder_of(listing, data.images)
-    return [pictures.picture(row, known, folder) for row in listing.chosen(split, field)]
+    folder = annotations.folder_of(listing, data.images)
+    return [annotations.picture(row, known, folder) for row in listing.chosen(split, field)]
 
 
 def _require_classes(data: Data, found: Sequence[Picture], purpose: str) -> None:
@@ -227,7 +221,7 @@ def prepare(
         if stage.augment == "none":
             pixels = images.resize(image, (side, side), None, how)
         else:
-            pixels = retouch.augmented(image, getattr(data, stage.augment), side, rng, how)
+            pixels = augment.augmented(image, getattr(data, stage.augment), side, rng, how)
     numbers: dict[str, Any] = {name: np.int32(getattr(picture, name)) for name in _NUMBERS}
     return {"image": pixels, **numbers}
 
@@ -238,7 +232,7 @@ _NUMBERS = ("label", "crop", "disease", "severity")
 def _load(data: Data, picture: Picture, side: int) -> Any:
     """The decoded picture, large enough for `side` px."""
     if data.cache:
-        return picture_cache.load(picture, data.cache, data.cache_dir)
+        return cache.load(picture, data.cache, data.cache_dir)
     return images.decode(picture.content, side, data.gap, picture.id if not picture.path else "")
 
 
@@ -285,15 +279,15 @@ def examples(data: Data, path: str) -> Sequence[Picture]:
         return [Picture(str(p), str(p)) for p in files]
     if given.suffix.lower() in images.SUFFIXES:
         return [Picture(path, path)]
-    if given.suffix.lower() not in picture_lists.SUFFIXES:
-        allowed = ", ".join((*images.SUFFIXES, *picture_lists.SUFFIXES))
+    if given.suffix.lower() not in annotation_files.SUFFIXES:
+        allowed = ", ".join((*images.SUFFIXES, *annotation_files.SUFFIXES))
         raise UserError(
             f"--input={path}: suffix {given.suffix!r}; allowed: a folder of pictures, or {allowed}"
         )
-    listing = picture_lists.parse(path, labelled=False)
-    folder = pictures.folder_of(listing, data.images)
+    listing = annotation_files.parse(path, labelled=False)
+    folder = annotations.folder_of(listing, data.images)
     known = table(data)
-    return [pictures.picture(row, known, folder, labelled=False) for row in listing.rows]
+    return [annotations.picture(row, known, folder, labelled=False) for row in listing.rows]
 
 
 def thumbnail(picture: Picture) -> np.ndarray:

@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any
 
 from jaxact import config as schema
-from jaxact.data import images, retouch
-from jaxact.data.retouch import Augment
+from jaxact.data import images
+from jaxact.tasks.crop import augment as retouch
+from jaxact.tasks.crop.augment import Augment
 
 AUGMENTS = ("full", "light", "strong", "none")
 SAMPLERS = ("natural", "weighted", "mix25", "mix50", "mix75", "balanced")

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import class_table
-from jaxact.data.class_table import ClassTable, Meaning
-from jaxact.data.picture_lists import Listing, Row
+from jaxact.tasks.crop import classes as class_table
+from jaxact.tasks.crop.annotation_files import Listing, Row
+from jaxact.tasks.crop.classes import ClassTable, Meaning
 
 
 @dataclasses.dataclass(frozen=True)

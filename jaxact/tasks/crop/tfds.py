@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data.class_table import Meaning
-from jaxact.data.pictures import Picture
+from jaxact.tasks.crop.annotations import Picture
+from jaxact.tasks.crop.classes import Meaning
 
 _PREFIX = "tfds:"
 

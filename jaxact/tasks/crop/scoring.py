@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import diseases
-from jaxact.evaluate import calibration, figures, longtail, metrics
+from jaxact.evaluate import calibration, figures, metrics
 from jaxact.evaluate.metrics import Confusion
 from jaxact.models import classifier
 from jaxact.models.specs import PARTS
 from jaxact.task import Ending, Extra
+from jaxact.tasks.crop import dataset, longtail_scores
 
 SHOWN = 8  # pictures with activation maps
 PIECES = ("tail", "mid", "head", "few", "medium", "many")
@@ -79,7 +79,7 @@ class Scoring:
             "balanced_acc": confusion.mean_class(),
             **calibration.numbers(logits, labels),
             "temperature": calibration.temperature(logits, labels),
-            **longtail.part_scores(confusion, self.pieces()),
+            **longtail_scores.part_scores(confusion, self.pieces()),
             **self._hierarchy(share, guess, labels),
             **self._heads(rows),
         }
@@ -112,7 +112,7 @@ class Scoring:
 
     def pieces(self) -> dict[str, np.ndarray]:
         """bool[k] of each part of the tail."""
-        return longtail.parts(self.whole(), self.config.loss.tail)
+        return longtail_scores.parts(self.whole(), self.config.loss.tail)
 
     def _hierarchy(
         self, share: np.ndarray, guess: np.ndarray, labels: np.ndarray
@@ -123,16 +123,18 @@ class Scoring:
         crop, disease = np.array(table.crop_of), np.array(table.disease_of)
         pair = crop * len(table.diseases) + disease
         found = {
-            "severity_merged_acc": longtail.merged_accuracy(guess, labels, pair),
-            "crop_acc": longtail.group_accuracy(share, labels, crop),
-            "disease_acc": longtail.group_accuracy(share, labels, disease),
+            "severity_merged_acc": longtail_scores.merged_accuracy(guess, labels, pair),
+            "crop_acc": longtail_scores.group_accuracy(share, labels, crop),
+            "disease_acc": longtail_scores.group_accuracy(share, labels, disease),
         }
         grade = np.array(table.severity_of)
         graded = grade[labels] >= 0
         if table.severities and graded.any():
             # The mass of classes without grades belongs to none.
             group = np.where(grade < 0, len(table.severities), grade)
-            best = longtail.grouped(share[graded], group)[:, : len(table.severities)].argmax(1)
+            best = longtail_scores.grouped(share[graded], group)[:, : len(table.severities)].argmax(
+                1
+            )
             found["severity_acc"] = float(np.mean(best == grade[labels[graded]]))
         return found
 
@@ -150,7 +152,7 @@ class Scoring:
         # eval.tau has been taken off the logits already.
         shifted = logits - (tau - self.config.eval.tau) * np.log(counts / counts.sum())
         confusion = Confusion.count(shifted.argmax(1), labels, logits.shape[1])
-        tail = longtail.part_scores(confusion, {"tail": self.pieces()["tail"]})
+        tail = longtail_scores.part_scores(confusion, {"tail": self.pieces()["tail"]})
         numbers = {"acc": confusion.top1(), "macro_f1": confusion.macro_f1(), **tail}
         return {f"tau{tau:g}_{name}": value for name, value in numbers.items()}
 
@@ -166,7 +168,7 @@ def conclude(
     confusion = Confusion.count(logits.argmax(1), labels, logits.shape[1])
     names, counts = scoring.table.names, scoring.whole()
     files = {
-        f"predictions/{end.split}_classes.csv": longtail.class_table(
+        f"predictions/{end.split}_classes.csv": longtail_scores.class_table(
             confusion, names, counts, config.loss.tail
         ),
         f"predictions/{end.split}_confusion.csv": confusion_table(confusion, names),
@@ -179,7 +181,7 @@ def conclude(
         figures.reliability("Reliability", f"As trained; {end.split} split.", before),
     ]
     warmth = end.best_val.get("temperature")
-    if warmth is not None and _shared(end.source, diseases.source(config.data, "val")):
+    if warmth is not None and _shared(end.source, dataset.source(config.data, "val")):
         note = "not shown: the temperature would be fitted and scored on the same pictures"
         print(f"calibration: {note} ({end.split} holds pictures of val)", file=sys.stderr)
         numbers["calibration"]["scaled_note"] = note
@@ -262,7 +264,7 @@ def _activation_maps(
     rng = np.random.default_rng(0)  # evaluation draws nothing
     images = np.stack(
         [
-            diseases.prepare(config.data, end.source[place[end.ids[i]]], rng, end.stage, end.split)[
+            dataset.prepare(config.data, end.source[place[end.ids[i]]], rng, end.stage, end.split)[
                 "image"
             ][0]
             for i in chosen

@@ -1,0 +1,1 @@
+"""Long-tailed classification of crop diseases on single pictures, with a staged schedule."""

@@ -80,7 +80,7 @@ and keep_every, log_every |
 from typing import Any
 
 from jaxact.config import Group, Input, Optim, Save, UserError
-from jaxact.tasks.crop.task import (
+from jaxact.tasks.crop.config import (
     Augment,
     Balance,
     Config,

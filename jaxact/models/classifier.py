@@ -4,33 +4,16 @@ Everything a staged schedule may switch on later is in the tree from step 0, so 
 stages have the same arrays. Sources: crop.md sections 3 and 4.
 """
 
-import dataclasses
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxact.config import UserError
 from jaxact.models import layers
 from jaxact.models.backbones import Backbone
-from jaxact.models.specs import PARTS, backbone_info
+from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses
-
-
-@dataclasses.dataclass
-class Model:
-    """The classifier."""
-
-    kind: str = "baseline"  # baseline | multitask (four heads) | fewshot (two layers, frozen below)
-    backbone: str = "resnet50"  # see models.backbones.NAMES
-    dropout: float = 0.3  # before each head
-    hidden: int = 512  # fewshot: width of its inner layer
-    cosine: bool = False  # hold a cosine head; the stage value `cosine` switches to it
-    scale: float = 30.0  # of the cosine head's logits
-    center: bool = False  # hold a centre for each class; the stage value `center` weighs the loss
-    drop_path: float = 0.0  # of the deepest block (EfficientNet, ConvNeXt)
-    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 
 class Heads(nn.Module):
@@ -146,37 +129,6 @@ class Classifier(nn.Module):
         last, pooled = self.backbone(image, train)
         found = self.head(pooled.astype(jnp.float32), gate, train, known)
         return {**found, "map": last} if with_map else found
-
-
-def build(
-    model: Model, classes: int, parts: tuple[int, ...], dtype: str, momentum: float = 0.0
-) -> Classifier:
-    """The classifier of `config.model` for k classes and the sizes of the other heads.
-
-    `momentum`: of the moving means of their losses; 0 = none are kept.
-    """
-    return Classifier(
-        backbone_kind=model.backbone,
-        classes=classes,
-        parts=parts if model.kind == "multitask" else (),
-        hidden=model.hidden if model.kind == "fewshot" else 0,
-        dropout=model.dropout,
-        cosine=model.cosine,
-        scale=model.scale,
-        center=model.center,
-        momentum=momentum if model.kind == "multitask" else 0.0,
-        dtype=jnp.dtype(dtype),
-        remat=model.remat,
-        drop_path=model.drop_path,
-    )
-
-
-def describe_backbone(kind: str) -> Any:
-    """Facts of a backbone (`models.backbones.Info`). Raises UserError for another name."""
-    try:
-        return backbone_info(kind)
-    except UserError as error:
-        raise UserError(f"config.model.backbone={kind!r}: {error}") from None
 
 
 def activation_map(model: Any, variables: Any, image: jax.Array, label: jax.Array) -> Any:

@@ -39,8 +39,9 @@ def ours(files: list[str], side: int, kind: str, cache: str = "") -> Iterator[in
     from jaxact.data import pipeline
     from jaxact.tasks.crop import dataset
     from jaxact.tasks.crop.annotations import Picture, PictureSource
+    from jaxact.tasks.crop.config import Data
 
-    data = dataset.Data(cache=side if cache else 0, cache_dir=cache)
+    data = Data(cache=side if cache else 0, cache_dir=cache)
     task: Any = SimpleNamespace(
         sampler=None,
         prepare=lambda *arguments: dataset.prepare(data, *arguments),
@@ -163,8 +164,9 @@ def enlarged(files: list[str], short: int, folder: Path) -> list[str]:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The medians of all rounds, contestant beside contestant."""
     from jaxact.tasks.crop import dataset
+    from jaxact.tasks.crop.config import Data
 
-    data = dataset.Data(
+    data = Data(
         annotations=options.annotations, images=options.images, missing="allow", train_split="train"
     )
     everything = [p.path for p in dataset.source(data, "train").pictures]

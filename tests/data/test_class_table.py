@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.tasks.crop import classes
+from jaxact.tasks.crop import class_balance, classes
 from jaxact.tasks.crop.classes import Meaning
 
 
@@ -117,32 +117,32 @@ def test_weights_by_hand():
     ):
         wanted = np.where(some, np.clip(raw, 0.1, 10), 0)
         wanted = wanted / wanted[some].mean()
-        np.testing.assert_allclose(classes.weights(COUNTS, mode), wanted, rtol=1e-6)
-    found = classes.weights(COUNTS, "effective", 0.9, 1e-9, 1e9)
+        np.testing.assert_allclose(class_balance.weights(COUNTS, mode), wanted, rtol=1e-6)
+    found = class_balance.weights(COUNTS, "effective", 0.9, 1e-9, 1e9)
     raw = (1 - 0.9) / (1 - 0.9 ** COUNTS[some].astype(float))
     np.testing.assert_allclose(found[some], raw / raw.mean(), rtol=1e-6)
     assert found[1] == 0
-    assert classes.weights(COUNTS, "none").tolist() == [1, 0, 1, 1, 1]
+    assert class_balance.weights(COUNTS, "none").tolist() == [1, 0, 1, 1, 1]
 
 
 def test_effective_weights_are_one_per_example_before_the_clip():
-    free = classes.weights(COUNTS, "effective", 0.999, 1e-9, 1e9)
-    clipped = classes.weights(COUNTS, "effective", 0.999, 0.1, 10.0)
+    free = class_balance.weights(COUNTS, "effective", 0.999, 1e-9, 1e9)
+    clipped = class_balance.weights(COUNTS, "effective", 0.999, 0.1, 10.0)
     scaled = free * COUNTS.sum() / (free * COUNTS).sum()
     wanted = np.where(COUNTS > 0, np.clip(scaled, 0.1, 10), 0)
     np.testing.assert_allclose(clipped, wanted / wanted[COUNTS > 0].mean(), rtol=1e-5)
     # beta near 1 is the inverse frequency, beta = 0 no weighting.
-    near = classes.weights(COUNTS, "effective", 1 - 1e-9)
+    near = class_balance.weights(COUNTS, "effective", 1 - 1e-9)
     present = COUNTS[COUNTS > 0]
-    inverse = classes.weights(present, "inverse")
+    inverse = class_balance.weights(present, "inverse")
     np.testing.assert_allclose(near[COUNTS > 0], inverse, rtol=1e-5)
-    flat = classes.weights(COUNTS, "effective", 0.0)
+    flat = class_balance.weights(COUNTS, "effective", 0.0)
     np.testing.assert_allclose(flat[COUNTS > 0], 1)
 
 
 @pytest.mark.parametrize("mode", ["inverse", "sqrt", "effective", "none"])
 def test_weights_have_mean_one_and_favour_the_rare(mode):
-    found = classes.weights(COUNTS, mode)
+    found = class_balance.weights(COUNTS, mode)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found[COUNTS > 0].mean(), 1, rtol=1e-6)
     assert np.all(np.diff(found[[0, 2, 3, 4]]) <= 0)
@@ -150,7 +150,7 @@ def test_weights_have_mean_one_and_favour_the_rare(mode):
 
 def test_weights_from_a_file(tmp_path):
     path = write(tmp_path / "w.csv", "class_id,weight\n1,2.5\n0,0\n")
-    assert classes.read_weights(path, 2).tolist() == [0, 2.5]
+    assert class_balance.read_weights(path, 2).tolist() == [0, 2.5]
     for text, error in (
         ("class_id,weight\n0,1\n2,1\n", "no weight for class 1; allowed: a row for each of 3"),
         ("class_id,weight\n0,1\n", r"no weight for class 1 \(and 1 more\)"),
@@ -161,14 +161,14 @@ def test_weights_from_a_file(tmp_path):
         ("class_id\n0\n", "no column 'weight'"),
     ):
         with pytest.raises(UserError, match=error):
-            classes.read_weights(write(tmp_path / "w.csv", text), 3)
+            class_balance.read_weights(write(tmp_path / "w.csv", text), 3)
     with pytest.raises(UserError, match="no such file"):
-        classes.read_weights(tmp_path / "none.csv", 3)
+        class_balance.read_weights(tmp_path / "none.csv", 3)
 
 
 def test_head_and_tail():
     counts = np.array([5, 1, 1, 9, 9, 3, 2, 1])
-    assert classes.tail(counts) == (1, 2) and classes.head(counts) == (3, 4)
-    assert classes.tail(counts, 0.5) == (1, 2, 6, 7)
-    assert len(classes.tail(np.ones(61))) == 15
-    assert classes.tail(np.array([1, 2, 3])) == ()
+    assert class_balance.tail(counts) == (1, 2) and class_balance.head(counts) == (3, 4)
+    assert class_balance.tail(counts, 0.5) == (1, 2, 6, 7)
+    assert len(class_balance.tail(np.ones(61))) == 15
+    assert class_balance.tail(np.array([1, 2, 3])) == ()

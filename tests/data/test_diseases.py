@@ -12,8 +12,8 @@ from PIL import Image
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.tasks.crop import annotation_files, cache, dataset, tfds
-from jaxact.tasks.crop.dataset import Data, Views
+from jaxact.tasks.crop import annotation_files, cache, checks, dataset, tfds
+from jaxact.tasks.crop.config import AUGMENTS, SAMPLERS, Data, Views
 
 HEAD = "file,label,class,crop,disease,severity,split\n"
 ROWS = (
@@ -233,7 +233,7 @@ def test_samplers(folder):
     source = dataset.source(data, "train")
     assert dataset.counts(source, 4).tolist() == [50, 10, 2, 0]
     share = {}
-    for name in dataset.SAMPLERS:
+    for name in SAMPLERS:
         found = dataset.sampler(data, source, stage(sampler=name))
         weight = np.ones(62) if found is None else found
         mass = np.bincount(source.labels(), weight)
@@ -286,7 +286,7 @@ def test_few_shots_are_fixed_by_their_seed(folder):
 # --------------------------------------------------------------------------------------- arrays
 
 
-@pytest.mark.parametrize("augment", dataset.AUGMENTS)
+@pytest.mark.parametrize("augment", AUGMENTS)
 @pytest.mark.parametrize("keep_ratio", [False, True])
 def test_arrays_have_the_promised_shapes(folder, augment, keep_ratio):
     data = annotated(folder, keep_ratio=keep_ratio)
@@ -460,14 +460,14 @@ def fields(**changes):
 )
 def test_fields_out_of_range_are_named(change):
     with pytest.raises(UserError) as found:
-        dataset.validate(fields(**change))
+        checks.validate(fields(**change))
     name = list(change)[-1].replace("__", ".")
     assert f"config.data.{name}" in str(found.value) and "allowed" in str(found.value)
 
 
 def test_the_defaults_are_valid():
-    dataset.validate(fields())
-    dataset.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
+    checks.validate(fields())
+    checks.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
     schema._types(Data(), "data.")
 
 

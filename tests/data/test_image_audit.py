@@ -201,8 +201,9 @@ def test_prepare_ai_challenger(script, challenge, capsys):
     lines = out.read_text().splitlines()
     assert len(lines) == 6 and ",58,Tomato mosaic virus," in lines[5]
     from jaxact.tasks.crop import dataset
+    from jaxact.tasks.crop.config import Data
 
-    data = dataset.Data(
+    data = Data(
         annotations=str(out),
         images=source,
         class_table=str(out.with_name("labels_classes.csv")),
@@ -240,8 +241,9 @@ def test_prepare_metadata(script, tmp_path, capsys):
         capsys.readouterr().out
     )
     from jaxact.tasks.crop import dataset
+    from jaxact.tasks.crop.config import Data
 
-    data = dataset.Data(str(out), class_table="ai_challenger", missing="allow")
+    data = Data(str(out), class_table="ai_challenger", missing="allow")
     for split, labels, grades in (("train", [0, 15], [0, 2]), ("val", [2, 60], [2, 1])):
         found = dataset.source(data, split)
         assert [p.label for p in found.pictures] == labels
@@ -265,8 +267,9 @@ def test_prepare_folders_of_classes(script, tmp_path, capsys):
     flags = ["folders", "--source", str(tmp_path / "own"), "--out", str(out)]
     assert script.main(flags) == 0
     from jaxact.tasks.crop import dataset
+    from jaxact.tasks.crop.config import Data
 
-    data = dataset.Data(str(out))
+    data = Data(str(out))
     assert dataset.table(data).names == tuple(sorted(sizes)) and not dataset.table(data).crops
     found = {split: dataset.source(data, split) for split in ("train", "val")}
     counts = {split: np.bincount(f.labels(), minlength=3).tolist() for split, f in found.items()}
@@ -285,7 +288,7 @@ def test_prepare_folders_of_classes(script, tmp_path, capsys):
             scene(3).save(tmp_path / "split" / name / kind / "a.png")
     flags[2] = str(tmp_path / "split")
     assert script.main(flags) == 0
-    data = dataset.Data(str(out), test_split="test")
+    data = Data(str(out), test_split="test")
     assert dataset.table(data).diseases == ("healthy", "rust")
     assert [len(dataset.source(data, split)) for split in ("train", "val", "test")] == [2, 2, 2]
     (tmp_path / "split" / "holdout").mkdir()

@@ -10,7 +10,9 @@ from PIL import Image
 from jaxact.data import color, randaugment
 from jaxact.data.color import Colour
 from jaxact.tasks.crop import augment as retouch
-from jaxact.tasks.crop.augment import Augment, Warp
+from jaxact.tasks.crop import config
+from jaxact.tasks.crop.augment import Warp
+from jaxact.tasks.crop.config import Augment
 
 STILL = Augment(
     hflip=0, vflip=0, warp=0, colour=0, blur=0, grid=0, elastic=0, operations=0, erase=0
@@ -44,7 +46,7 @@ def test_flips_are_exact():
 
 
 def test_presets_are_the_guides():
-    full, light, strong = retouch.full(), retouch.light(), retouch.strong()
+    full, light, strong = config.full(), config.light(), config.strong()
     assert (full.hflip, full.vflip, full.shift, full.scale, full.rotate) == (
         0.5,
         0.2,
@@ -97,7 +99,7 @@ def test_pictures_shrink_without_aliasing():
 
 def test_no_black_comes_in():
     white = np.full((40, 70, 3), 255, np.uint8)
-    strong = retouch.strong()
+    strong = config.strong()
     strong.colour, strong.warp, strong.grid, strong.elastic = 0.0, 1.0, 0.5, 0.5
     for seed in range(12):
         assert changed(strong, seed, white).min() == 255
@@ -159,7 +161,7 @@ def test_hue_turns_colours_but_not_grey_nor_luma():
 
 
 def test_one_kind_of_colour_at_a_time():
-    augment = retouch.strong()
+    augment = config.strong()
     augment.colour = 1.0
     kinds = set()
     for seed in range(60):

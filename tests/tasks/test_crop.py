@@ -22,8 +22,9 @@ from jaxact.models import classifier
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import CLASSIFIER_KINDS
 from jaxact.modes import check
-from jaxact.tasks.crop import classes, scoring, stage_change
+from jaxact.tasks.crop import classes, network, scoring, stage_change
 from jaxact.tasks.crop import task as crop
+from jaxact.tasks.crop.config import Config, Model, Stage
 from jaxact.train import build, checkpoint, fit, loop, state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -75,12 +76,12 @@ def test_parameter_totals(name):
     table = classes.build(classes.ai_challenger())
     sizes = (len(table.crops), len(table.diseases), len(table.severities))
     assert (len(table.names), *sizes) == (61, 10, 23, 3)
-    model = classifier.Model(backbone=name)
-    built = classifier.build(model, 61, sizes, "float32")
+    model = Model(backbone=name)
+    built = network.build(model, 61, sizes, "float32")
     assert size(built, 1, 64, 64, 3) == baseline
     heads = {}
     for kind in CLASSIFIER_KINDS:
-        chosen = classifier.build(dataclasses.replace(model, kind=kind), 61, sizes, "float32")
+        chosen = network.build(dataclasses.replace(model, kind=kind), 61, sizes, "float32")
         heads[kind] = size(
             classifier.Heads(61, chosen.parts, chosen.hidden, chosen.dropout), 1, features
         )
@@ -129,8 +130,8 @@ LABELS = np.array([0, 2, 3])
 
 def loss_of(counts, hyper, logits=LOGITS, labels=LABELS, lam=1.0, order=None, config=None, **more):
     """Mean of each term of the task's loss."""
-    config = config or crop.Config()
-    names = [f.name for f in dataclasses.fields(crop.Stage) if f.metadata.get("kind") == "value"]
+    config = config or Config()
+    names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     zero = {name: 0.0 for name in names}
     order = np.arange(len(labels)) if order is None else order
     targets = {
@@ -152,7 +153,7 @@ def test_losses_of_the_spec():
         found = loss_of(even, {"label_smoothing": smoothing})["label"]
         assert found == pytest.approx(value, abs=1e-6)
     assert loss_of(even, {"focal": 1.0})["label"] == pytest.approx(0.431053, abs=1e-6)
-    config = crop.Config()
+    config = Config()
     config.loss.tail_form = "sum_of_means"
     assert loss_of(even, {"focal": 1.0}, config=config)["label"] == (
         pytest.approx(1.077542, abs=1e-6)
@@ -164,7 +165,7 @@ def test_losses_of_the_spec():
 def test_class_weights_come_from_a_file_and_are_gated(tmp_path):
     path = tmp_path / "class_weights.csv"
     path.write_text("class_id,weight\n0,1\n1,2\n2,0.5\n3,4\n")
-    config = crop.Config()
+    config = Config()
     config.data.balance.file = str(path)
     found = loss_of([9, 9, 9, 9], {"label_smoothing": 0.05, "class_weight": 1.0}, config=config)
     assert found["label"] == pytest.approx(0.366309, abs=1e-6)
@@ -185,7 +186,7 @@ def test_mixing_adjustment_and_margin():
     power = counts * np.exp(LOGITS.astype(np.float64))
     share = power / power.sum(1, keepdims=True)
     assert adjusted == pytest.approx(-np.log(share[range(3), LABELS]).mean(), rel=1e-5)
-    config = crop.Config(stages=(crop.Stage(margin=(2.0,)),))
+    config = Config(stages=(Stage(margin=(2.0,)),))
     shifted = LOGITS.astype(np.float64)
     shifted[range(3), LABELS] -= 2.0 * counts[LABELS] ** -0.25
     wanted = np.log(np.exp(shifted).sum(1)) - shifted[range(3), LABELS]
@@ -197,7 +198,7 @@ def test_center_loss_follows_the_mixture(golden):
     with np.load(golden / "losses/classification_losses.npz") as file:
         features, centers, labels = file["cosine/features"], file["center/centers"], file["labels"]
         logits, want = file["logits"], float(file["center/loss"])
-    config = crop.Config()
+    config = Config()
     config.model.center = True
     more = {"features": features, "centers": centers}
     rest = dict(config=config, logits=logits, labels=labels, **more)
@@ -216,7 +217,7 @@ def test_multitask_loss_of_the_guide(golden, annotations):
     with np.load(golden / "losses/classification_losses.npz") as file:
         want = {k: file[k] for k in ("logits", "labels", "class_weights")}
         parts = {k: float(file[f"multitask/{k}"]) for k in ("crop", "disease", "severity", "total")}
-    config = crop.Config()
+    config = Config()
     config.model.kind = "multitask"
     labels, logits = want["labels"], want["logits"]
     outputs = {
@@ -228,7 +229,7 @@ def test_multitask_loss_of_the_guide(golden, annotations):
     targets = {"mask": np.ones(8, bool), "own": labels, "partner": labels, "lam": 1.0}
     for name, count in (("crop", 10), ("disease", 23), ("severity", 3)):
         targets[name] = jax.nn.one_hot(labels % count, count)
-    names = [f.name for f in dataclasses.fields(crop.Stage) if f.metadata.get("kind") == "value"]
+    names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     hyper = {**{name: 0.0 for name in names}, "label_smoothing": 0.1, "class_weight": 1.0}
     facts = {
         "prior": np.zeros(61),
@@ -374,7 +375,7 @@ def twin(annotations):
         *config.optim.groups,
     )
     config.optim.ema, config.optim.lr = 0.9, 1e-3
-    config.stages = tuple(crop.Stage(**row) for row in TWIN)
+    config.stages = tuple(Stage(**row) for row in TWIN)
     config.eval.every = "5 steps"
     config.save.every, config.save.latest, config.save.best = "1 steps", TOTAL, TOTAL
     config.save.report = False
@@ -587,7 +588,7 @@ def test_the_seven_scalars_of_tensorboard(annotations, tmp_path):
 
 def test_check_prints_the_plan_the_survey_and_its_warnings(annotations, tmp_path):
     config = tiny(annotations)
-    config.stages = (*config.stages, crop.Stage(start="5 epochs", size=64))
+    config.stages = (*config.stages, Stage(start="5 epochs", size=64))
     said = []
     check.check(build.open_run(config, tmp_path), said.append)
     text = "\n".join(said)
@@ -606,10 +607,10 @@ def test_check_prints_the_plan_the_survey_and_its_warnings(annotations, tmp_path
         (dict(model__backbone="resnet5"), r"config.model.backbone='resnet5'.*resnet50"),
         (dict(model__kind="basline"), r"config.model.kind='basline'.*did you mean 'baseline'"),
         (dict(model__kind="fewshot", model__cosine=True), r"config.model.cosine=True"),
-        (dict(stages=(crop.Stage(cosine=(1.0,)),)), r"config.stages\[0\].cosine.*model.cosine"),
-        (dict(stages=(crop.Stage(center=(0.01,)),)), r"config.stages\[0\].center.*model.center"),
-        (dict(stages=(crop.Stage(label_smoothing=(1.5,)),)), r"config.stages\[0\].label_smoothing"),
-        (dict(stages=(crop.Stage(mixup=(-0.1,)),)), r"config.stages\[0\].mixup"),
+        (dict(stages=(Stage(cosine=(1.0,)),)), r"config.stages\[0\].cosine.*model.cosine"),
+        (dict(stages=(Stage(center=(0.01,)),)), r"config.stages\[0\].center.*model.center"),
+        (dict(stages=(Stage(label_smoothing=(1.5,)),)), r"config.stages\[0\].label_smoothing"),
+        (dict(stages=(Stage(mixup=(-0.1,)),)), r"config.stages\[0\].mixup"),
         (dict(loss__tail_form="both"), r"config.loss.tail_form='both'"),
         (dict(loss__weights=(1.0,)), r"config.loss.weights"),
         (dict(loss__center_norm="l2"), r"config.loss.center_norm='l2'"),
@@ -617,10 +618,10 @@ def test_check_prints_the_plan_the_survey_and_its_warnings(annotations, tmp_path
         (dict(model__dropout=1.0), r"config.model.dropout=1.0"),
         (dict(loss__kind="focal"), r"stages\[0\].label_smoothing=\(0.05,\).*loss.kind=focal"),
         (
-            dict(loss__kind="focal", stages=(crop.Stage(margin=(1.0,)),)),
+            dict(loss__kind="focal", stages=(Stage(margin=(1.0,)),)),
             r"stages\[0\].margin=\(1.0,\).*loss.kind=focal",
         ),
-        (dict(data__cache=96, data__cache_dir="x", stages=(crop.Stage(),)), "largest.*224 px"),
+        (dict(data__cache=96, data__cache_dir="x", stages=(Stage(),)), "largest.*224 px"),
     ],
 )
 def test_mistakes_are_named(annotations, fields, said):

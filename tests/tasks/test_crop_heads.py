@@ -25,9 +25,11 @@ from jaxact.models.specs import CLASSIFIER_KINDS, PARTS, ConvNeXtSpec, Efficient
 from jaxact.ops import longtail
 from jaxact.task import Ending
 from jaxact.tasks.crop import classes, stage_change
+from jaxact.tasks.crop import network as crop_network
 from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.classes import Meaning
+from jaxact.tasks.crop.config import Config, Model, Stage
 from jaxact.train import build, plan, state, step, transition
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
@@ -99,9 +101,9 @@ def test_the_heads_keep_a_moving_mean_of_their_losses():
 
 
 def test_dynamic_weights_weigh_the_terms_and_take_no_part_in_the_gradient():
-    config = crop.Config()
+    config = Config()
     config.model.kind, config.loss.dynamic = "multitask", 0.9
-    names = [f.name for f in dataclasses.fields(crop.Stage) if f.metadata.get("kind") == "value"]
+    names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     hyper = {name: 0.0 for name in names}
     facts = {
         "prior": np.zeros(3),
@@ -174,8 +176,8 @@ def test_mistakes_of_dynamic_weights(annotations, kind, dynamic, said):
 
 @pytest.mark.parametrize("kind", CLASSIFIER_KINDS)
 def test_a_restart_draws_every_layer_of_the_head_anew(kind):
-    model = classifier.Model(kind=kind, hidden=7)
-    built = classifier.build(model, 5, (2, 3, 2), "float32")
+    model = Model(kind=kind, hidden=7)
+    built = crop_network.build(model, 5, (2, 3, 2), "float32")
     heads = classifier.Heads(5, built.parts, built.hidden)
     drawn = [heads.init(jax.random.key(seed), jnp.zeros((1, 6)))["params"] for seed in (0, 1)]
     moved = jax.tree.map(lambda x: x + 1, drawn[0])  # as training left it
@@ -435,7 +437,7 @@ def test_hierarchical_scores_by_hand():
     )
     labels = np.array([1, 1, 5, 3])
     share = rows / 100
-    config = crop.Config()
+    config = Config()
     counts = np.array([9, 5, 2, 30, 7, 8])
     scoring = crop_scores.Scoring(config, TABLE, lambda: counts, lambda: counts)
     logits = np.log(np.maximum(share, 1e-30))

@@ -18,14 +18,14 @@ from jaxact import exported
 from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.data.pipeline import train_batches
-from jaxact.models import classifier
 from jaxact.models.initialise import initialise
 from jaxact.modes import bench, check, export, predict
 from jaxact.ops import mixing
 from jaxact.task import Ending
-from jaxact.tasks.crop import classes
+from jaxact.tasks.crop import classes, network
 from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
+from jaxact.tasks.crop.config import Config, Stage
 from jaxact.train import build, finish, fit, loop, plan, state, step
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
@@ -52,7 +52,7 @@ def grown(annotations, tmp_path_factory):
     """A run whose pictures grow after the first of two epochs, which is chosen as the best."""
     config = small(annotations)
     config.length = "2 epochs"
-    config.stages = (crop.Stage(size=32), crop.Stage(start="1 epochs", size=40, augment="light"))
+    config.stages = (Stage(size=32), Stage(start="1 epochs", size=40, augment="light"))
     config.eval.every = config.save.every = "1 epochs"
     config.save.keep_every = "1 epochs"
     # The rate of the first step of the second epoch alone is above 0.
@@ -85,7 +85,7 @@ def test_the_best_is_tested_at_the_size_it_was_chosen_at(grown):
     last = str(run.workdir / "checkpoints" / str(results["steps"]))
     assert build.view_of(run, last).size == 40 and build.view_of(run, last).augment == "light"
     # ... as long as it had this schedule.
-    other = dataclasses.replace(run.config, stages=(crop.Stage(size=48),))
+    other = dataclasses.replace(run.config, stages=(Stage(size=48),))
     assert build.view_of(dataclasses.replace(run, config=other), "").size == 48
     assert predict.evaluate_split(run, "")["scores"] == results["scores"]
     assert results["views"]["val"] == (
@@ -166,7 +166,7 @@ def test_every_epochs_checkpoint_is_kept(annotations, tmp_path):
 
 def test_a_head_on_random_features_is_warned_of(annotations, tmp_path, capfd):
     config = small(annotations, "fewshot")
-    config.length, config.stages = "1 steps", (crop.Stage(size=32),)
+    config.length, config.stages = "1 steps", (Stage(size=32),)
     config.model.hidden, config.data.shots = 4, 1
     config.batch_size = config.eval.batch_size = 4
     said = []
@@ -216,7 +216,7 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     _, rows = jax.eval_shape(step.make_eval_step(run.task, "test").whole, fresh, batch)
     assert "crop_scores" in rows and "severity_scores" not in rows
     # A size of 0 is left out of the tree when it is really drawn, too.
-    built = classifier.build(config.model, 6, (2, 2, 0), "float32")
+    built = network.build(config.model, 6, (2, 2, 0), "float32")
     drawn = initialise(built, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert set(drawn["params"]["head"]) == {"label", "crop", "disease"}
 
@@ -239,7 +239,7 @@ def test_few_shots_do_not_decide_what_is_rare(annotations):
 
 def test_further_taus_are_not_added_to_the_first():
     def scores(tau, taus, shift):
-        config = crop.Config()
+        config = Config()
         config.eval.tau, config.eval.taus = tau, taus
         table = classes.ClassTable(("a", "b"))
         counts = np.array([9, 1])
@@ -266,7 +266,7 @@ def test_a_skipped_example_teaches_its_partner_nothing(annotations, kind):
     }
     hyper = {name: 0.5 for name in build.value_names(config)}
     hyper |= {"mixup": 1.0, "mixup_prob": 1.0}
-    config.stages = (crop.Stage(mixup=(1.0,)),)
+    config.stages = (Stage(mixup=(1.0,)),)
     for seed in range(20):
         _, targets = task.inputs(batch, hyper, jax.random.key(seed), types.SimpleNamespace())
         if targets["order"][0] == 2:

@@ -13,7 +13,8 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.models import classifier
+from jaxact.tasks.crop import network
+from jaxact.tasks.crop.config import Model
 from jaxact.train import plan, state
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -295,7 +296,7 @@ def test_rebalanced_variants_choose_among_rebalanced_epochs():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny"])
 def test_layerwise_groups_fit_each_family(backbone):
-    model = classifier.build(classifier.Model(backbone=backbone), 5, (0, 0, 0), "float32")
+    model = network.build(Model(backbone=backbone), 5, (0, 0, 0), "float32")
     shapes = jax.eval_shape(
         lambda key: model.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0)
     )

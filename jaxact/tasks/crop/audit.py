@@ -18,7 +18,7 @@ from PIL import Image
 
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.tasks.crop import classes
+from jaxact.tasks.crop import class_balance
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 
 _SIDE = 16  # px of the grey picture that confirms a likeness
@@ -243,7 +243,7 @@ def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     some = first[first > 0]
     if not some.size:
         return "\n".join(lines)
-    first_of = {"head": classes.head(first), "tail": classes.tail(first)}
+    first_of = {"head": class_balance.head(first), "tail": class_balance.tail(first)}
     middle = sorted(set(range(len(first))) - set(itertools.chain(*first_of.values())))
     lines.append(
         f"{split}: largest class {some.max()}, smallest {some.min()}, ratio "

@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 from jaxact.data import color, geometry, randaugment
 from jaxact.data.color import Colour
 from jaxact.data.images import FILTERS
+from jaxact.tasks.crop.config import Augment
 
 CELLS = 10  # a distorted picture is warped in CELLS x CELLS pieces
 _GRID_STEPS = 5  # columns and rows of a grid distortion
@@ -22,59 +23,6 @@ _BLUR = ImageFilter.Kernel((3, 3), [1, 2, 1, 2, 4, 2, 1, 2, 1], 16)
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_YIQ)
 _SAME, _TO_GREY = np.eye(3), np.tile(_YIQ[0], (3, 1))
-
-
-@dataclasses.dataclass
-class Augment:
-    """What one kind of augmentation does, in this order; probabilities of 0 switch a part off."""
-
-    area: tuple[float, ...] = (1.0, 1.0)  # share of the picture a random crop keeps
-    aspect: tuple[float, ...] = (0.9, 1.1)  # its width / height, on the picture made square
-    hflip: float = 0.5  # probability of the mirror image
-    vflip: float = 0.2  # probability of upside down
-    warp: float = 0.5  # probability of the next three together
-    shift: float = 0.05  # share of the side, uniform in +-, x and y apart
-    scale: float = 0.1  # share, uniform in 1 +-
-    rotate: float = 25.0  # degrees, uniform in +-
-    grid: float = 0.0  # probability of columns and rows stretched unevenly
-    elastic: float = 0.0  # probability of a smooth random displacement
-    colour: float = 0.7  # probability of the jitter
-    jitter: tuple[float, ...] = (0.2, 0.2, 0.2, 0.08)  # brightness, contrast, saturation, hue
-    one: bool = False  # one kind of jitter at a time: light, depth of colour, or all
-    blur: float = 0.3  # probability of a 3x3 Gaussian
-    operations: int = 0  # RandAugment: operations on each picture; 0 = off
-    magnitude: int = 9  # RandAugment: their strength, 0 to 10
-    erase: float = 0.0  # probability of random erasing
-    erase_area: tuple[float, ...] = (0.02, 0.33)  # share of the picture erased
-
-
-def full() -> Augment:
-    """The guide's training augmentation."""
-    return Augment()
-
-
-def light() -> Augment:
-    """The guide's augmentation of the last epochs: mirror and a weaker jitter."""
-    return Augment(
-        vflip=0.0, warp=0.0, blur=0.0, colour=0.5, jitter=(0.15, 0.15, 0.15, 0.05), area=(1.0, 1.0)
-    )
-
-
-def strong() -> Augment:
-    """For a few examples a class: larger warps, one kind of colour change, distortions."""
-    return Augment(
-        vflip=0.3,
-        warp=0.7,
-        shift=0.1,
-        scale=0.15,
-        rotate=30.0,
-        grid=0.3,
-        elastic=0.3,
-        colour=0.8,
-        jitter=(0.3, 0.3, 0.3, 0.1),
-        one=True,
-        blur=0.5,
-    )
 
 
 # ---------------------------------------------------------------------------------------- geometry

@@ -20,25 +20,14 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.tasks.crop import annotation_files, annotations, augment, cache
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache, class_balance
 from jaxact.tasks.crop import audit as image_audit
 from jaxact.tasks.crop import classes as class_table
 from jaxact.tasks.crop import tfds as prepared
 from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 from jaxact.tasks.crop.classes import ClassTable, Meaning
-from jaxact.tasks.crop.data_config import AUGMENTS, SAMPLERS, Balance, Data, Views, validate
-
-__all__ = [
-    "AUGMENTS",
-    "SAMPLERS",
-    "Balance",
-    "Data",
-    "Picture",
-    "PictureSource",
-    "Views",
-    "validate",
-]
+from jaxact.tasks.crop.config import SAMPLERS, Data, Views
 
 # ---------------------------------------------------------------------------------------- examples
 
@@ -156,9 +145,9 @@ def balance(data: Data, counts: np.ndarray) -> np.ndarray:
     """f32[k]: the loss weights that `data.balance` asks for. Raises: UserError for a bad file."""
     wanted = data.balance
     if wanted.file:
-        return class_table.read_weights(wanted.file, len(counts))
+        return class_balance.read_weights(wanted.file, len(counts))
     low, high = wanted.clip
-    return class_table.weights(counts, wanted.weights, wanted.beta, low, high)
+    return class_balance.weights(counts, wanted.weights, wanted.beta, low, high)
 
 
 def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:

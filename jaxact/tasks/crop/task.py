@@ -22,36 +22,17 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.evaluate import metrics
-from jaxact.models import classifier as networks
-from jaxact.models.classifier import Model
 from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses, mixing
 from jaxact.task import Batch, Contract, Hyper, Port, Task
-from jaxact.tasks.crop import audit, dataset, stage_change
+from jaxact.tasks.crop import audit, dataset, network, stage_change
 from jaxact.tasks.crop import classes as class_table
 from jaxact.tasks.crop import longtail_scores as parts_of
 from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop.annotations import PictureSource
-from jaxact.tasks.crop.augment import Augment
-from jaxact.tasks.crop.config import Config, Eval, Loss, Stage, validate
-from jaxact.tasks.crop.dataset import Balance, Data, Views
+from jaxact.tasks.crop.checks import validate
+from jaxact.tasks.crop.config import Config, Data, Loss
 from jaxact.weights import images as foreign
-
-__all__ = [
-    "Augment",
-    "Balance",
-    "Config",
-    "Data",
-    "Eval",
-    "Loss",
-    "Model",
-    "Stage",
-    "Views",
-    "backbone",
-    "make",
-]
-
-backbone = networks.describe_backbone
 
 
 def make(config: Config) -> Task:
@@ -64,7 +45,7 @@ def make(config: Config) -> Task:
         table.require_heads("model.kind")
     sizes = (len(table.names), len(table.crops), len(table.diseases), len(table.severities))
     dynamic = config.loss.dynamic
-    model: Any = networks.build(config.model, sizes[0], sizes[1:], config.dtype, dynamic)
+    model: Any = network.build(config.model, sizes[0], sizes[1:], config.dtype, dynamic)
     counted = functools.cache(bound(_counts, data, len(table.names)))
     before = functools.cache(bound(_counts, data, len(table.names), True))
     scoring = crop_scores.Scoring(config, table, counted, before)

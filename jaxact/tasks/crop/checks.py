@@ -1,72 +1,16 @@
-"""What can be set of the pictures of `tasks/crop.py`: fields, defaults and their checks."""
+"""Ranges of the fields and what goes together."""
 
-import dataclasses
 from typing import Any
 
 from jaxact import config as schema
 from jaxact.data import images
-from jaxact.tasks.crop import augment as retouch
-from jaxact.tasks.crop.augment import Augment
-
-AUGMENTS = ("full", "light", "strong", "none")
-SAMPLERS = ("natural", "weighted", "mix25", "mix50", "mix75", "balanced")
-
-
-@dataclasses.dataclass
-class Views:
-    """What a picture is seen as in evaluation: scales x crops x (1 or 2 mirrored)."""
-
-    scales: tuple[float, ...] = (1.0,)  # 1.1 = resized to 1.1 x size, the size cut out
-    crops: int = 1  # 1 = middle | 5 = and the four corners
-    flip: bool = False  # also the mirror image (on the device)
+from jaxact.models.specs import CLASSIFIER_KINDS
+from jaxact.ops import longtail, mixing
+from jaxact.tasks.crop import config as crop_config
+from jaxact.tasks.crop.config import Augment, Config, Views
 
 
-@dataclasses.dataclass
-class Balance:
-    """How rare classes are made up for, in the loss and in what is drawn."""
-
-    weights: str = "sqrt"  # none | sqrt | inverse | effective: loss weight of a class by its count
-    beta: float = 0.999  # effective
-    clip: tuple[float, ...] = (0.1, 10.0)  # of the weights, before their mean is made 1
-    file: str = ""  # CSV class_id,weight instead of computed ones
-    power: float = 0.5  # sampler "weighted": an example is drawn with weight 1 / count^power
-
-
-@dataclasses.dataclass
-class Data:
-    """Annotations, classes, sizes, augmentation."""
-
-    annotations: str = ""  # .csv, .json (AI Challenger), .txt (path label) or tfds:NAME
-    val_annotations: str = ""  # "" = annotations; a file without splits is taken whole
-    test_annotations: str = ""  # "" = val's, or annotations where test_split is given
-    images: str = ""  # folder, or shards:FOLDER; "" = that of the annotations, or its `images`
-    train_split: str = "train"  # tfds: "train[:80%]" and the like
-    val_split: str = "val"
-    test_split: str = ""  # "" = val's
-    class_table: str = ""  # ai_challenger, or a CSV; "" = what the annotations say
-    classes: int = 0  # 0 = as many as the table or the annotations have
-    diseases: str = "agnostic"  # agnostic | specific: is one disease of two crops one class?
-    missing: str = "error"  # error | allow: classes without a training picture
-    shots: int = 0  # training pictures kept of each class; 0 = all
-    shots_seed: int = 0  # which ones
-    test_size: int = 0  # px, in evaluation; 0 = the stage's size
-    keep_ratio: bool = False  # cut the middle square out, instead of squeezing both sides
-    interpolation: str = "bilinear"  # bilinear | bicubic
-    gap: float = 2.0  # JPEG is decoded at the fraction that is still this much larger; 0 = in full
-    cache: int = 0  # px of the shorter side of decoded pictures kept in cache_dir; 0 = off
-    cache_dir: str = ""  # folder of that cache
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    full: Augment = dataclasses.field(default_factory=retouch.full)
-    light: Augment = dataclasses.field(default_factory=retouch.light)
-    strong: Augment = dataclasses.field(default_factory=retouch.strong)
-    balance: Balance = dataclasses.field(default_factory=Balance)
-    val: Views = dataclasses.field(default_factory=Views)
-    test: Views = dataclasses.field(default_factory=Views)
-    near: int = 8  # check: pictures whose 64-bit hashes differ in so many bits look alike
-
-
-def validate(config: Any) -> None:
+def validate_data(config: Any) -> None:
     """Checks the ranges and choices of `config.data`. Raises: UserError naming the field."""
     data, require, one_of = config.data, schema.require, schema.one_of
     one_of(config, "data.diseases", "agnostic", "specific")
@@ -150,3 +94,64 @@ def _validate_augment(augment: Augment, field: str) -> None:
     )
     require(0 <= augment.operations <= 8, f"{field}.operations", augment.operations, "0 to 8")
     require(0 <= augment.magnitude <= 10, f"{field}.magnitude", augment.magnitude, "0 to 10")
+
+
+def validate(config: Config) -> None:
+    """Checks ranges, choices and what goes together. Raises: UserError naming the field."""
+    one_of, require = schema.one_of, schema.require
+    model, loss = config.model, config.loss
+    validate(config)
+    micro = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro, "mixing_group")
+    crop_config.backbone(model.backbone)
+    one_of(config, "model.kind", *CLASSIFIER_KINDS)
+    one_of(config, "loss.kind", "ce", "focal")
+    one_of(config, "loss.tail_form", "per_sample", "sum_of_means")
+    one_of(config, "loss.center_norm", *longtail.CENTER_NORMS)
+    require(0 <= model.dropout < 1, "model.dropout", model.dropout, "0 to below 1")
+    require(0 <= model.drop_path < 1, "model.drop_path", model.drop_path, "0 to below 1")
+    require(model.hidden >= 1, "model.hidden", model.hidden, "1 or more")
+    require(model.scale > 0, "model.scale", model.scale, "above 0")
+    require(loss.gamma >= 0, "loss.gamma", loss.gamma, "0 or more")
+    require(0 <= loss.tail <= 1, "loss.tail", loss.tail, "a share, 0 to 1")
+    require(
+        len(loss.weights) == 4 and min(loss.weights) >= 0,
+        "loss.weights",
+        loss.weights,
+        "4 numbers from 0: label, crop, disease, severity",
+    )
+    dynamic = loss.dynamic
+    require(0 <= dynamic < 1, "loss.dynamic", dynamic, "0 (off) to below 1, a decay for each step")
+    require(
+        not dynamic or model.kind == "multitask",
+        "loss.dynamic",
+        dynamic,
+        "0 but for config.model.kind=multitask",
+    )
+    for field in ("cosine", "center"):
+        held = getattr(model, field)
+        require(
+            not held or model.kind == "baseline", f"model.{field}", held, "False but for baseline"
+        )
+        for index, stage in enumerate(config.stages):
+            value = getattr(stage, field)
+            require(
+                held or max(value, default=0) == 0,
+                f"stages[{index}].{field}",
+                value,
+                f"0 without config.model.{field}",
+            )
+    if loss.kind == "focal":
+        for index, stage in enumerate(config.stages):
+            for field in ("label_smoothing", "margin"):
+                value = getattr(stage, field)
+                where = f"stages[{index}].{field}"
+                allowed = f"0 with config.loss.kind=focal, which has none (--config.{where}=0.0)"
+                require(max(value, default=0) == 0, where, value, allowed)
+    for index, stage in enumerate(config.stages):
+        for field in ("label_smoothing", "mixup_prob", "cutmix_prob", "class_weight"):
+            value = getattr(stage, field)
+            require(all(0 <= x <= 1 for x in value), f"stages[{index}].{field}", value, "0 to 1")
+        for field in ("mixup", "cutmix", "tau", "margin", "focal", "cosine", "center", "lr"):
+            value = getattr(stage, field)
+            require(all(x >= 0 for x in value), f"stages[{index}].{field}", value, "0 or more")

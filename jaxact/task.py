@@ -1,7 +1,7 @@
 """The Task record: everything the trainer needs to know of a system, as plain functions.
 
-A task is made by one file, `jaxact/tasks/<name>.py`, with `make(config) -> Task`. There is no base
-class and no registry: the trainer calls these functions and knows nothing else.
+A task is made by one file, `jaxact/tasks/<name>/task.py`, with `make(config) -> Task`. There is no
+base class and no registry: the trainer calls these functions and knows nothing else.
 """
 
 import dataclasses
@@ -184,22 +184,20 @@ class Task:
 
 
 def make(config: Any) -> Task:
-    """The task that a config names: a file of `jaxact/tasks`, or a dotted module name of the user's
+    """The task that a config names: a wing of `jaxact/tasks`, or a dotted module name of the user's
     own.
 
     Raises:
       UserError: no such task.
     """
-    name = config.task if "." in config.task else f"jaxact.tasks.{config.task}"
+    name = config.task if "." in config.task else f"jaxact.tasks.{config.task}.task"
     try:
         module = importlib.import_module(name)
-        if not hasattr(module, "make"):
-            module = importlib.import_module(f"{name}.task")
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if not f"{name}.".startswith(f"{error.name}."):
             raise
         raise UserError(
-            f"config.task={config.task!r}: there is no module {name}; allowed: a file of "
+            f"config.task={config.task!r}: there is no module {name}; allowed: a folder of "
             "jaxact/tasks, or the dotted name of a module with make(config)"
         ) from None
     return module.make(config)

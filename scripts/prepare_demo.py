@@ -1,13 +1,13 @@
 """Writes the demo's clips and their pose file: `python scripts/prepare_demo.py DIR`.
 
-What is in them, and why one stream alone cannot pass 75 %: `jaxact/data/generated.py`.
+What is in them, and why one stream alone cannot pass 75 %: `jaxact/tasks/action/sample_data.py`.
 """
 
 import argparse
 import sys
 
 from jaxact.config import UserError
-from jaxact.data import generated
+from jaxact.tasks.action import sample_data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,13 +19,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     try:
-        path = generated.write(
+        path = sample_data.write(
             options.directory, train=options.train, test=options.test, seed=options.seed
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{path}: {options.train} + {options.test} clips of {len(generated.CLASSES)} classes")
+    print(f"{path}: {options.train} + {options.test} clips of {len(sample_data.CLASSES)} classes")
     return 0
 
 

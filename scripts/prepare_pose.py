@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data.skeletons import COCO17, JHMDB15
+from jaxact.tasks.action.skeletons import COCO17, JHMDB15
 
 JHMDB_SIZE = (240, 320)  # (h, w) px of the nominal frame, the size of most JHMDB videos
 OPENPOSE_SIZE = (720, 1280)

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from jaxact.atomic import draft
-from jaxact.data import generated
+from jaxact.tasks.action import sample_data
 from jaxact.tasks.crop import cache
 from jaxact.tasks.relation import crops
 
 WRITERS = {
     "pairs": lambda path: crops._write(path, b"x"),
     "pictures": lambda path: cache._store(path, np.zeros((2, 2, 3), np.uint8)),
-    "generated": lambda path: generated._replace(path, b"x"),
+    "generated": lambda path: sample_data._replace(path, b"x"),
 }
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from command import ONE_STREAM, TINY
 
-from jaxact.data import generated, records
+from jaxact.tasks.action import annotations, sample_data
 
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 
@@ -82,7 +82,7 @@ def test_results_are_final(tiny):
 
 def test_predictions_are_keyed_by_id(tiny, clips):
     stored = np.load(tiny[0] / "predictions" / "test.npz")
-    test = records.read(clips / "annotations.pkl", "test")
+    test = annotations.read(clips / "annotations.pkl", "test")
     assert stored["ids"].tolist() == [clip.id for clip in test]
     assert stored["label"].tolist() == [clip.label for clip in test]
     for name in ("scores", "rgb", "pose"):
@@ -152,7 +152,7 @@ def test_prediction_of_a_pose_list(tiny, clips, tmp_path):
     """JSON lines to standard output and nothing else; ids as listed; labels are not needed."""
     listed = tmp_path / "list.jsonl"
     lines = []
-    for clip in records.read(clips / "annotations.pkl", "test")[:3]:
+    for clip in annotations.read(clips / "annotations.pkl", "test")[:3]:
         record = {
             "id": f"my {clip.id}",
             "video": str(clips / "clips" / f"{clip.id}.mp4"),

@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "data": {"config", "task", "atomic"},
     "evaluate": {"config"},
     "weights": {"config", "data.safe_pickle"},
-    "tasks": {"config", "task", "ops", "models", "data", "evaluate", "weights"},
+    "tasks": {"config", "task", "atomic", "ops", "models", "data", "evaluate", "weights"},
     "train": {
         *("config", "task", "atomic", "data", "evaluate", "exported"),
         *("models.initialise", "ops.target"),

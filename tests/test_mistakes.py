@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command import ONE_STREAM, TINY, TOY
 
-from jaxact.data import generated
+from jaxact.tasks.action import sample_data
 
 TOY_TWO = (TOY, "--config.length=2 epochs")
 
@@ -21,7 +21,7 @@ TOY_TWO = (TOY, "--config.length=2 epochs")
 def clips(tmp_path_factory):
     """Sixteen clips to train on and eight to test."""
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 

@@ -12,11 +12,11 @@ from command import ONE_STREAM, ROOT, TOY
 from toy import recipe
 
 from jaxact import config as schema
-from jaxact.data import generated
 from jaxact.data.pipeline import eval_batches
 from jaxact.evaluate import metrics
 from jaxact.modes import predict
-from jaxact.tasks import action
+from jaxact.tasks.action import sample_data
+from jaxact.tasks.action import task as action
 from jaxact.train import build, loop, provenance
 
 
@@ -58,7 +58,7 @@ def done(forks):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, images, listings, video
+from jaxact.data import geometry, images, video
+from jaxact.tasks.action import annotation_files as listings
 from jaxact.tasks.crop import annotation_files
 from jaxact.tasks.detection import annotations as segments
 

@@ -13,7 +13,7 @@ import sys
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import records, skeletons
+from jaxact.tasks.action import annotations, skeletons
 
 FRAMES = 24
 
@@ -48,7 +48,7 @@ def main() -> int:
         for pair in options.splits:
             sides = []
             for split in pair.split(":"):
-                clips = records.read(
+                clips = annotations.read(
                     options.annotations, split, classes=options.classes, skeleton=skeleton
                 )
                 table = [features(c.keypoint[0], c.score[0], middle) for c in clips]

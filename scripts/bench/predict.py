@@ -16,8 +16,9 @@ import numpy as np
 
 from jaxact import main as command
 from jaxact.config import UserError
-from jaxact.data import video, views
+from jaxact.data import video
 from jaxact.modes import predict
+from jaxact.tasks.action import eval_views
 from jaxact.train import build
 from jaxact.train.step import make_eval_step
 
@@ -45,7 +46,7 @@ def seconds(work) -> float:
 def decode(path: str) -> int:
     """Reads every frame once, in pieces of bounded size; returns how many."""
     with video.Video(path, threads=0) as opened:
-        for _ in views.decoded(opened, np.arange(opened.frames)):
+        for _ in eval_views.decoded(opened, np.arange(opened.frames)):
             pass
         return opened.frames
 
@@ -79,7 +80,7 @@ def main() -> None:
         predict.Job(run, request, one, [], stage, variables, program, len).windowed()
 
     whole(0)
-    print(f"window {window} s, stride {stride} s, {views.text(config.data, 'predict')}")
+    print(f"window {window} s, stride {stride} s, {eval_views.text(config.data, 'predict')}")
     print(
         f"{'file':<28} {'frames':>6} {'px':>9} {'decode':>8} {'feed':>8} {'predict':>8}  (frames/s)"
     )

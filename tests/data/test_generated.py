@@ -9,8 +9,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
-from jaxact.data import generated, stick_figure
-from jaxact.data.generated import CLAP, CLASSES, LOWER, RAISE, STRETCH, record
+from jaxact.data import stick_figure
+from jaxact.tasks.action import sample_data
+from jaxact.tasks.action.sample_data import CLAP, CLASSES, LOWER, RAISE, STRETCH, record
 
 pytest.importorskip("av")
 from jaxact.data.video import Video
@@ -21,7 +22,7 @@ SCENES = range(24)
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return generated.write(tmp_path_factory.mktemp("set"), **TINY)
+    return sample_data.write(tmp_path_factory.mktemp("set"), **TINY)
 
 
 def content(folder):
@@ -240,7 +241,7 @@ def test_layout_and_balance(tiny):
         assert annotation["keypoint"].dtype == annotation["keypoint_score"].dtype == np.float16
         assert annotation["img_shape"] == annotation["original_shape"] == (48, 64)
         with Video(tiny.parent / "clips" / f"{name}.mp4") as video:
-            assert (video.frames, video.size, video.fps) == (8, (48, 64), generated.FPS)
+            assert (video.frames, video.size, video.fps) == (8, (48, 64), sample_data.FPS)
             assert annotation["total_frames"] == video.frames
 
 
@@ -261,13 +262,13 @@ def test_scenes_differ_between_splits_and_seeds():
 
 
 def test_same_arguments_give_the_same_bytes(tiny, tmp_path):
-    generated.write(tmp_path, **TINY, workers=1)
+    sample_data.write(tmp_path, **TINY, workers=1)
     assert content(tmp_path) == content(tiny.parent)
 
 
 def test_a_finished_set_is_used_as_it_is(tiny):
     before = {p: os.stat(p).st_mtime_ns for p in tiny.parent.rglob("*")}
-    assert generated.write(tiny.parent, **TINY) == tiny
+    assert sample_data.write(tiny.parent, **TINY) == tiny
     assert {p: os.stat(p).st_mtime_ns for p in tiny.parent.rglob("*")} == before
 
 
@@ -275,16 +276,16 @@ def test_a_finished_set_is_used_as_it_is(tiny):
 def test_an_unfinished_set_is_finished(tiny, tmp_path, damage):
     shutil.copytree(tiny.parent, tmp_path / "set")
     (tmp_path / "set" / damage).unlink()
-    generated.write(tmp_path / "set", **TINY)
+    sample_data.write(tmp_path / "set", **TINY)
     assert content(tmp_path / "set") == content(tiny.parent)
 
 
 def test_a_broken_manifest_or_other_arguments_start_anew(tiny, tmp_path):
     shutil.copytree(tiny.parent, tmp_path / "set")
     (tmp_path / "set" / "manifest.json").write_text("{")
-    generated.write(tmp_path / "set", **TINY)
+    sample_data.write(tmp_path / "set", **TINY)
     assert content(tmp_path / "set") == content(tiny.parent)
-    pickled = generated.write(tmp_path / "set", **TINY | {"seed": 5})
+    pickled = sample_data.write(tmp_path / "set", **TINY | {"seed": 5})
     assert pickled.read_bytes() != tiny.read_bytes()
 
 
@@ -299,5 +300,5 @@ def test_a_broken_manifest_or_other_arguments_start_anew(tiny, tmp_path):
 )
 def test_unfit_arguments(tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
-        generated.write(tmp_path, **TINY | arguments)
+        sample_data.write(tmp_path, **TINY | arguments)
     assert not list(tmp_path.iterdir())

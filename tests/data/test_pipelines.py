@@ -5,9 +5,10 @@ import random
 import numpy as np
 import pytest
 
-from jaxact.data import geometry, sampling
-from jaxact.data.skeletons import COCO17
+from jaxact.data import geometry
 from jaxact.ops import heatmap
+from jaxact.tasks.action import frame_sampling
+from jaxact.tasks.action.skeletons import COCO17
 
 MEAN = np.array([123.675, 116.28, 103.53])
 STD = np.array([58.395, 57.12, 57.375])
@@ -68,7 +69,7 @@ def compact(frames, keypoint, size):
 def test_pose_train(pose, case, length, seed):
     keypoint, score = annotation(pose)
     rng = np.random.RandomState(seed)
-    picks = sampling.uniform(keypoint.shape[1], length, rng)
+    picks = frame_sampling.uniform(keypoint.shape[1], length, rng)
     _, keypoint, size = compact(None, keypoint[:, picks], (1080, 1920))
     short = geometry.short_side(size, 64)
     _, keypoint, score = train_geometry(None, keypoint, score[:, picks], size, short, seed, rng)
@@ -85,7 +86,7 @@ def test_pose_train(pose, case, length, seed):
 
 def test_pose_test(pose):
     keypoint, score = annotation(pose)
-    views = sampling.uniform_views(keypoint.shape[1], 6, 2)
+    views = frame_sampling.uniform_views(keypoint.shape[1], 6, 2)
     _, keypoint, size = compact(None, keypoint[:, views.ravel()], (1080, 1920))
     _, keypoint, size = geometry.resize(None, keypoint, size, geometry.short_side(size, 64))
     box = geometry.centre_box(size, (64, 64))
@@ -116,7 +117,7 @@ def test_rgbpose_train(rgbpose, seed):
     case = f"rgbpose_train_seed{seed}"
     keypoint, score = annotation(rgbpose)
     rng = np.random.RandomState(seed)
-    rgb, picks = (sampling.uniform(70, length, rng) for length in (4, 8))
+    rgb, picks = (frame_sampling.uniform(70, length, rng) for length in (4, 8))
     frames, keypoint, size = compact(*clip(70, keypoint, rgb, picks))
     frames, keypoint, score = train_geometry(
         frames, keypoint, score[:, picks], size, (64, 64), seed, rng
@@ -130,7 +131,7 @@ def test_rgbpose_train(rgbpose, seed):
 
 def test_rgbpose_test(rgbpose):
     keypoint, score = annotation(rgbpose)
-    rgb, picks = (sampling.uniform_views(70, length, 2).ravel() for length in (2, 8))
+    rgb, picks = (frame_sampling.uniform_views(70, length, 2).ravel() for length in (2, 8))
     frames, keypoint, size = compact(*clip(70, keypoint, rgb, picks))
     frames, keypoint, size = geometry.resize(frames, keypoint, size, (64, 64))
     frames = frames.reshape(2, 2, 64, 64, 3)

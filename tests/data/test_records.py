@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import listings, ntu, perturb, poses, records, skeletons
-from jaxact.data.skeletons import COCO17, OPENPOSE18
+from jaxact.data import ntu
 from jaxact.ops import heatmap
+from jaxact.tasks.action import annotation_files, pose_augment, poses, skeletons
+from jaxact.tasks.action import annotations as records
+from jaxact.tasks.action.skeletons import COCO17, OPENPOSE18
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_pose.py"
 
@@ -478,20 +480,22 @@ def test_perturbations():
     rng = np.random.default_rng(0)
     keypoint = rng.uniform(1, 99, (2, 3, 5, 2)).astype(np.float32)
     keypoint[0, 0, 0] = 0
-    still = perturb.draw_warp(rng)
-    np.testing.assert_allclose(perturb.warp(keypoint, (60, 100), still), keypoint, atol=1e-4)
-    quarter = perturb.warp(np.array([[[[80.0, 30.0]]]]), (60, 100), perturb.Warp(degrees=90))
+    still = pose_augment.draw_warp(rng)
+    np.testing.assert_allclose(pose_augment.warp(keypoint, (60, 100), still), keypoint, atol=1e-4)
+    quarter = pose_augment.warp(
+        np.array([[[[80.0, 30.0]]]]), (60, 100), pose_augment.Warp(degrees=90)
+    )
     np.testing.assert_allclose(quarter.ravel(), [50, 60], atol=1e-9)  # right of the middle -> below
-    double = perturb.warp(keypoint, (60, 100), perturb.Warp(scale=2.0, shift=(0.1, -0.5)))
+    double = pose_augment.warp(keypoint, (60, 100), pose_augment.Warp(scale=2.0, shift=(0.1, -0.5)))
     assert double.dtype == np.float32 and double[0, 0, 0].tolist() == [0, 0]
     want = (keypoint - [50, 30]) * 2 + [60, 0]
     np.testing.assert_allclose(double[1], want[1], rtol=0, atol=1e-4)
-    drawn = [perturb.draw_warp(rng, 30, 0.2, 0.1) for _ in range(200)]
+    drawn = [pose_augment.draw_warp(rng, 30, 0.2, 0.1) for _ in range(200)]
     assert 25 < max(w.degrees for w in drawn) <= 30 and min(w.scale for w in drawn) >= 0.8
-    shaken = perturb.shake(keypoint, 2.0, np.random.default_rng(1))
+    shaken = pose_augment.shake(keypoint, 2.0, np.random.default_rng(1))
     assert shaken[0, 0, 0].tolist() == [0, 0] and 1 < (shaken - keypoint).std() < 3
     assert shaken.dtype == np.float32
-    np.testing.assert_array_equal(perturb.shake(keypoint, 0.0, rng), keypoint)
+    np.testing.assert_array_equal(pose_augment.shake(keypoint, 0.0, rng), keypoint)
 
 
 @pytest.fixture(scope="module")
@@ -563,4 +567,4 @@ def test_real_table(real_data):
 
 
 def test_every_reader_is_listed():
-    assert set(listings.PARSERS) == {".pkl", ".pickle", ".csv", ".jsonl"}
+    assert set(annotation_files.PARSERS) == {".pkl", ".pickle", ".csv", ".jsonl"}

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image, ImageFont
 
 from jaxact.config import UserError
-from jaxact.data import drawing, render, sliding, video
+from jaxact.data import drawing, video
 from jaxact.data.drawing import CLASSES, SHADE
-from jaxact.data.records import Clip
-from jaxact.data.skeletons import COCO17, JHMDB15, custom
+from jaxact.tasks.action import render, sliding_windows
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.skeletons import COCO17, JHMDB15, custom
 
 PIECES = [
     {"start": 0.0, "end": 0.6, "name": "wave", "probability": 0.75},
@@ -218,4 +219,6 @@ def test_real_videos_keep_their_times(real_data, tmp_path):
         with video.Video(path) as source, video.Video(tmp_path / f"{path.name}.mp4") as made:
             assert made.frames == source.frames and made.size[0] == 48
             np.testing.assert_allclose(made.times, source.times, atol=1.2e-5)
-            assert sliding.length(made.times) == pytest.approx(sliding.length(source.times), 1e-3)
+            assert sliding_windows.length(made.times) == pytest.approx(
+                sliding_windows.length(source.times), 1e-3
+            )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import sampling
+from jaxact.tasks.action import frame_sampling
 
 UNIFORM = re.compile(
     r"(?P<mode>test|train)(?:_p(?P<low>[\d.]+)(?:-(?P<high>[\d.]+))?)?"
@@ -28,8 +28,8 @@ def fields(match):
 
 def clips(mode, frames, length, count, rng, **options):
     if mode == "test":
-        return sampling.uniform_views(frames, length, count, **options)
-    return np.stack([sampling.uniform(frames, length, rng, **options) for _ in range(count)])
+        return frame_sampling.uniform_views(frames, length, count, **options)
+    return np.stack([frame_sampling.uniform(frames, length, rng, **options) for _ in range(count)])
 
 
 def expected(name, family):
@@ -46,7 +46,7 @@ def expected(name, family):
         rng = np.random.RandomState(f["s"])
         if family == "epam":
             pose = clips(f["mode"], f["T"], 48, f["n"], rng)
-            return pose if f["stream"] == "Pose" else sampling.aligned(pose, 16)
+            return pose if f["stream"] == "Pose" else frame_sampling.aligned(pose, 16)
         streams = {
             stream: clips(f["mode"], f["T"], f[stream.lower()], f["n"], rng)
             for stream in ("RGB", "Pose")  # the order of the draws
@@ -54,7 +54,7 @@ def expected(name, family):
         return streams[f["stream"]]
     f = fields(DENSE.match(name))
     rng = np.random.RandomState(f["s"]) if f["mode"] == "train" else None
-    return sampling.dense(f["T"], f["L"], f["stride"], f["n"], rng)
+    return frame_sampling.dense(f["T"], f["L"], f["stride"], f["n"], rng)
 
 
 @pytest.mark.parametrize(("family", "count"), [("mmaction2", 523), ("pyskl", 162), ("epam", 96)])
@@ -70,8 +70,8 @@ def test_every_stored_table(golden, family, count):
 
 
 def test_the_two_references_draw_differently():
-    first = sampling.uniform(100, 48, np.random.RandomState(0))
-    second = sampling.uniform(100, 48, np.random.RandomState(0), legacy="pyskl")
+    first = frame_sampling.uniform(100, 48, np.random.RandomState(0))
+    second = frame_sampling.uniform(100, 48, np.random.RandomState(0), legacy="pyskl")
     assert not np.array_equal(first, second)
 
 
@@ -80,7 +80,7 @@ def test_the_two_references_draw_differently():
 def test_uniform_takes_one_frame_of_each_part(make, frames):
     length = 16
     for seed in range(20):
-        picks = sampling.uniform(frames, length, make(seed))
+        picks = frame_sampling.uniform(frames, length, make(seed))
         assert picks.shape == (length,) and picks.dtype == np.int64
         assert picks.min() >= 0 and picks.max() < frames
         if frames < length:
@@ -94,32 +94,35 @@ def test_uniform_takes_one_frame_of_each_part(make, frames):
 
 def test_window_keeps_to_its_share():
     for seed in range(50):
-        picks = sampling.uniform(200, 16, np.random.default_rng(seed), interval=(0.5, 0.6))
+        picks = frame_sampling.uniform(200, 16, np.random.default_rng(seed), interval=(0.5, 0.6))
         assert picks.max() - picks.min() < 120
         assert picks.max() < 200
-    assert sampling.uniform(1, 4, np.random.default_rng(0), interval=(0.5, 0.5)).tolist() == [0] * 4
+    assert (
+        frame_sampling.uniform(1, 4, np.random.default_rng(0), interval=(0.5, 0.5)).tolist()
+        == [0] * 4
+    )
 
 
 def test_views_are_fixed_and_leave_the_global_stream_alone():
     before = np.random.get_state()[1].copy()  # noqa: NPY002
-    first = sampling.uniform_views(150, 8, 3)
-    assert np.array_equal(first, sampling.uniform_views(150, 8, 3))
-    assert not np.array_equal(first, sampling.uniform_views(150, 8, 3, seed=1))
+    first = frame_sampling.uniform_views(150, 8, 3)
+    assert np.array_equal(first, frame_sampling.uniform_views(150, 8, 3))
+    assert not np.array_equal(first, frame_sampling.uniform_views(150, 8, 3, seed=1))
     assert np.array_equal(before, np.random.get_state()[1])  # noqa: NPY002
 
 
 def test_aligned_streams():
     pose = np.arange(96).reshape(2, 48)
-    assert np.array_equal(sampling.aligned(pose, 16), pose[:, ::3])
-    assert sampling.aligned(pose, 48) is not None
+    assert np.array_equal(frame_sampling.aligned(pose, 16), pose[:, ::3])
+    assert frame_sampling.aligned(pose, 48) is not None
     with pytest.raises(UserError, match="48 and 20"):
-        sampling.aligned(pose, 20)
+        frame_sampling.aligned(pose, 20)
 
 
 @pytest.mark.parametrize("frames", [1, 3, 40, 79, 80, 81, 300])
 def test_dense_stays_inside(frames):
     for rng in (None, np.random.default_rng(0), np.random.RandomState(0)):
-        picks = sampling.dense(frames, 16, 5, 3, rng)
+        picks = frame_sampling.dense(frames, 16, 5, 3, rng)
         assert picks.shape == (3, 16)
         assert picks.min() >= 0 and picks.max() < frames
         assert np.array_equal((picks[:, :1] + np.arange(16) * 5) % frames, picks)
@@ -128,13 +131,13 @@ def test_dense_stays_inside(frames):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sampling.uniform_views(0, 8), "0 frames"),
-        (lambda: sampling.uniform_views(5, 0), "sampling 0 of 5"),
-        (lambda: sampling.uniform_views(5, 8, 0), "0 clips"),
-        (lambda: sampling.uniform_views(5, 8, legacy="mmaction"), "known: mmaction2, pyskl"),
-        (lambda: sampling.uniform_views(5, 8, interval=(0, 1)), "interval"),
-        (lambda: sampling.uniform_views(5, 8, interval=(0.9, 0.5)), "interval"),
-        (lambda: sampling.dense(5, 8, 0), "stride 0"),
+        (lambda: frame_sampling.uniform_views(0, 8), "0 frames"),
+        (lambda: frame_sampling.uniform_views(5, 0), "sampling 0 of 5"),
+        (lambda: frame_sampling.uniform_views(5, 8, 0), "0 clips"),
+        (lambda: frame_sampling.uniform_views(5, 8, legacy="mmaction"), "known: mmaction2, pyskl"),
+        (lambda: frame_sampling.uniform_views(5, 8, interval=(0, 1)), "interval"),
+        (lambda: frame_sampling.uniform_views(5, 8, interval=(0.9, 0.5)), "interval"),
+        (lambda: frame_sampling.dense(5, 8, 0), "stride 0"),
     ],
 )
 def test_wrong_numbers(call, message):

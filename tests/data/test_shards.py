@@ -16,11 +16,12 @@ from command import ROOT
 from PIL import Image
 
 from jaxact.config import UserError
-from jaxact.data import generated, images, media, shards, video
+from jaxact.data import images, media, shards, video
 from jaxact.packing import transcode
 from jaxact.packing import writer as shard_writer
 from jaxact.packing.storage import Folder
 from jaxact.packing.writer import Options
+from jaxact.tasks.action import sample_data
 
 SHARDS = 3
 
@@ -41,7 +42,7 @@ def prepare(source, out, wanted=None, patterns=("*",), **fields):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 

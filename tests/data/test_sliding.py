@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import sliding, video, views
-from jaxact.data.clips import Data, Views
-from jaxact.data.records import Clip
+from jaxact.data import video
+from jaxact.tasks.action import eval_views, sliding_windows
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.dataset import Data, Views
 
 BOTH = ("rgb", "pose")
 
@@ -48,7 +49,7 @@ def long(tmp_path_factory):
 )
 def test_windows_reach_from_start_to_end(seconds, window, stride, wanted):
     times = np.arange(round(seconds * 10)) / 10
-    found = list(sliding.spans(times, window, stride))
+    found = list(sliding_windows.spans(times, window, stride))
     assert [(s.start, s.end) for s in found] == [pytest.approx(w) for w in wanted]
     for span in found:
         inside = np.flatnonzero((times >= span.start - 1e-6) & (times < span.end - 1e-6))
@@ -58,9 +59,11 @@ def test_windows_reach_from_start_to_end(seconds, window, stride, wanted):
 def test_uneven_times_and_standing_pictures():
     """Frames belong to windows by their time; a window without any shows what stands there."""
     times = np.array([0, 0.1, 0.2, 3.0, 3.1, 3.2, 3.9])
-    found = [(s.first, s.after) for s in sliding.spans(times, 1.0, 1.0)]
+    found = [(s.first, s.after) for s in sliding_windows.spans(times, 1.0, 1.0)]
     assert found == [(0, 3), (2, 3), (2, 3), (3, 7)]
-    assert list(sliding.spans(np.zeros(1), 2.0, 1.0)) == [sliding.Span(0.0, 0.04, 0, 1)]
+    assert list(sliding_windows.spans(np.zeros(1), 2.0, 1.0)) == [
+        sliding_windows.Span(0.0, 0.04, 0, 1)
+    ]
 
 
 # --------------------------------------------------------------------------------- what they hold
@@ -82,7 +85,7 @@ def test_a_window_is_a_clip_of_its_own(long, tmp_path, streams, fields):
     spec = data(**fields)
     with video.Video(long.video) as opened:
         every = opened.read(range(600))
-    for index, window in enumerate(sliding.windows(spec, streams, long, 1.0, 7.3)):
+    for index, window in enumerate(sliding_windows.windows(spec, streams, long, 1.0, 7.3)):
         first = round(window.start * 20 + 0.49)
         after = min(first + 20, 600)
         own = tmp_path / f"{index}.mkv"
@@ -94,10 +97,10 @@ def test_a_window_is_a_clip_of_its_own(long, tmp_path, streams, fields):
             keypoint=long.keypoint[:, first:after],
             score=long.score[:, first:after],
         )
-        for part in range(views.parts(spec, "predict")):
+        for part in range(eval_views.parts(spec, "predict")):
             found, wanted = (
                 window.arrays(part),
-                views.prepare(spec, streams, alone, "predict", part),
+                eval_views.prepare(spec, streams, alone, "predict", part),
             )
             assert found.keys() == wanted.keys()
             for name in wanted:
@@ -118,7 +121,7 @@ def test_a_video_is_opened_once_and_decoded_once(long, monkeypatch, stride):
     monkeypatch.setattr(video.Video, "read", reading)
     with video.Video(long.video):
         opened.clear()  # the index has been made and is remembered
-    count = sum(1 for _ in sliding.windows(data(), BOTH, long, 2.0, stride))
+    count = sum(1 for _ in sliding_windows.windows(data(), BOTH, long, 2.0, stride))
     assert count == 1 + np.ceil(28 / stride)
     assert len(opened) == 1
     assert read == sorted(set(read))  # forwards only
@@ -136,7 +139,7 @@ def test_memory_does_not_grow_with_length(long):
         )
         spec = data(compact=False, test=Views(clips=2))
         tracemalloc.start()
-        for window in sliding.windows(spec, BOTH, part, 1.0, 0.5):
+        for window in sliding_windows.windows(spec, BOTH, part, 1.0, 0.5):
             window.arrays(0)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -148,9 +151,9 @@ def test_memory_does_not_grow_with_length(long):
 
 def test_what_cannot_be_cut_in_windows(long, tmp_path):
     with pytest.raises(UserError, match="names no video"):
-        next(sliding.windows(data(), ("pose",), dataclasses.replace(long, video=""), 1, 1))
+        next(sliding_windows.windows(data(), ("pose",), dataclasses.replace(long, video=""), 1, 1))
     bare = dataclasses.replace(long, keypoint=None, score=None)
     with pytest.raises(UserError, match="has no keypoints"):
-        next(sliding.windows(data(), BOTH, bare, 1, 1))
+        next(sliding_windows.windows(data(), BOTH, bare, 1, 1))
     with pytest.raises(UserError, match="600 frames, but the annotation of 'long' has 900"):
-        next(sliding.windows(data(), BOTH, dataclasses.replace(long, frames=900), 1, 1))
+        next(sliding_windows.windows(data(), BOTH, dataclasses.replace(long, frames=900), 1, 1))

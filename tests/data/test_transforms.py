@@ -7,7 +7,7 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.data import color, geometry, resize
-from jaxact.data.skeletons import COCO17
+from jaxact.tasks.action.skeletons import COCO17
 
 
 def draw(seed, *shape):

@@ -10,8 +10,8 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.data import frame_index
-from jaxact.data.generated import record
 from jaxact.data.video import Video, write
+from jaxact.tasks.action.sample_data import record
 
 av = pytest.importorskip("av")
 

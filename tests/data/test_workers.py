@@ -12,7 +12,8 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact import task as tasks
-from jaxact.data import generated, pipeline
+from jaxact.data import pipeline
+from jaxact.tasks.action import sample_data as generated
 from jaxact.tasks.detection import sample_data
 from jaxact.tasks.relation import sample_data as generated_scenes
 from jaxact.train import plan

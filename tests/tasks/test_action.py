@@ -16,12 +16,13 @@ from weights import writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import clips as data_clips
-from jaxact.data import generated, geometry, records, skeletons, video
+from jaxact.data import geometry, video
 from jaxact.data.pipeline import eval_batches, train_batches
-from jaxact.data.records import Clip
 from jaxact.ops import heatmap
-from jaxact.tasks import action
+from jaxact.tasks.action import annotations, sample_data, skeletons
+from jaxact.tasks.action import dataset as data_clips
+from jaxact.tasks.action import task as action
+from jaxact.tasks.action.annotations import Clip
 from jaxact.train import build
 from jaxact.train.evaluation import evaluate
 from jaxact.train.step import make_eval_step, make_train_step
@@ -33,7 +34,7 @@ PURPOSES = ("train", "val", "test", "predict")
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 
@@ -670,7 +671,7 @@ def test_an_example_is_the_same_from_every_list(clips, tmp_path):
     for batch in batches[1:]:
         for name in ("rgb", "label", "mask"):
             np.testing.assert_array_equal(batch[name], batches[0][name])
-    known = records.read(clips / "annotations.pkl", "test", videos=clips / "clips")[1]
+    known = annotations.read(clips / "annotations.pkl", "test", videos=clips / "clips")[1]
     np.testing.assert_array_equal(prepared(task, known, "predict")["rgb"], batches[0]["rgb"][0])
 
 

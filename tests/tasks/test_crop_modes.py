@@ -280,7 +280,7 @@ def test_a_skipped_example_teaches_its_partner_nothing(annotations, kind):
 
 
 def test_a_skipped_clip_teaches_its_partner_nothing(monkeypatch):
-    from jaxact.tasks import action
+    from jaxact.tasks.action import task as action
 
     recipe = schema.load(RECIPE.parent / "x3d.py", "tiny")
     monkeypatch.setattr(mixing, "draw", lambda *a: mixing.blend(0.7, jnp.array([1, 0])))

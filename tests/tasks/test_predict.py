@@ -13,10 +13,10 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, inputs, records, sliding
 from jaxact.data.video import Video
 from jaxact.modes import predict, window_merging
 from jaxact.modes.predict import Request
+from jaxact.tasks.action import annotations, predict_inputs, sample_data, sliding_windows
 from jaxact.train import build, checkpoint, journal
 
 RECIPE = ROOT / "configs" / "x3d.py"
@@ -25,7 +25,7 @@ RECIPE = ROOT / "configs" / "x3d.py"
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=8, test=8, frames=40, size=(48, 64))
+    sample_data.write(folder, train=8, test=8, frames=40, size=(48, 64))
     return folder
 
 
@@ -76,7 +76,7 @@ def some(clips, folder, count=3):
     """A folder of a few of the videos and a pose file for them: (videos, poses, records)."""
     videos = folder / "videos"
     videos.mkdir()
-    listed = records.read(clips / "annotations.pkl", "test")[:count]
+    listed = annotations.read(clips / "annotations.pkl", "test")[:count]
     for clip in listed:
         shutil.copy(clips / "clips" / f"{clip.id}.mp4", videos)
     poses = folder / "poses.jsonl"
@@ -111,13 +111,13 @@ def scores(lines):
 def test_windows_and_what_they_come_to(trained, clips, tmp_path):
     videos, poses, listed = some(clips, tmp_path)
     lines = predicted(trained, asked(trained, videos, poses, window=0.5, stride=0.25, top=8))
-    names = records.class_names(clips / "annotations.pkl")
+    names = annotations.class_names(clips / "annotations.pkl")
     for clip in listed:
         own = [line for line in lines if line["id"] == str(videos / f"{clip.id}.mp4")]
         *windows, last = own
         with Video(videos / f"{clip.id}.mp4") as video:
-            spans = list(sliding.spans(video.times, 0.5, 0.25))
-            end = sliding.length(video.times)
+            spans = list(sliding_windows.spans(video.times, 0.5, 0.25))
+            end = sliding_windows.length(video.times)
         assert [(w["start"], w["end"]) for w in windows] == [
             (round(s.start, 3), round(s.end, 3)) for s in spans
         ]
@@ -254,12 +254,12 @@ def test_only_the_poses_that_are_asked_for_are_converted(trained, clips, tmp_pat
     broken = pose_line(listed[2], score=[])
     lines = [pose_line(listed[0]), pose_line(listed[1]), broken]
     poses.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    asked, checked = [], records.poses.checked
+    asked, checked = [], annotations.poses.checked
     monkeypatch.setattr(
-        records.poses, "checked", lambda *a, **k: (asked.append(a[3]), checked(*a, **k))[1]
+        annotations.poses, "checked", lambda *a, **k: (asked.append(a[3]), checked(*a, **k))[1]
     )
     data, streams = config("pose").data, ("pose",)
-    source = inputs.examples(data, streams, 8, str(videos), str(poses))
+    source = predict_inputs.examples(data, streams, 8, str(videos), str(poses))
     for clip, known in zip((source[0], source[1]), listed, strict=False):
         np.testing.assert_array_equal(clip.keypoint, known.keypoint)
     assert len(asked) == 2
@@ -420,7 +420,7 @@ def test_real_videos_of_any_kind(trained, real_data, tmp_path):
     assert [line["id"] for line in lines if "timeline" in line] == [str(p) for p in videos]
     for path in videos:
         with Video(path) as video, Video(out / f"{path.name}.mp4") as made:
-            wanted = len(list(sliding.spans(video.times, 2.0, 1.0)))
+            wanted = len(list(sliding_windows.spans(video.times, 2.0, 1.0)))
             np.testing.assert_allclose(made.times, video.times, atol=1.2e-5)
         own = [line for line in lines if line["id"] == str(path)]
         assert len(own) == wanted + 1 and own[-1]["windows"] == wanted

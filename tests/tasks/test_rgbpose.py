@@ -10,11 +10,11 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, skeletons
 from jaxact.evaluate import cost
 from jaxact.modes import check
-from jaxact.tasks import action
-from jaxact.tasks.action import Exchange
+from jaxact.tasks.action import sample_data, skeletons
+from jaxact.tasks.action import task as action
+from jaxact.tasks.action.task import Exchange
 from jaxact.train import build, checkpoint
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
@@ -188,7 +188,7 @@ def test_paths_that_do_not_meet_are_an_error(tmp_path):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
     return folder
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import clip_contract, generated, skeletons, views
 from jaxact.data.pipeline import eval_batches
 from jaxact.modes.check import check
 from jaxact.modes.predict import evaluate_split
 from jaxact.ops import heatmap
-from jaxact.tasks import action
+from jaxact.tasks.action import eval_views, export_contract, sample_data, skeletons
+from jaxact.tasks.action import task as action
 from jaxact.train import build, evaluation
 from jaxact.train.step import make_eval_step
 
@@ -23,7 +23,7 @@ from jaxact.train.step import make_eval_step
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
-    generated.write(folder, train=8, test=8, frames=30, size=(48, 64))
+    sample_data.write(folder, train=8, test=8, frames=30, size=(48, 64))
     return folder
 
 
@@ -78,16 +78,16 @@ def rows_of(run, stage, variables, purpose="test"):
 )
 def test_parts_are_equal_and_of_bounded_size(clips_at_once, wanted):
     data = action.Data(test=action.Views(clips=20), clips_at_once=clips_at_once)
-    assert views.parts(data, "test") == wanted
+    assert eval_views.parts(data, "test") == wanted
     assert 20 % wanted == 0 and 20 // wanted <= clips_at_once
-    assert views.parts(data, "val") == 1
+    assert eval_views.parts(data, "val") == 1
 
 
 def test_batches_do_not_grow_with_the_number_of_clips():
     sizes = set()
     for count in (5, 10, 15, 20, 1000):
         data = action.Data(test=action.Views(clips=count))
-        shapes = views.shapes(data, ("rgb", "pose"), skeletons.COCO17, None, "test")
+        shapes = eval_views.shapes(data, ("rgb", "pose"), skeletons.COCO17, None, "test")
         sizes.add(sum(np.prod(s) * np.dtype(d).itemsize for s, d in shapes.values()))
     assert len(sizes) == 1
 
@@ -281,7 +281,7 @@ def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
 def test_an_export_says_how_evaluation_sees_a_clip():
     """What training alone draws is not in it; when the whole frame is taken is."""
     data = action.Data(interval=(0.5, 1.0), test=action.Views(clips=2))
-    found = clip_contract.preprocessing(data, ("rgb", "pose"), skeletons.COCO17)
+    found = export_contract.preprocessing(data, ("rgb", "pose"), skeletons.COCO17)
     assert "interval" not in found["frames"]
     assert "less than 10 px" in found["crop"]["whole_frame_if"]
     assert found["crop"]["leaves_the_image_at_most_by"] == "2 of its widths and heights"

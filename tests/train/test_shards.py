@@ -14,10 +14,11 @@ from command import ROOT
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import generated, shards
+from jaxact.data import shards
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.packing import writer
 from jaxact.packing.storage import Folder
+from jaxact.tasks.action import sample_data as generated
 from jaxact.tasks.crop import audit
 from jaxact.tasks.detection import sample_data
 from jaxact.tasks.relation import crops, jrdb_splits

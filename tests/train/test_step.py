@@ -13,7 +13,7 @@ from toy import blobs, recipe
 from jaxact import config as schema
 from jaxact.config import Group
 from jaxact.data.pipeline import random_batch, train_batches
-from jaxact.tasks import action
+from jaxact.tasks.action import task as action
 from jaxact.train import build, loop, mesh, state
 from jaxact.train.step import make_train_step
 

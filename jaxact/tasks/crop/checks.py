@@ -100,7 +100,7 @@ def validate(config: Config) -> None:
     """Checks ranges, choices and what goes together. Raises: UserError naming the field."""
     one_of, require = schema.one_of, schema.require
     model, loss = config.model, config.loss
-    validate(config)
+    validate_data(config)
     micro = config.batch_size // config.optim.accumulate
     mixing.check_group(config.mixing_group, micro, "mixing_group")
     crop_config.backbone(model.backbone)

@@ -210,7 +210,8 @@ def prepare(
         if stage.augment == "none":
             pixels = images.resize(image, (side, side), None, how)
         else:
-            pixels = augment.augmented(image, getattr(data, stage.augment), side, rng, how)
+            options = {"full": data.full, "light": data.light, "strong": data.strong}
+            pixels = augment.augmented(image, options[stage.augment], side, rng, how)
     numbers: dict[str, Any] = {name: np.int32(getattr(picture, name)) for name in _NUMBERS}
     return {"image": pixels, **numbers}
 

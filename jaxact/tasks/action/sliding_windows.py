@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import clips as recordings
-from jaxact.data import views
-from jaxact.data.clips import Data, Streams
-from jaxact.data.records import Clip
 from jaxact.data.resize import Box
 from jaxact.data.video import Video
+from jaxact.tasks.action import dataset as recordings
+from jaxact.tasks.action import eval_views
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.dataset import Data, Streams
 
 PURPOSE = "predict"
 LEAST = 1e-6  # s, below which two moments are the same
@@ -50,7 +50,7 @@ class _Open:
 
     span: Span
     clip: Clip
-    place: views.Layout
+    place: eval_views.Layout
     wanted: np.ndarray  # rising frame numbers of the video
     found: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
@@ -117,7 +117,7 @@ def windows(
             waiting.popleft()
             look = functools.partial(_look, head)
             arrays = functools.partial(
-                views.arrays, data, streams, head.clip, head.place, look, PURPOSE
+                eval_views.arrays, data, streams, head.clip, head.place, look, PURPOSE
             )
             yield Window(head.span.start, head.span.end, arrays)
 
@@ -129,7 +129,7 @@ def _opened(data: Data, streams: Streams, clip: Clip, video: Video, span: Span) 
     count = span.after - span.first
     own = dataclasses.replace(clip, frames=count, keypoint=keypoint, score=score)
     size = video.size if "rgb" in streams else clip.size
-    place = views.layout(data, streams, own, count, size, PURPOSE)
+    place = eval_views.layout(data, streams, own, count, size, PURPOSE)
     wanted = np.unique(place.at["rgb"]) + span.first if "rgb" in streams else np.arange(0)
     return _Open(span, own, place, wanted)
 
@@ -137,7 +137,7 @@ def _opened(data: Data, streams: Streams, clip: Clip, video: Video, span: Span) 
 def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: int) -> None:
     """Frames after `done` up to `last`, cut for each of the windows that want them."""
     wanted = [w.wanted[(w.wanted > done) & (w.wanted <= last)] for w in waiting]
-    for numbers, frames in views.decoded(video, np.unique(np.concatenate(wanted))):
+    for numbers, frames in eval_views.decoded(video, np.unique(np.concatenate(wanted))):
         boxes: dict[Box | None, list[tuple[_Open, np.ndarray]]] = {}
         for window, of_it in zip(waiting, wanted, strict=True):
             boxes.setdefault(window.place.box, []).append((window, np.intersect1d(of_it, numbers)))
@@ -146,7 +146,7 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             if not len(union):
                 continue
             chosen = frames[np.searchsorted(numbers, union)]
-            cut = views.small(data, takers[0][0].place, PURPOSE, chosen)
+            cut = eval_views.small(data, takers[0][0].place, PURPOSE, chosen)
             # Copies: a view would keep the whole piece alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:

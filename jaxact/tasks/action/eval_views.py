@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import clips as recordings
-from jaxact.data import geometry, poses, skeletons
-from jaxact.data.clips import ABSENT, Data, Streams, Views
-from jaxact.data.records import Clip
+from jaxact.data import geometry
 from jaxact.data.resize import Box
 from jaxact.data.video import Video
+from jaxact.tasks.action import dataset as recordings
+from jaxact.tasks.action import poses, skeletons
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.dataset import ABSENT, Data, Streams, Views
 
 DECODED = 1 << 25  # bytes of decoded frames held at once, of one example
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxact.config import UserError
-from jaxact.data import clips, media, records, skeletons
-from jaxact.data.clips import ClipSource, Data, Streams
-from jaxact.data.listings import Entry, Listing, parse
-from jaxact.data.records import Clip
+from jaxact.data import media
 from jaxact.data.video import Video
+from jaxact.tasks.action import annotations, dataset, skeletons
+from jaxact.tasks.action.annotation_files import Entry, Listing, parse
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.dataset import ClipSource, Data, Streams
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 POSES = (".jsonl", ".pkl", ".pickle")
@@ -76,7 +77,7 @@ class PosedSource:
         if len(found) > 1:
             raise UserError(f"{where}: several records fit {clip.id}: {_some(found)}")
         skeleton, nan = skeletons.find(self.data.skeleton), self.data.nan
-        return records.convert(
+        return annotations.convert(
             where, found, listing.classes, skeleton=skeleton, nan=nan, labelled=False
         )[0]
 
@@ -132,7 +133,7 @@ def examples(
         raise UserError(f"--poses={poses}: suffix {Path(poses).suffix!r}, allowed: {POSES}")
     if not held and given.is_file() and given.suffix.lower() not in VIDEOS:
         needed: Streams = () if poses else streams
-        listed = clips.read(data, needed, classes, path, "", labelled=False)
+        listed = dataset.read(data, needed, classes, path, "", labelled=False)
         return PosedSource(data, listed, poses) if poses else ClipSource(listed)
     files = [Path(file) for file in held or [path]]
     if given.is_dir():

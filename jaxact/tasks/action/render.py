@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from jaxact.config import UserError
 from jaxact.data import drawing, geometry, media
 from jaxact.data.drawing import CLASSES, SHADE, Colour
-from jaxact.data.records import Clip
-from jaxact.data.skeletons import Skeleton
-from jaxact.data.sliding import length
 from jaxact.data.video import Video, write
-from jaxact.data.views import decoded
+from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.eval_views import decoded
+from jaxact.tasks.action.skeletons import Skeleton
+from jaxact.tasks.action.sliding_windows import length
 
 LEFT: Colour = (255, 159, 28)
 RIGHT: Colour = (46, 196, 255)

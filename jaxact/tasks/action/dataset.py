@@ -1,8 +1,8 @@
 """Clips for recognition: from an annotation and a video to the arrays of one training example.
 
-Host side of `tasks/action.py`, which has the table of the arrays; `jaxact.data.views` has that of
-evaluation. Everything drawn at random comes from the generator given, and both streams of an
-example share one draw of the geometry.
+Host side of `task.py`, which has the table of the arrays; `eval_views` has that of evaluation.
+Everything drawn at random comes from the generator given, and both streams of an example share one
+draw of the geometry.
 """
 
 import dataclasses
@@ -16,9 +16,11 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.data import color, geometry, perturb, poses, records, sampling, shards, skeletons
-from jaxact.data.records import Clip
+from jaxact.data import color, geometry, shards
 from jaxact.data.video import Video
+from jaxact.tasks.action import annotations as records
+from jaxact.tasks.action import frame_sampling, pose_augment, poses, skeletons
+from jaxact.tasks.action.annotations import Clip
 
 # Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
 ABSENT = -1e4
@@ -231,14 +233,16 @@ def sample(
     def draw(length: int) -> np.ndarray:
         interval = (data.interval[0], data.interval[1])
         if data.sampling == "dense":
-            return sampling.dense(frames, length, data.stride, clips, rng)
+            return frame_sampling.dense(frames, length, data.stride, clips, rng)
         if rng is not None:
-            return np.stack([sampling.uniform(frames, length, rng, interval) for _ in range(clips)])
-        return sampling.uniform_views(frames, length, clips)
+            return np.stack(
+                [frame_sampling.uniform(frames, length, rng, interval) for _ in range(clips)]
+            )
+        return frame_sampling.uniform_views(frames, length, clips)
 
     if streams == ("rgb", "pose") and data.aligned:
         pose = draw(data.pose_frames)
-        return {"pose": pose, "rgb": sampling.aligned(pose, data.rgb_frames)}
+        return {"pose": pose, "rgb": frame_sampling.aligned(pose, data.rgb_frames)}
     found = {}
     if "rgb" in streams:
         found["rgb"] = draw(data.rgb_frames)
@@ -288,9 +292,9 @@ def _augment(
             frames = color.jitter(frames, colour)
         if keypoint is not None and frames is None:
             # Only where no frames have to move along.
-            change = perturb.draw_warp(rng, data.rotate, data.stretch, data.shift)
-            keypoint = perturb.warp(keypoint, size, change)
-            keypoint = perturb.shake(keypoint, data.noise, rng)
+            change = pose_augment.draw_warp(rng, data.rotate, data.stretch, data.shift)
+            keypoint = pose_augment.warp(keypoint, size, change)
+            keypoint = pose_augment.shake(keypoint, data.noise, rng)
     return frames, keypoint, score, size
 
 

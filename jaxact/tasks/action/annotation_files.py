@@ -1,6 +1,6 @@
 """Annotation files -> entries: the pose pickle of PYSKL and MMAction2, CSV, JSON lines.
 
-Here the form of a file is checked; what its values mean is for `jaxact.data.records`.
+Here the form of a file is checked; what its values mean is for `jaxact.tasks.action.annotations`.
 """
 
 import csv

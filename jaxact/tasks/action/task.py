@@ -22,13 +22,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact import config as schema
-from jaxact.data import clip_contract, clips, inputs, render, skeletons, sliding, views
-from jaxact.data.clips import Data, Views
 from jaxact.evaluate import metrics
-from jaxact.models import action as networks
-from jaxact.models.action import C3D, Backbone, Exchange, Model, ResNet3D
 from jaxact.ops import heatmap, losses, mirror, mixing
 from jaxact.task import Batch, Contract, Hyper, Task
+from jaxact.tasks.action import (
+    dataset,
+    eval_views,
+    export_contract,
+    predict_inputs,
+    render,
+    skeletons,
+    sliding_windows,
+)
+from jaxact.tasks.action import network as networks
+from jaxact.tasks.action.dataset import Data, Views
+from jaxact.tasks.action.network import C3D, Backbone, Exchange, Model, ResNet3D
 from jaxact.weights import resnet3d, x3d
 
 __all__ = ["C3D", "Backbone", "Config", "Data", "Exchange", "Model", "ResNet3D", "Stage", "Views"]
@@ -65,16 +73,16 @@ def make(config: Config) -> Task:
     skeleton = skeletons.find(config.data.skeleton)
     data, streams = config.data, _streams(config)
     classes = config.model.classes
-    names = clips.class_names(data, classes)
+    names = dataset.class_names(data, classes)
     model = networks.build(config.model, config.dtype)
     bound = functools.partial
     return Task(
         model=model,
         counted=networks.countable(model),
         classes=names,
-        source=bound(clips.source, data, streams, classes),
-        prepare=bound(views.example, data, streams, skeleton),
-        shapes=bound(views.shapes, data, streams, skeleton),
+        source=bound(dataset.source, data, streams, classes),
+        prepare=bound(eval_views.example, data, streams, skeleton),
+        shapes=bound(eval_views.shapes, data, streams, skeleton),
         inputs=bound(_inputs, config, skeleton),
         loss=bound(_loss, config),
         infer=bound(_infer, config, skeleton),
@@ -82,18 +90,18 @@ def make(config: Config) -> Task:
         rows=_rows,
         score=bound(_score, config),
         metrics=_metric_names(streams),
-        example=bound(inputs.examples, data, streams, classes),
+        example=bound(predict_inputs.examples, data, streams, classes),
         describe=bound(_describe, config, names),
-        audit=bound(clips.audit, streams),
+        audit=bound(dataset.audit, streams),
         weights=bound(_load_foreign, config.model.network),
         grow=resnet3d.extend_inputs,
-        thumbnail=bound(clips.thumbnail, streams),
-        parts=bound(views.parts, data),
-        views=bound(views.text, data),
-        windows=bound(sliding.windows, data, streams),
+        thumbnail=bound(dataset.thumbnail, streams),
+        parts=bound(eval_views.parts, data),
+        views=bound(eval_views.text, data),
+        windows=bound(sliding_windows.windows, data, streams),
         render=bound(render.render, skeleton),
         contract=bound(_contract, config, streams, skeleton),
-        survey=clips.survey,
+        survey=dataset.survey,
     )
 
 
@@ -253,7 +261,7 @@ def _infer(
     config: Config, skeleton: skeletons.Skeleton, apply: Any, batch: Batch, purpose: str
 ) -> Any:
     """Scores f32[b, k] of each stream, averaged over views, a few views in memory at a time."""
-    data, spec = config.data, views.spec(config.data, purpose)
+    data, spec = config.data, eval_views.spec(config.data, purpose)
     names = [name for name in ("rgb", "keypoint", "score") if name in batch]
     seen = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
 
@@ -299,7 +307,7 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 
 
 def _contract(
-    config: Config, streams: clips.Streams, skeleton: skeletons.Skeleton, stage: Any = None
+    config: Config, streams: dataset.Streams, skeleton: skeletons.Skeleton, stage: Any = None
 ) -> Contract:
     """What `export` ships: one view in (the same in every stage), the logits of each head and the
     fused scores out."""
@@ -318,9 +326,9 @@ def _contract(
     outputs = {f"{head}_logits": f"logits of the {head} head" for head in heads}
     outputs["scores"] = f"mean over the streams of their {what}: what predictions are made of"
     return Contract(
-        inputs=clip_contract.inputs(data, streams, skeleton),
+        inputs=export_contract.inputs(data, streams, skeleton),
         outputs=outputs,
-        preprocessing=clip_contract.preprocessing(data, streams, skeleton),
+        preprocessing=export_contract.preprocessing(data, streams, skeleton),
         call=call,
     )
 

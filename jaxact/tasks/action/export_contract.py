@@ -9,25 +9,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxact.data import clips, geometry, views
-from jaxact.data.clips import Data, Streams
-from jaxact.data.skeletons import Skeleton
+from jaxact.data import geometry
 from jaxact.task import Port
+from jaxact.tasks.action import dataset, eval_views
+from jaxact.tasks.action.dataset import Data, Streams
+from jaxact.tasks.action.skeletons import Skeleton
 
 
 def inputs(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Port]:
     """The arrays of one view, without the label."""
     side = data.test_size
     found = {}
-    for name, (shape, dtype) in views.shapes(data, streams, skeleton, None, "predict").items():
+    for name, (shape, dtype) in eval_views.shapes(data, streams, skeleton, None, "predict").items():
         if name == "label":
             continue
         low, high, meaning = {
             "rgb": (0, 255, "RGB frames of the crop; axes frame, row, column, colour"),
             "keypoint": (
                 *(0, side),
-                f"px (x, y) in the crop of {side} px; an absent person stands at {clips.ABSENT:g}; "
-                "axes person, frame, joint, xy",
+                f"px (x, y) in the crop of {side} px; an absent person stands at "
+                f"{dataset.ABSENT:g}; axes person, frame, joint, xy",
             ),
             "score": (0, 1, "confidence of each joint, 0 = absent; axes person, frame, joint"),
         }[name]
@@ -43,7 +44,7 @@ def preprocessing(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str,
         "resize": _resize(data),
         "inside_the_program": _inside(data, streams),
         "views": {
-            **dataclasses.asdict(views.spec(data, "predict")),
+            **dataclasses.asdict(eval_views.spec(data, "predict")),
             "meaning": "clips x crops (x 2 with the mirror image) of one video, each a call of the "
             "program; their scores are averaged",
             "averaged": "probabilities" if data.average == "prob" else "logits",
@@ -104,7 +105,7 @@ def _resize(data: Data) -> dict[str, Any]:
     side = data.test_size
     if not data.keep_ratio:
         return {"to": [side, side], "meaning": "height and width, whatever the ratio; bilinear"}
-    crops = views.spec(data, "predict").crops
+    crops = eval_views.spec(data, "predict").crops
     which = "the middle" if crops == 1 else "both ends and the middle"
     return {
         "short_side": side,

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import poses, skeletons
-from jaxact.data.listings import Entry, Listing, parse
-from jaxact.data.skeletons import Skeleton
+from jaxact.tasks.action import poses, skeletons
+from jaxact.tasks.action.annotation_files import Entry, Listing, parse
+from jaxact.tasks.action.skeletons import Skeleton
 
 _log = logging.getLogger(__name__)
 

@@ -41,7 +41,16 @@ Variants (`--config=configs/rgbpose_conv3d.py:NAME`):
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
-from jaxact.tasks.action.task import Backbone, Config, Data, Exchange, Model, ResNet3D, Stage, Views
+from jaxact.tasks.action.config import (
+    Backbone,
+    Config,
+    Data,
+    Exchange,
+    Model,
+    ResNet3D,
+    Stage,
+    Views,
+)
 
 # Daily (A1-A40), medical (A41-A49), two persons (A50-A60), as in configs/x3d.py.
 NTU60_COARSE = (0,) * 40 + (1,) * 9 + (2,) * 11

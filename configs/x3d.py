@@ -32,7 +32,7 @@ Variants (`--config=configs/x3d.py:NAME`):
 from typing import Any
 
 from jaxact.config import Eval, Group, Input, Optim, Save, UserError
-from jaxact.tasks.action.task import Backbone, Config, Data, Model, Stage, Views
+from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
 
 # The data set's own grouping of its 60 actions: daily (A1-A40), medical (A41-A49), two persons
 # (A50-A60).

@@ -10,7 +10,7 @@ from jaxact.config import UserError
 from jaxact.data import video
 from jaxact.tasks.action import eval_views, sliding_windows
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.dataset import Data, Views
+from jaxact.tasks.action.config import Data, Views
 
 BOTH = ("rgb", "pose")
 

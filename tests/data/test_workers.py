@@ -95,3 +95,9 @@ def test_rooms_of_the_host_import_no_jax():
 
 def test_what_configs_take_from_the_networks_imports_no_jax():
     without_jax(IMPORT, "jaxact.models.specs")
+
+
+def test_what_can_be_set_of_a_system_imports_no_jax():
+    wings = sorted((ROOT / "jaxact" / "tasks").glob("*/config.py"))
+    assert len(wings) >= 4
+    without_jax(IMPORT, *(f"jaxact.tasks.{path.parent.name}.config" for path in wings))

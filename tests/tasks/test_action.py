@@ -23,6 +23,7 @@ from jaxact.tasks.action import annotations, sample_data, skeletons
 from jaxact.tasks.action import dataset as data_clips
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
 from jaxact.train import build
 from jaxact.train.evaluation import evaluate
 from jaxact.train.step import make_eval_step, make_train_step
@@ -40,13 +41,13 @@ def clips(tmp_path_factory):
 
 def config(clips=None, streams="rgb+pose", **fields):
     """A small config; fields as data__crops=3, model__classes=5."""
-    model = action.Model(streams=streams, classes=8)
-    data = action.Data(rgb_frames=2, pose_frames=4, resize=36, test_size=32, scale=0.5)
+    model = Model(streams=streams, classes=8)
+    data = Data(rgb_frames=2, pose_frames=4, resize=36, test_size=32, scale=0.5)
     if clips is not None:
         data.annotations, data.videos = str(clips / "annotations.pkl"), str(clips / "clips")
         data.train_split, data.val_split = "train", "test"
-    found = action.Config(batch_size=4, model=model, data=data)
-    found.stages = (action.Stage(size=32),)
+    found = Config(batch_size=4, model=model, data=data)
+    found.stages = (Stage(size=32),)
     for name, value in fields.items():
         *places, field = name.split("__")
         node = found
@@ -81,10 +82,10 @@ VARIANTS = {
     "views": {
         "data__keep_ratio": True,
         "data__compact": False,
-        "data__val": action.Views(clips=2, crops=3, flip=True),
-        "data__test": action.Views(clips=3, crops=3),
+        "data__val": Views(clips=2, crops=3, flip=True),
+        "data__test": Views(clips=3, crops=3),
     },
-    "clips": {"data__val": action.Views(clips=4), "data__test": action.Views(clips=2, flip=True)},
+    "clips": {"data__val": Views(clips=4), "data__test": Views(clips=2, flip=True)},
     "jittered short side": {
         "streams": "rgb",
         "data__keep_ratio": True,
@@ -162,7 +163,7 @@ def numbers(found):
 @pytest.mark.parametrize(("rgb", "pose"), [(2, 4), (3, 9), (16, 48), (4, 4)])
 def test_rgb_frames_are_every_nth_pose_frame(counted, rgb, pose):
     fields = dict(data__rgb_frames=rgb, data__pose_frames=pose, data__compact=False)
-    fields |= dict(data__people=1, data__test=action.Views(clips=3))
+    fields |= dict(data__people=1, data__test=Views(clips=3))
     task = action.make(config(**fields))
     seen = set()
     for purpose in ("train", "test"):
@@ -292,7 +293,7 @@ def softmax(x):
 @pytest.mark.parametrize("flip", [False, True])
 def test_views_are_averaged_as_in_a_plain_loop(average, flip):
     batch, apply = random_views(3), fake()
-    found = config(data__average=average, data__test=action.Views(clips=3, flip=flip))
+    found = config(data__average=average, data__test=Views(clips=3, flip=flip))
     mean, std = np.array(found.data.mean), np.array(found.data.std)
     wanted = {"rgb": [], "pose": []}
     for v in range(3):
@@ -330,7 +331,7 @@ def test_mirrored_maps_are_those_of_mirrored_joints(kind):
     def apply(rgb, pose):
         return {"pose": pose.reshape(pose.shape[0], -1)}
 
-    found.data.test = action.Views(flip=True)
+    found.data.test = Views(flip=True)
     outputs = action.make(found).infer(apply, batch, "test")["pose"]
     swap = skeletons.COCO17.swap
     keypoint, score = batch["keypoint"][:, 0], batch["score"][:, 0]
@@ -421,7 +422,7 @@ def test_label_smoothing_is_that_of_the_stage():
 
 def test_both_streams_and_all_targets_are_mixed_alike():
     """One lambda and one order for frames, maps, fine and coarse labels."""
-    mixing = (action.Stage(mixup=(1.0,)),)
+    mixing = (Stage(mixup=(1.0,)),)
     task = action.make(config(model__coarse=COARSE, stages=mixing))
     batch = training_batch(range(8))
     plain, hard = inputs(task, batch)
@@ -458,9 +459,9 @@ def test_coarse_classes_are_given_not_guessed():
         (dict(model__loss_weights=(1.0, 1.0)), "4 numbers"),
         (dict(data__pose_frames=5), "multiples of rgb_frames=2"),
         (dict(data__sampling="dense"), "uniform, for a pose stream"),
-        (dict(data__test=action.Views(crops=2)), "1 or 3"),
-        (dict(data__val=action.Views(crops=3)), "data.keep_ratio"),
-        (dict(data__val=action.Views(crops=3), data__keep_ratio=True), "1 with data.compact"),
+        (dict(data__test=Views(crops=2)), "1 or 3"),
+        (dict(data__val=Views(crops=3)), "data.keep_ratio"),
+        (dict(data__val=Views(crops=3), data__keep_ratio=True), "1 with data.compact"),
         (dict(data__rotate=5.0), "data.rotate=5.0"),
         (dict(streams="video"), "rgb, pose, rgb"),
         (dict(model__rgb__temporal="shfit"), "conv, shift"),
@@ -522,7 +523,7 @@ def test_what_a_prediction_says():
 
 def quick(clips, **fields):
     """Two streams that learn eight clips by heart."""
-    spec = action.Backbone(blocks=(1, 1), width=16)
+    spec = Backbone(blocks=(1, 1), width=16)
     found = config(clips, **fields)
     found.model.rgb = spec
     found.model.pose = dataclasses.replace(spec, fold_div=4, stem_stride=1)
@@ -532,7 +533,7 @@ def quick(clips, **fields):
     found.batch_size = 8
     found.length = "120 steps"
     found.optim = schema.Optim(name="adam", lr=4e-3, schedule="constant")
-    found.stages = (action.Stage(size=32, augment="none"),)
+    found.stages = (Stage(size=32, augment="none"),)
     return found
 
 

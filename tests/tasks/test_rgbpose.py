@@ -14,7 +14,7 @@ from jaxact.evaluate import cost
 from jaxact.modes import check
 from jaxact.tasks.action import sample_data, skeletons
 from jaxact.tasks.action import task as action
-from jaxact.tasks.action.task import Exchange
+from jaxact.tasks.action.config import C3D, Backbone, Exchange, ResNet3D, Views
 from jaxact.train import build, checkpoint
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
@@ -118,7 +118,7 @@ def test_numbers_of_the_published_recipes(variant):
     assert optim.warmup == "0" and optim.min_lr == 0
     if optim.schedule == "step":
         assert optim.milestones == ("12 epochs", "16 epochs") and optim.gamma == 0.1
-    assert data.val == action.Views() and data.test.crops == 1
+    assert data.val == Views() and data.test.crops == 1
     assert data.resize == (256 if "rgb" in streams else 64) and data.area == (0.56, 1.0)
     assert data.flip == 0.5 and not any(data.jitter) and data.compact and data.padding == 0.25
     assert model.dropout == (0.5, 0.5)
@@ -152,21 +152,21 @@ def test_mistakes_of_the_model_are_named():
         ("tiny", {"streams": "rgb"}, r"model.streams='rgb' .*: rgb\+pose"),
         ("tiny", {"attention": True}, "model.attention=True .*: False with network=rgbpose"),
         ("tiny", {"depthwise": "conv"}, "model.depthwise='conv' .*: auto"),
-        ("c3d_light", {"c3d": action.C3D(stages=9)}, "c3d stages 9: 1 to 5"),
+        ("c3d_light", {"c3d": C3D(stages=9)}, "c3d stages 9: 1 to 5"),
         (
             "posec3d",
             {"network": "c3d"},
             r"temporal_strides=\(1, 1, 2\) .*: \(1, 1, 1\)",
         ),
         ("tiny", {"network": "slowonly"}, r"exchange.rgb_after=\(1, 2\) .*network=slowonly does"),
-        ("posec3d", {"pose": action.Backbone()}, r"model.pose.blocks=\(3, 5, 11, 7\) .*not use"),
-        ("c3d_light", {"rgb_resnet": action.ResNet3D(width=8)}, "model.rgb_resnet.width=8 .*: 64"),
-        ("late", {"c3d": action.C3D(width=8)}, "model.c3d.width=8 .*: 32, its default"),
-        ("posec3d", {"pose_resnet": action.ResNet3D(blocks=(1,))}, r"inflate \(0, 0, 1, 1\)"),
-        ("tiny", {"exchange": action.Exchange((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
+        ("posec3d", {"pose": Backbone()}, r"model.pose.blocks=\(3, 5, 11, 7\) .*not use"),
+        ("c3d_light", {"rgb_resnet": ResNet3D(width=8)}, "model.rgb_resnet.width=8 .*: 64"),
+        ("late", {"c3d": C3D(width=8)}, "model.c3d.width=8 .*: 32, its default"),
+        ("posec3d", {"pose_resnet": ResNet3D(blocks=(1,))}, r"inflate \(0, 0, 1, 1\)"),
+        ("tiny", {"exchange": Exchange((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
         (
             "tiny",
-            {"exchange": action.Exchange((1, 2), pose_drop_path=2.0)},
+            {"exchange": Exchange((1, 2), pose_drop_path=2.0)},
             r"pose_drop_path 2.0: 0 to 1",
         ),
     ):

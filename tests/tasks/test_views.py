@@ -16,6 +16,7 @@ from jaxact.modes.predict import evaluate_split
 from jaxact.ops import heatmap
 from jaxact.tasks.action import eval_views, export_contract, sample_data, skeletons
 from jaxact.tasks.action import task as action
+from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 from jaxact.train import build, evaluation
 from jaxact.train.step import make_eval_step
 
@@ -42,14 +43,14 @@ class Net(nn.Module):
 
 def config(clips, **fields):
     """Two streams; fields of data."""
-    found = action.Config(batch_size=3, model=action.Model(classes=8))
-    found.data = action.Data(
+    found = Config(batch_size=3, model=Model(classes=8))
+    found.data = Data(
         annotations=str(clips / "annotations.pkl"),
         videos=str(clips / "clips"),
         val_split="test",
         **{"rgb_frames": 2, "pose_frames": 4, "resize": 36, "test_size": 32, "scale": 0.5} | fields,
     )
-    found.stages = (action.Stage(size=32),)
+    found.stages = (Stage(size=32),)
     return found
 
 
@@ -77,7 +78,7 @@ def rows_of(run, stage, variables, purpose="test"):
     ("clips_at_once", "wanted"), [(1, 20), (3, 10), (4, 5), (5, 4), (19, 2), (20, 1), (99, 1)]
 )
 def test_parts_are_equal_and_of_bounded_size(clips_at_once, wanted):
-    data = action.Data(test=action.Views(clips=20), clips_at_once=clips_at_once)
+    data = Data(test=Views(clips=20), clips_at_once=clips_at_once)
     assert eval_views.parts(data, "test") == wanted
     assert 20 % wanted == 0 and 20 // wanted <= clips_at_once
     assert eval_views.parts(data, "val") == 1
@@ -86,7 +87,7 @@ def test_parts_are_equal_and_of_bounded_size(clips_at_once, wanted):
 def test_batches_do_not_grow_with_the_number_of_clips():
     sizes = set()
     for count in (5, 10, 15, 20, 1000):
-        data = action.Data(test=action.Views(clips=count))
+        data = Data(test=Views(clips=count))
         shapes = eval_views.shapes(data, ("rgb", "pose"), skeletons.COCO17, None, "test")
         sizes.add(sum(np.prod(s) * np.dtype(d).itemsize for s, d in shapes.values()))
     assert len(sizes) == 1
@@ -95,7 +96,7 @@ def test_batches_do_not_grow_with_the_number_of_clips():
 @pytest.mark.parametrize("fields", [{}, {"keep_ratio": True, "compact": False}])
 def test_parts_together_are_all_views(clips, fields):
     """Same frames, same box, in the same order, as if prepared at once."""
-    spec = action.Views(clips=6, crops=3 if fields else 1)
+    spec = Views(clips=6, crops=3 if fields else 1)
     whole = action.make(config(clips, test=spec, clips_at_once=6, **fields))
     apart = action.make(config(clips, test=spec, clips_at_once=2, **fields))
     assert (whole.parts("test"), apart.parts("test")) == (1, 3)
@@ -112,7 +113,7 @@ def test_parts_together_are_all_views(clips, fields):
 
 
 def test_every_part_of_every_example_comes_once_in_order(clips):
-    found = config(clips, test=action.Views(clips=4), clips_at_once=2)
+    found = config(clips, test=Views(clips=4), clips_at_once=2)
     task = action.make(found)
     source = task.source("test")
     batches = list(eval_batches(found, task, source, None, "test", 3))
@@ -130,7 +131,7 @@ def test_every_part_of_every_example_comes_once_in_order(clips):
 
 @pytest.mark.parametrize("average", ["prob", "score"])
 def test_twenty_clips_are_the_mean_of_twenty_single_ones(clips, tmp_path, average):
-    spec = action.Views(clips=20)
+    spec = Views(clips=20)
     fields = dict(test=spec, average=average)
     run, stage, variables = opened(clips, tmp_path, **fields, clips_at_once=20)
     source, task = run.source("test"), run.task
@@ -155,7 +156,7 @@ def test_twenty_clips_are_the_mean_of_twenty_single_ones(clips, tmp_path, averag
 
 
 def test_an_example_that_breaks_in_a_later_part_is_left_out(clips, tmp_path, capfd, monkeypatch):
-    run, stage, variables = opened(clips, tmp_path, test=action.Views(clips=3), clips_at_once=1)
+    run, stage, variables = opened(clips, tmp_path, test=Views(clips=3), clips_at_once=1)
     run.config.input.broken = "skip"
     wanted = rows_of(run, stage, variables)
     prepare = run.task.prepare
@@ -188,7 +189,7 @@ def test_double_mirrors_frames_and_maps_as_arrays(clips, kind):
         return {"rgb": rgb.reshape(len(rgb), -1), "pose": pose.reshape(len(pose), -1)}
 
     plain, double = (
-        action.make(config(clips, heatmap=kind, average="score", test=action.Views(double=d)))
+        action.make(config(clips, heatmap=kind, average="score", test=Views(double=d)))
         for d in (False, True)
     )
     one = plain.prepare(plain.source("test")[0], None, None, "test")
@@ -233,7 +234,7 @@ def test_double_and_flip_are_a_pixel_apart():
 
 @pytest.mark.parametrize(
     ("streams", "spec"),
-    [("rgb", action.Views(double=True)), ("rgb+pose", action.Views(double=True, flip=True))],
+    [("rgb", Views(double=True)), ("rgb+pose", Views(double=True, flip=True))],
 )
 def test_double_is_refused_where_it_means_nothing(clips, streams, spec):
     found = config(clips, val=spec)
@@ -255,14 +256,14 @@ def test_views_are_said_and_a_difference_is_a_warning(clips, capfd):
     }
     line = "views val: 1 clip x 1 crop, no flip, 32 px | test: 1 clip x 1 crop, no flip, 32 px\n"
     assert capfd.readouterr().err == line
-    spec = action.Views(clips=10, crops=3, flip=True)
+    spec = Views(clips=10, crops=3, flip=True)
     unlike = action.make(config(clips, test=spec, keep_ratio=True, compact=False))
     assert evaluation.say_views(unlike)["views"]["test"] == "10 clips x 3 crops, flip, 32 px"
     assert "\nwarning: val and test see an example differently" in capfd.readouterr().err
 
 
 def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
-    run, _, variables = opened(clips, tmp_path, test=action.Views(clips=10, double=True))
+    run, _, variables = opened(clips, tmp_path, test=Views(clips=10, double=True))
     monkeypatch.setattr("jaxact.modes.predict.load", lambda *a: (variables, "here"))
     found = evaluate_split(run, "")
     assert found["views"]["test"] == "10 clips x 1 crop, double, 32 px"
@@ -280,7 +281,7 @@ def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
 
 def test_an_export_says_how_evaluation_sees_a_clip():
     """What training alone draws is not in it; when the whole frame is taken is."""
-    data = action.Data(interval=(0.5, 1.0), test=action.Views(clips=2))
+    data = Data(interval=(0.5, 1.0), test=Views(clips=2))
     found = export_contract.preprocessing(data, ("rgb", "pose"), skeletons.COCO17)
     assert "interval" not in found["frames"]
     assert "less than 10 px" in found["crop"]["whole_frame_if"]

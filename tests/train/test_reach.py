@@ -10,7 +10,7 @@ from weights import writer
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.modes import export, predict
-from jaxact.tasks.action import task
+from jaxact.tasks.action.config import Exchange
 from jaxact.train import build
 from jaxact.train.reach import reaching
 from jaxact.weights import resnet3d, table
@@ -50,7 +50,7 @@ def test_reaching_looks_into_calls_and_rounds():
 def opened(tmp_path, **model):
     """The tiny recipe of 3-D ResNets with other values in its model, and its only stage."""
     config = schema.load(ROOT / "configs" / "rgbpose_conv3d.py", "tiny")
-    config.model.network, config.model.exchange = "slowonly", task.Exchange()
+    config.model.network, config.model.exchange = "slowonly", Exchange()
     for name, value in model.items():
         setattr(config.model, name, value)
     run = build.open_run(config, tmp_path)

@@ -14,6 +14,7 @@ from jaxact import config as schema
 from jaxact.config import Group
 from jaxact.data.pipeline import random_batch, train_batches
 from jaxact.tasks.action import task as action
+from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage
 from jaxact.train import build, loop, mesh, state
 from jaxact.train.step import make_train_step
 
@@ -32,12 +33,12 @@ def toy(**fields):
 
 def tiny(streams="rgb+pose", **fields):
     """A recogniser of one block a stage; batches of it are random bytes."""
-    spec = action.Backbone(blocks=(1,), width=8)
+    spec = Backbone(blocks=(1,), width=8)
     pose = dataclasses.replace(spec, fold_div=4, stem_stride=1)
-    model = action.Model(streams=streams, classes=3, rgb=spec, pose=pose, dropout=(0.0, 0.0))
-    data = action.Data(rgb_frames=2, pose_frames=4, test_size=16, scale=0.5, people=1)
-    config = action.Config(batch_size=4, length="10 steps", model=model, data=data)
-    config.stages = (action.Stage(size=16),)
+    model = Model(streams=streams, classes=3, rgb=spec, pose=pose, dropout=(0.0, 0.0))
+    data = Data(rgb_frames=2, pose_frames=4, test_size=16, scale=0.5, people=1)
+    config = Config(batch_size=4, length="10 steps", model=model, data=data)
+    config.stages = (Stage(size=16),)
     config.optim = schema.Optim(lr=0.05, schedule="constant", ema=0.5)
     for name, value in fields.items():
         place, _, field = name.rpartition("__")
@@ -241,8 +242,8 @@ def test_a_staged_freeze_of_a_recogniser_with_remat(tmp_path):
     config = tiny(model__remat=True, model__attention=False)
     config.optim.groups = (Group("rgb", "rgb"), Group("pose", "pose"))
     config.stages = (
-        action.Stage(size=16, train="pose"),
-        action.Stage(start="2 steps", train=".*"),
+        Stage(size=16, train="pose"),
+        Stage(start="2 steps", train=".*"),
     )
     found = steps(config, 4, tmp_path, batches=clips(config, 4)).states
     statistics = [s.model_state["batch_stats"] for s in found]
@@ -366,7 +367,7 @@ def test_alphas_of_zero_are_off_exactly():
     config.stages[0].mixup = (0.4, 0.0)  # a schedule that ends without: alphas are traced
     task, batch = action.make(config), clips(config, 1)[0]
     view = type("View", (), {"size": 16, "augment": "none"})
-    names = [f.name for f in dataclasses.fields(action.Stage) if f.metadata.get("kind") == "value"]
+    names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     off = {name: jnp.float32(0) for name in names} | {
         "mixup_prob": jnp.float32(1),
         "cutmix_prob": jnp.float32(1),

@@ -5,7 +5,6 @@ Everything drawn at random comes from the generator given, and both streams of a
 draw of the geometry.
 """
 
-import dataclasses
 import itertools
 import json
 import pathlib
@@ -21,69 +20,12 @@ from jaxact.data.video import Video
 from jaxact.tasks.action import annotations as records
 from jaxact.tasks.action import frame_sampling, pose_augment, poses, skeletons
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.config import Data
 
 # Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
 ABSENT = -1e4
 
 Streams = tuple[str, ...]  # "rgb", "pose" or both, in this order
-
-
-@dataclasses.dataclass
-class Views:
-    """What an example is seen as in evaluation: clips x crops x (1 or 2 mirrored)."""
-
-    clips: int = 1  # in time
-    crops: int = 1  # 1 = centre, 3 = both ends and the middle
-    flip: bool = False  # also the mirror image: frames, and joints at x -> width - x
-    double: bool = False  # also the mirror image: frames and heatmaps, column by column
-
-
-@dataclasses.dataclass
-class Data:
-    """Annotations, sampling, geometry, augmentation."""
-
-    annotations: str = ""  # .pkl (PySKL, MMAction2), .csv (file,label,split) or .jsonl
-    videos: str = ""  # folder of the videos (or shards:FOLDER), for relative paths
-    video_suffix: str = ".mp4"  # of <videos>/<id><suffix> where a record names no file
-    class_names: str = ""  # text file, a name a line, or a run's config.json; "" = as annotated
-    train_split: str = "train"
-    val_split: str = "val"
-    test_split: str = ""  # "" = val_split
-    skeleton: str = "coco17"  # joint order: coco17 | jhmdb15 | openpose18 | ...
-    people: int = 2  # persons kept of a clip, those with the highest mean score
-    nan: str = "zero"  # zero | error: joints that are not a number
-    rgb_frames: int = 16
-    pose_frames: int = 48
-    sampling: str = "uniform"  # uniform | dense (rgb only: frames `stride` apart)
-    stride: int = 1  # frames, for dense sampling
-    interval: tuple[float, ...] = (1.0, 1.0)  # share of the video a training clip is drawn from
-    aligned: bool = True  # RGB frames are every n-th pose frame; False = drawn independently
-    compact: bool = True  # crop to the box around all joints first
-    padding: float = 0.25  # that box is so much larger on each side
-    imgpad: bool = True  # that box may leave the image (black there)
-    resize: int = 256  # px, before the random crop in training
-    test_size: int = 256  # px, in evaluation
-    keep_ratio: bool = False  # resize the short side (then crop), instead of both sides
-    short: tuple[int, ...] = ()  # px, from and to: short side drawn, then a random crop; () = area
-    area: tuple[float, ...] = (0.56, 1.0)  # share of the frame a random crop keeps
-    aspect: tuple[float, ...] = (0.75, 1.3333333333333333)  # its width / height
-    flip: float = 0.5  # probability of the mirror image
-    jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue
-    rotate: float = 0.0  # degrees, uniform in +-; pose only
-    stretch: float = 0.0  # share, uniform in 1 +-; pose only
-    shift: float = 0.0  # share of the crop, uniform in +-, x and y apart; pose only
-    noise: float = 0.0  # px of the crop, deviation of each joint; pose only
-    heatmap: str = "joints"  # joints | limbs | both
-    scale: float = 0.25  # heatmap px / crop px
-    sigma: float = 0.6  # heatmap px
-    use_score: bool = True  # peaks as high as the joint's score; False = 1
-    mean: tuple[float, ...] = (123.675, 116.28, 103.53)  # RGB, of 0..255
-    std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    val: Views = dataclasses.field(default_factory=Views)
-    test: Views = dataclasses.field(default_factory=Views)
-    average: str = "prob"  # prob | score: what is averaged over views
-    views_at_once: int = 1  # views computed together: memory against speed
-    clips_at_once: int = 5  # clips prepared and fed together: memory against repeated decoding
 
 
 def class_names(data: Data, count: int) -> tuple[str, ...]:

@@ -19,7 +19,8 @@ from jaxact.data.video import Video
 from jaxact.tasks.action import dataset as recordings
 from jaxact.tasks.action import poses, skeletons
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.dataset import ABSENT, Data, Streams, Views
+from jaxact.tasks.action.config import Data, Views
+from jaxact.tasks.action.dataset import ABSENT, Streams
 
 DECODED = 1 << 25  # bytes of decoded frames held at once, of one example
 

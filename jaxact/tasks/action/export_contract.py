@@ -12,7 +12,8 @@ import numpy as np
 from jaxact.data import geometry
 from jaxact.task import Port
 from jaxact.tasks.action import dataset, eval_views
-from jaxact.tasks.action.dataset import Data, Streams
+from jaxact.tasks.action.config import Data
+from jaxact.tasks.action.dataset import Streams
 from jaxact.tasks.action.skeletons import Skeleton
 
 

@@ -12,7 +12,8 @@ from jaxact.data.video import Video
 from jaxact.tasks.action import annotations, dataset, skeletons
 from jaxact.tasks.action.annotation_files import Entry, Listing, parse
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.dataset import ClipSource, Data, Streams
+from jaxact.tasks.action.config import Data
+from jaxact.tasks.action.dataset import ClipSource, Streams
 
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 POSES = (".jsonl", ".pkl", ".pickle")

@@ -19,7 +19,8 @@ from jaxact.data.video import Video
 from jaxact.tasks.action import dataset as recordings
 from jaxact.tasks.action import eval_views
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.dataset import Data, Streams
+from jaxact.tasks.action.config import Data
+from jaxact.tasks.action.dataset import Streams
 
 PURPOSE = "predict"
 LEAST = 1e-6  # s, below which two moments are the same

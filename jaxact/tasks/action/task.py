@@ -13,18 +13,16 @@ A view is one clip x one crop; mirrored views are made on the device. `rgb` or t
 absent when the model has no such stream.
 """
 
-import dataclasses
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxact import config as schema
-from jaxact.evaluate import metrics
 from jaxact.ops import heatmap, losses, mirror, mixing
 from jaxact.task import Batch, Contract, Hyper, Task
+from jaxact.tasks.action import config as action_config
 from jaxact.tasks.action import (
     dataset,
     eval_views,
@@ -35,36 +33,9 @@ from jaxact.tasks.action import (
     sliding_windows,
 )
 from jaxact.tasks.action import network as networks
-from jaxact.tasks.action.dataset import Data, Views
-from jaxact.tasks.action.network import C3D, Backbone, Exchange, Model, ResNet3D
+from jaxact.tasks.action.config import Config
+from jaxact.tasks.action.scoring import describe, fused, measure, metric_names, rows, score
 from jaxact.weights import resnet3d, x3d
-
-__all__ = ["C3D", "Backbone", "Config", "Data", "Exchange", "Model", "ResNet3D", "Stage", "Views"]
-__all__ += ["make"]
-
-
-@dataclasses.dataclass
-class Stage(schema.Stage):
-    """A row of the schedule for action recognition."""
-
-    label_smoothing: tuple[float, ...] = schema.value(0.0)
-    mixup: tuple[float, ...] = schema.value(0.0)  # alpha of Beta(alpha, alpha); 0 = off
-    cutmix: tuple[float, ...] = schema.value(0.0)  # alpha; 0 = off
-    mixup_prob: tuple[float, ...] = schema.value(1.0)  # that a batch is mixed up, if mixup > 0
-    cutmix_prob: tuple[float, ...] = schema.value(1.0)  # that one left over is cut, if cutmix > 0
-    augment: str = schema.choice("full", ("full", "light", "none"))  # light: mirror only
-    size: int = schema.shape(224)  # px of the training crop
-
-
-@dataclasses.dataclass
-class Config(schema.Config):
-    """A run of action recognition."""
-
-    task: str = "action"
-    model: Model = dataclasses.field(default_factory=Model)
-    data: Data = dataclasses.field(default_factory=Data)
-    stages: tuple[Stage, ...] = (Stage(),)
-    mixing_group: int = 0  # partners within so many examples (one device's: none travel); 0 = all
 
 
 def make(config: Config) -> Task:
@@ -86,12 +57,12 @@ def make(config: Config) -> Task:
         inputs=bound(_inputs, config, skeleton),
         loss=bound(_loss, config),
         infer=bound(_infer, config, skeleton),
-        measure=_measure,
-        rows=_rows,
-        score=bound(_score, config),
-        metrics=_metric_names(streams),
+        measure=measure,
+        rows=rows,
+        score=bound(score, config),
+        metrics=metric_names(streams),
         example=bound(predict_inputs.examples, data, streams, classes),
-        describe=bound(_describe, config, names),
+        describe=bound(describe, config, names),
         audit=bound(dataset.audit, streams),
         weights=bound(_load_foreign, config.model.network),
         grow=resnet3d.extend_inputs,
@@ -120,7 +91,7 @@ def _validate(config: Config) -> None:
     one_of(config, "data.nan", "zero", "error")
     micro = config.batch_size // config.optim.accumulate
     mixing.check_group(config.mixing_group, micro, "mixing_group")
-    networks.check(model)
+    action_config.check(model)
     require(model.classes >= 2, "model.classes", model.classes, "2 or more")
     require(len(model.loss_weights) == 4, "model.loss_weights", model.loss_weights, "4 numbers")
     require(len(model.dropout) == 2, "model.dropout", model.dropout, "2 numbers: rgb, pose")
@@ -291,21 +262,6 @@ def _infer(
     return {name: x.mean(0) for name, x in found.items()}
 
 
-def _fused(outputs: Any) -> Any:
-    """The 1:1 mean of the streams' scores f32[b, k]."""
-    tables = [outputs[name] for name in ("rgb", "pose") if name in outputs]
-    return metrics.fuse(tables, [1 / len(tables)] * len(tables))
-
-
-def _measure(outputs: Any, batch: Batch) -> Any:
-    known = batch["mask"] & (batch["label"] >= 0)
-    return {"confusion": metrics.Confusion.of(_fused(outputs), batch["label"], known)}
-
-
-def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
-    return {**outputs, "scores": _fused(outputs), "label": batch["label"]}
-
-
 def _contract(
     config: Config, streams: dataset.Streams, skeleton: skeletons.Skeleton, stage: Any = None
 ) -> Contract:
@@ -318,7 +274,7 @@ def _contract(
     def call(apply: Any, batch: Batch) -> dict[str, Any]:
         arguments, _ = _inputs(config, skeleton, batch, {}, None, None)
         logits = apply(**arguments)
-        scores = _fused({stream: rule(logits[stream]) for stream in streams})
+        scores = fused({stream: rule(logits[stream]) for stream in streams})
         found = {f"{head}_logits": logits[head] for head in heads if head in logits}
         return {**found, "scores": scores}
 
@@ -334,52 +290,6 @@ def _contract(
 
 
 # --------------------------------------------------------------------------------- evaluation
-
-
-FUSIONS = ((2, 1), (1, 2))  # weights of rgb and pose beside 1:1
-
-
-def _metric_names(streams: tuple[str, ...]) -> tuple[str, ...]:
-    """What `_score` gives."""
-    if len(streams) < 2:
-        return metrics.CLASSIFICATION
-    alone = (f"{stream}_top{k}" for stream in streams for k in (1, 5))
-    fused = (f"fused_{rgb}:{pose}_top1" for rgb, pose in FUSIONS)
-    return (*metrics.CLASSIFICATION, *alone, *fused)
-
-
-def _score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """top1, top5, mean_class, ... of the fused scores, top1 of each stream and other fusions."""
-    known = rows["label"] >= 0
-    if not known.any():
-        return {}
-    labels = rows["label"][known]
-    scores = {name: rows[name][known] for name in ("scores", "rgb", "pose") if name in rows}
-    total = scores["scores"]
-    found = metrics.classification(_probabilities(config, total), labels)
-    assert int(merged["confusion"].table.sum()) == len(labels), "an example was lost or repeated"
-    if "rgb" in scores and "pose" in scores:
-        for name in ("rgb", "pose"):
-            found[f"{name}_top1"] = metrics.topk(scores[name], labels, 1)
-            found[f"{name}_top5"] = metrics.topk(scores[name], labels, 5)
-        for rgb, pose in FUSIONS:
-            mixed = metrics.fuse([scores["rgb"], scores["pose"]], [rgb, pose])
-            found[f"fused_{rgb}:{pose}_top1"] = metrics.topk(mixed, labels, 1)
-    return found
-
-
-def _probabilities(config: Config, scores: np.ndarray) -> np.ndarray:
-    return scores if config.data.average == "prob" else metrics.softmax(scores)
-
-
-def _describe(
-    config: Config, names: tuple[str, ...], row: dict[str, np.ndarray], top: int = 5
-) -> dict[str, Any]:
-    """The likeliest classes, `top` of them."""
-    share = _probabilities(config, row["scores"])
-    order = np.argsort(-share, kind="stable")[:top]
-    best = [{"class": int(k), "name": names[k], "probability": float(share[k])} for k in order]
-    return {"name": best[0]["name"], "probability": best[0]["probability"], "top": best}
 
 
 def _load_foreign(network: str, path: Any, variables: Any) -> tuple[Any, str]:

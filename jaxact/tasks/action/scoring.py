@@ -59,6 +59,7 @@ def score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str,
 
 
 def probabilities(config: Config, scores: np.ndarray) -> np.ndarray:
+    """f[b, k] in 0..1, from the scores that evaluation averages."""
     return scores if config.data.average == "prob" else metrics.softmax(scores)
 
 

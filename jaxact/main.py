@@ -128,12 +128,14 @@ def run() -> int:
     hosts.keep(config.mesh, workdir)
     # Imported late, so that a misspelt flag is answered at once.
     from jaxact.modes import bench, check, export, predict
-    from jaxact.train import build, journal, loop
+    from jaxact.train import loop
+    from jaxact.train.run import open_run
+    from jaxact.train.workdir import lines
 
     hosts.begin(config.mesh, workdir, saves=mode == "train")
     if mode in ("predict", "export"):
         config = predict.with_names(config, workdir, CHECKPOINT.value)
-    opened = build.open_run(config, workdir, RESUME.value)
+    opened = open_run(config, workdir, RESUME.value)
     if mode == "train":
         loop.train(opened)
     elif mode == "eval":
@@ -152,7 +154,7 @@ def run() -> int:
             RENDER.value,
             RENDER_SIZE.value,
         )
-        with journal.lines(OUTPUT.value) as emit:
+        with lines(OUTPUT.value) as emit:
             predict.predict(opened, CHECKPOINT.value, request, emit)
     elif mode == "export":
         if OUTPUT.value == "-":
@@ -170,10 +172,10 @@ def run() -> int:
 def ensemble() -> int:
     """Fuses stored predictions; no config, no model, no data."""
     from jaxact.modes import ensemble
-    from jaxact.train import journal
+    from jaxact.train.workdir import say
 
     if FLAGS["config"].present:
-        journal.say("--mode=ensemble reads stored predictions only: --config is not used")
+        say("--mode=ensemble reads stored predictions only: --config is not used")
     if not WORKDIR.value:
         raise UserError("--workdir is missing; --mode=ensemble needs a folder for the fused scores")
     request = ensemble.request(RUNS.value, WEIGHTS.value, SEARCH.value, SPACE.value, SPLIT.value)

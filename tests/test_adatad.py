@@ -22,7 +22,9 @@ from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
 from jaxact.tasks.detection import frames as footage
 from jaxact.tasks.detection import sample_data
-from jaxact.train import build, checkpoint, fit, loop, plan, state
+from jaxact.train import checkpoint, loop, setup, state
+from jaxact.train.run import abstract_batch, abstract_variables, initial_variables, open_run
+from jaxact.train.schedule import resolve
 from jaxact.weights import table
 from jaxact.weights import videomae as names
 
@@ -44,10 +46,10 @@ def test_every_variant_is_a_task(variant, tmp_path):
     """Its fields go together, its groups hold every parameter, its plan resolves; without data."""
     config = schema.load(RECIPE, variant)
     schema.validate(config)
-    run = build.open_run(config, tmp_path)
-    fit.known_metric(run)
+    run = open_run(config, tmp_path)
+    setup.known_metric(run)
     schedule = run.plan(100)
-    variables = build.abstract_variables(run, schedule.rows[0].view)
+    variables = abstract_variables(run, schedule.rows[0].view)
     groups = state.resolve_groups(config.optim, variables["params"])
     used = set(groups.member.values())
     assert used == {group.name for group in config.optim.groups}
@@ -56,7 +58,7 @@ def test_every_variant_is_a_task(variant, tmp_path):
     loss = jax.eval_shape(
         lambda v, b: step_loss(run.task, v, b, schedule.rows[0].view),
         variables,
-        build.abstract_batch(run.task, schedule.rows[0].view, "train", 1),
+        abstract_batch(run.task, schedule.rows[0].view, "train", 1),
     )
     assert all(leaf.shape == (1,) for leaf in loss.values())
 
@@ -92,7 +94,7 @@ RATES = {
 
 def test_learning_rates_of_thumos():
     config = schema.load(RECIPE)
-    schedule = plan.resolve(config, 100)
+    schedule = resolve(config, 100)
     factor = {group.name: group.lr for group in config.optim.groups}
     assert schedule.total == 6000 and factor["detector"] == factor["plain"] == 1
     for step, rate in RATES.items():
@@ -108,7 +110,7 @@ def test_learning_rates_of_thumos():
 def test_rates_of_other_backbones(variant, group, rate):
     config = schema.load(RECIPE, variant)
     factor = {each.name: each.lr for each in config.optim.groups}
-    peak = float(plan.resolve(config, 100).hyper(500)["lr"])
+    peak = float(resolve(config, 100).hyper(500)["lr"])
     assert peak == pytest.approx(1e-4) and factor[group] * peak == pytest.approx(rate)
 
 
@@ -123,7 +125,7 @@ def test_rates_of_other_backbones(variant, group, rate):
 )
 def test_validations(variant, epochs):
     config = schema.load(RECIPE, variant)
-    schedule = plan.resolve(config, 100)
+    schedule = resolve(config, 100)
     part = types.SimpleNamespace(plan=schedule)
     given = config.eval
     steps = range(1, schedule.total + 1)
@@ -149,8 +151,8 @@ ACTIVITYNET = 6_051_328 + 3_072 + 790_793 + 1_006_860
 )
 def test_what_learns(variant, learns, everything, tmp_path):
     config = schema.load(RECIPE, variant)
-    run = build.open_run(config, tmp_path)
-    variables = build.abstract_variables(run, run.plan(100).rows[0].view)
+    run = open_run(config, tmp_path)
+    variables = abstract_variables(run, run.plan(100).rows[0].view)
     groups = state.resolve_groups(config.optim, variables["params"])
     flat = state.flatten(variables["params"])
     assert sum(leaf.size for leaf in flat.values()) == everything
@@ -423,8 +425,8 @@ def test_a_long_video_takes_no_more_memory(tmp_path, monkeypatch):
     """Windows are read while others are computed: as many are held for a long video as a short."""
     config = schema.load(RECIPE, "tiny")
     config.data.overlap, config.input.threads, config.post.nms.most = 0.0, 1, 2000
-    run = build.open_run(config, tmp_path)
-    variables = build.initial_variables(run, run.plan(1).rows[-1].view)
+    run = open_run(config, tmp_path)
+    variables = initial_variables(run, run.plan(1).rows[-1].view)
     monkeypatch.setattr(predict, "load", lambda *_: (variables, "fresh"))
     rng = np.random.default_rng(0)
     most = {}

@@ -14,7 +14,9 @@ import pytest
 from jaxact import config as schema
 from jaxact.modes import predict
 from jaxact.tasks.detection import sample_data
-from jaxact.train import build, checkpoint, loop, plan, state
+from jaxact.train import checkpoint, loop, state
+from jaxact.train.run import drawn_variables, open_run
+from jaxact.train.schedule import resolve
 
 RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "adatad.py"
 VARIANTS = ("", "frozen", "full", "side", "b", "l", "activitynet", "features")
@@ -78,9 +80,9 @@ def twin(variant, folder):
 def test_a_twin_works(variant, drawn, tmp_path):
     config = twin(variant, drawn)
     schema.validate(config)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     stage = run.plan().rows[0].view
-    fresh = state.flatten(build.drawn_variables(run, stage)["params"])
+    fresh = state.flatten(drawn_variables(run, stage)["params"])
     results = loop.train(run)
     assert results["steps"] == 2 and 0 <= results["scores"]["mAP"] <= 1
 
@@ -119,7 +121,7 @@ def test_a_frozen_backbone_is_trained_on_plain_frames():
     other modes, so it has their augmentation."""
 
     def look(name):
-        return plan.resolve(schema.load(RECIPE, name), 100).rows[0].view.augment
+        return resolve(schema.load(RECIPE, name), 100).rows[0].view.augment
 
     plain = {name for name in (*VARIANTS, "composed_frozen") if look(name) == "none"}
     assert plain == {"frozen"} and look("composed_frozen") == look("") == "full"
@@ -128,7 +130,7 @@ def test_a_frozen_backbone_is_trained_on_plain_frames():
 @pytest.mark.parametrize("variant", ["activitynet", "features"])
 def test_schedules_that_run_to_their_end(variant):
     """Detector's rate there, as OpenTAD's and ActionFormer's cosine has it for each group."""
-    schedule = plan.resolve(schema.load(RECIPE, variant), 100)
+    schedule = resolve(schema.load(RECIPE, variant), 100)
     assert float(schedule.hyper(schedule.total)["lr"]) == pytest.approx(1e-8, rel=1e-3)
 
 

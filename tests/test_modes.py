@@ -17,7 +17,8 @@ from jaxact.evaluate import metrics
 from jaxact.modes import predict
 from jaxact.tasks.action import sample_data
 from jaxact.tasks.action import task as action
-from jaxact.train import build, loop, provenance
+from jaxact.train import loop, predictions
+from jaxact.train.run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -180,9 +181,9 @@ def runs(tmp_path_factory):
         workdir = tmp_path_factory.mktemp(f"seed{seed}")
         config = recipe.get_config()
         config.seed, config.length = seed, "1 epochs"
-        loop.train(build.open_run(config, workdir))
+        loop.train(open_run(config, workdir))
         config.eval.split = "val"
-        predict.evaluate_split(build.open_run(config, workdir), "")
+        predict.evaluate_split(open_run(config, workdir), "")
         folders.append(workdir)
     return folders
 
@@ -284,7 +285,7 @@ def test_weights_are_not_fitted_on_another_checkpoint(runs, done, refused, tmp_p
     kept = {name: bare[name] for name in bare.files if not name.startswith("origin_")}
     np.savez(folders[0] / "val.npz", **kept)
     assert "val.npz is of an unknown checkpoint" in refused(*flags)
-    both = provenance.stored(tmp_path / "out" / "predictions" / "test.npz")
+    both = predictions.stored(tmp_path / "out" / "predictions" / "test.npz")
     assert both.checkpoint.startswith("ensemble of ") and both.checkpoint.count("points/6") == 2
 
 

@@ -9,23 +9,25 @@ import jax
 
 from jaxact.config import UserError
 from jaxact.data.pipeline import random_batch, train_batches
-from jaxact.train import build, journal, mesh, plan
+from jaxact.train import mesh, workdir
 from jaxact.train.evaluation import ahead
-from jaxact.train.fit import memory
+from jaxact.train.run import Run, start
+from jaxact.train.schedule import epoch_steps
+from jaxact.train.setup import memory
 from jaxact.train.step import make_train_step
 
 
-def bench(run: build.Run, count: int = 10) -> dict[str, Any]:
+def bench(run: Run, count: int = 10) -> dict[str, Any]:
     """Times `count` steps at the recipe's shapes; without data only the device is measured."""
     config, size = run.config, run.config.batch_size
     note = ""
     try:
-        per_epoch = plan.epoch_steps(len(run.source("train")), size)
+        per_epoch = epoch_steps(len(run.source("train")), size)
     except UserError as error:
         per_epoch, note = 100, f"no pipeline figures: {error}"
     schedule = run.plan(per_epoch)
     row = schedule.rows[0]
-    state, groups = build.start(run, row.view, journal.say)
+    state, groups = start(run, row.view, workdir.say)
     batch = mesh.split(random_batch(run.task.shapes(row.view, "train"), size), run.mesh)
     step = make_train_step(config, run.task, schedule, groups, row, run.layout, state)
     begin = time.perf_counter()
@@ -33,7 +35,7 @@ def bench(run: build.Run, count: int = 10) -> dict[str, Any]:
     traced = time.perf_counter()
     compiled = lowered.compile()
     done = time.perf_counter()
-    journal.say(memory(compiled))
+    workdir.say(memory(compiled))
     state, times = device_only(compiled, state, batch, count)
     median = statistics.median(times)
     found: dict[str, Any] = {
@@ -51,7 +53,7 @@ def bench(run: build.Run, count: int = 10) -> dict[str, Any]:
         "device_steps_per_s": round(1 / median, 4),
         "device_examples_per_s": round(size / median, 3),
         "peak_device_bytes": peak_bytes(compiled),
-        "versions": journal.versions(),
+        "versions": workdir.versions(),
     }
     if note:
         return {**found, "note": note}
@@ -72,7 +74,7 @@ def device_only(compiled: Any, state: Any, batch: Any, count: int) -> tuple[Any,
     return state, times
 
 
-def pipeline_only(run: build.Run, row: Any, count: int) -> float:
+def pipeline_only(run: Run, row: Any, count: int) -> float:
     """Examples per second of the host pipeline, after its first batch."""
     stream = train_batches(run.config, run.task, run.source("train"), row.view, 0, count + 1)
     next(stream)
@@ -81,7 +83,7 @@ def pipeline_only(run: build.Run, row: Any, count: int) -> float:
     return read * run.config.batch_size / (time.perf_counter() - begin)
 
 
-def together(run: build.Run, row: Any, compiled: Any, state: Any, count: int) -> float:
+def together(run: Run, row: Any, compiled: Any, state: Any, count: int) -> float:
     """Examples per second of training as the loop does it, after its first step."""
     stream = train_batches(run.config, run.task, run.source("train"), row.view, 0, count + 1)
     done, begin = 0, time.perf_counter()

@@ -9,15 +9,24 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.evaluate import cost
-from jaxact.train import build, mesh, state
+from jaxact.train import mesh, state
 from jaxact.train.evaluation import view_texts
-from jaxact.train.fit import known_metric
-from jaxact.train.journal import say
+from jaxact.train.run import (
+    Run,
+    abstract_batch,
+    abstract_variables,
+    cold_start,
+    drawn_and_frozen,
+    eval_size,
+    value_names,
+)
+from jaxact.train.setup import known_metric
+from jaxact.train.workdir import say
 
 NOMINAL = 100  # steps of an epoch where the training split cannot be counted
 
 
-def check(run: build.Run, out: Callable[[str], None] = print) -> None:
+def check(run: Run, out: Callable[[str], None] = print) -> None:
     """Prints the plan, the parameter and MAC tables, batch shapes and bytes; then opens every file.
 
     Raises:
@@ -25,7 +34,7 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     """
     missing: UserError | None = None
     known_metric(run)
-    for line in build.cold_start(run.config):
+    for line in cold_start(run.config):
         out(line)
     try:
         schedule = run.plan()
@@ -35,15 +44,13 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
     out(f"# plan: {schedule.total} steps, {schedule.per_epoch} an epoch")
     out(schedule.table())
     stage = schedule.rows[0].view
-    variables = build.abstract_variables(run, stage)
+    variables = abstract_variables(run, stage)
     groups = state.resolve_groups(run.config.optim, variables["params"])
     out("# parameters")
     for row in cost.table(variables["params"]):
         out(f"{row[0]:<40} {row[1]:>14,}")
     out(groups.text(variables["params"]))
-    warning = build.drawn_and_frozen(
-        run.config, groups, schedule.rows[0].train, variables["params"]
-    )
+    warning = drawn_and_frozen(run.config, groups, schedule.rows[0].train, variables["params"])
     if warning:
         out(warning)
     programs = {row.program for row in schedule.rows}
@@ -59,11 +66,11 @@ def check(run: build.Run, out: Callable[[str], None] = print) -> None:
 
 
 def shapes_and_costs(
-    run: build.Run, stage: Any, purpose: str, variables: Any, out: Callable[[str], None]
+    run: Run, stage: Any, purpose: str, variables: Any, out: Callable[[str], None]
 ) -> None:
     """Batch shapes, bytes on each device, and MACs of one example at those shapes."""
-    size = run.config.batch_size if purpose == "train" else build.eval_size(run.config)
-    batch = build.abstract_batch(run.task, stage, purpose, size)
+    size = run.config.batch_size if purpose == "train" else eval_size(run.config)
+    batch = abstract_batch(run.task, stage, purpose, size)
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
     each = total / mesh.shards(run.mesh) / 2**20
     parts = 1 if purpose == "train" else run.task.parts(purpose)
@@ -71,14 +78,14 @@ def shapes_and_costs(
     out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
     for name, leaf in batch.items():
         out(f"{name:<12} {leaf.dtype}{list(leaf.shape)}")
-    one = build.abstract_batch(run.task, stage, purpose, 1)
+    one = abstract_batch(run.task, stage, purpose, 1)
     model = run.task.counted or run.task.model
 
     def example(variables: Any, batch: Any) -> Any:
         apply = functools.partial(model.apply, variables, train=False)
         if purpose != "train":
             return run.task.infer(apply, batch, purpose)
-        hyper = {name: np.float32(0) for name in build.value_names(run.config)}
+        hyper = {name: np.float32(0) for name in value_names(run.config)}
         return apply(**run.task.inputs(batch, hyper, jax.random.key(0), stage)[0])
 
     macs = parts * cost.macs(example, variables, one)
@@ -86,7 +93,7 @@ def shapes_and_costs(
 
 
 def bytes_of_state(
-    run: build.Run, variables: Any, groups: state.Groups, out: Callable[[str], None]
+    run: Run, variables: Any, groups: state.Groups, out: Callable[[str], None]
 ) -> None:
     """What the training state takes on each device."""
     fresh = jax.eval_shape(lambda v: state.create(run.config, groups, v), variables)
@@ -101,7 +108,7 @@ def bytes_of_state(
         out(f"{name:<12} {run.layout.bytes_of(tree):>14,}")
 
 
-def audit(run: build.Run, out: Callable[[str], None]) -> None:
+def audit(run: Run, out: Callable[[str], None]) -> None:
     """Opens everything every split names; all problems are listed before the first is raised."""
     problems: list[str] = []
     counts: dict[str, int] = {}

@@ -10,7 +10,8 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.evaluate import ensemble as fusion
 from jaxact.evaluate.ensemble import Predictions
-from jaxact.train import journal, provenance
+from jaxact.train import predictions
+from jaxact.train.workdir import versions, write_json, write_predictions
 
 SHOWN = ("top1", "top5", "mean_class", "nll", "ece")
 
@@ -143,13 +144,13 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
         "scores": fusion.scores_of(fused, label),
         "runs": alone,
         "agreement": fusion.agreement(tables).tolist(),
-        "versions": journal.versions(),
+        "versions": versions(),
     }
     rows = {"scores": fused.astype(np.float32), "label": label.astype(np.int32)}
-    members = [provenance.stored(path) for path, _ in files]
-    origin = provenance.fused(members, weights.tolist(), request.space)
-    journal.write_predictions(destination, list(ids), rows, origin)
-    journal.write_json(workdir / "ensemble.json", found)
+    members = [predictions.stored(path) for path, _ in files]
+    origin = predictions.fused(members, weights.tolist(), request.space)
+    write_predictions(destination, list(ids), rows, origin)
+    write_json(workdir / "ensemble.json", found)
     return text(found)
 
 
@@ -183,7 +184,7 @@ def search(
             folder = str(path.parent.parent)
             raise UserError(f"--runs={run}: --search needs {beside}; {_maker(folder, '', 'val')}")
         runs.append(read(run, beside, stream))
-        fitted, scored = provenance.stored(beside), provenance.stored(path)
+        fitted, scored = predictions.stored(beside), predictions.stored(path)
         if fitted.weights != scored.weights:
             raise UserError(
                 f"--runs={run}: --search needs both splits from the same weights; {beside.name} is "

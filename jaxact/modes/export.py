@@ -22,8 +22,9 @@ from jaxact.config import UserError
 from jaxact.modes import predict
 from jaxact.ops import target
 from jaxact.task import Contract, Port
-from jaxact.train import build, journal, plan, state
+from jaxact.train import schedule, state, workdir
 from jaxact.train.reach import reaching
+from jaxact.train.run import Run, view_of
 
 # Programs: file -> (platforms, the one whose form it has). Some operations have another form on
 # CPU; what exists for one maker's GPUs alone is left out, so that one program serves all.
@@ -45,7 +46,7 @@ class Unequal(Exception):
     """The artefact does not compute what the model does; it has been removed. Exit code 1."""
 
 
-def export(run: build.Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[str, Any]:
+def export(run: Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[str, Any]:
     """Writes the artefact of a checkpoint (see `write`); returns its contract.
 
     Raises:
@@ -53,7 +54,7 @@ def export(run: build.Run, where: str, output: pathlib.Path, batch: int = 0) -> 
       Unequal: the self-check failed; nothing is left.
     """
     _possible(output, batch)
-    stage = build.view_of(run, where)
+    stage = view_of(run, where)
     deal = contract_of(run, stage)
     inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in deal.inputs.items()}
 
@@ -75,7 +76,7 @@ def _possible(output: pathlib.Path, batch: int) -> None:
 
 
 def write(
-    run: build.Run,
+    run: Run,
     variables: Any,
     origin: str,
     output: pathlib.Path,
@@ -89,7 +90,7 @@ def write(
     Raises: as `export`.
     """
     _possible(output, batch)
-    stage = stage or plan.last_view(run.config)
+    stage = stage or schedule.last_view(run.config)
     weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
     deal = contract_of(run, stage)
     part = draft(output)  # renamed when it is whole
@@ -111,7 +112,7 @@ def write(
     return written
 
 
-def contract_of(run: build.Run, stage: Any) -> Contract:
+def contract_of(run: Run, stage: Any) -> Contract:
     """What the task says, or the model on the arrays of an example that reach it."""
     if run.task.contract is not None:
         return run.task.contract(stage)
@@ -155,7 +156,7 @@ def named(outputs: Any) -> dict[str, Any]:
     }
 
 
-def function_of(run: build.Run, deal: Contract) -> Function:
+def function_of(run: Run, deal: Contract) -> Function:
     """(weights by path, inputs) -> outputs; a new function each time, so that it is traced anew."""
 
     def program(weights: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
@@ -166,7 +167,7 @@ def function_of(run: build.Run, deal: Contract) -> Function:
 
 
 def _programs(
-    run: build.Run, deal: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, batch: int
+    run: Run, deal: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, batch: int
 ) -> dict[str, Any]:
     """Writes the programs; returns the contract so far."""
     size = batch or jax.export.symbolic_shape("b")[0]
@@ -204,7 +205,7 @@ def _programs(
         "preprocessing": deal.preprocessing,
         "programs": programs,
         "weights": WEIGHTS,
-        "versions": journal.versions(),
+        "versions": workdir.versions(),
         "sha256": {
             name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
             for name in (WEIGHTS, *PROGRAMS)
@@ -218,11 +219,11 @@ def _port(array: Any) -> dict[str, Any]:
 
 
 def _write(folder: pathlib.Path, contract: dict[str, Any]) -> None:
-    journal.write_json(folder / "contract.json", contract)
+    workdir.write_json(folder / "contract.json", contract)
 
 
 def check(
-    run: build.Run,
+    run: Run,
     deal: Contract,
     weights: dict[str, np.ndarray],
     folder: pathlib.Path,
@@ -247,7 +248,7 @@ def check(
             f"{LIMIT:g} ({shown}); nothing was kept"
         )
     here = jax.export.default_export_platform()
-    journal.say(f"self-check on {here}: {size} examples, largest difference {largest:.3g}")
+    workdir.say(f"self-check on {here}: {size} examples, largest difference {largest:.3g}")
     return {"platform": here, "examples": size, "largest_difference": largest, "limit": LIMIT}
 
 

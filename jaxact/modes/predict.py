@@ -13,11 +13,23 @@ from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches, read_ahead
 from jaxact.modes import window_merging
 from jaxact.task import Ending
-from jaxact.train import build, checkpoint, journal, mesh, provenance, state
+from jaxact.train import checkpoint, mesh, predictions, state
 from jaxact.train.evaluation import evaluate, results, say_views
 from jaxact.train.finish import concluded, stored_variables
 from jaxact.train.reach import reaching
+from jaxact.train.run import (
+    Run,
+    abstract_batch,
+    abstract_variables,
+    drawn_variables,
+    eval_size,
+    find_checkpoint,
+    load_weights,
+    same_shapes,
+    view_of,
+)
 from jaxact.train.step import EvalStep, make_eval_step
+from jaxact.train.workdir import mention, recorded, say, write_json, write_predictions
 
 PURPOSE = "predict"
 
@@ -25,7 +37,7 @@ PURPOSE = "predict"
 Computed = tuple[Callable[[Any, Any], Any], Any]  # (variables, batch) -> results; abstract batch
 
 
-def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -> tuple[Any, str]:
+def load(run: Run, where: str, stage: Any, used: Computed | None = None) -> tuple[Any, str]:
     """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir.
 
     `used` is what will be computed with them; None = predictions.
@@ -34,27 +46,25 @@ def load(run: build.Run, where: str, stage: Any, used: Computed | None = None) -
     """
     path = pathlib.Path(where) if where else run.workdir
     if where and path.is_file():
-        fresh = build.drawn_variables(run, stage)
-        variables, report = build.load_weights(run, path, fresh)
-        journal.say(report.splitlines()[0])
+        fresh = drawn_variables(run, stage)
+        variables, report = load_weights(run, path, fresh)
+        say(report.splitlines()[0])
         _complete(path, fresh, variables, used or evaluated(run, stage, PURPOSE))
         return run.layout.place(variables), str(path)
     if not path.exists():
         raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
-    folder = build.find_checkpoint(path)
+    folder = find_checkpoint(path)
     stored = checkpoint.read_weights(folder)
-    build.same_shapes(build.abstract_variables(run, stage), stored, folder)
+    same_shapes(abstract_variables(run, stage), stored, folder)
     kind = "ema" if stored.get("ema") else "raw"
-    journal.say(f"{kind} weights of {folder}")
-    journal.mention(run.config, path)
+    say(f"{kind} weights of {folder}")
+    mention(run.config, path)
     return run.layout.place(stored_variables(stored)), str(folder)
 
 
-def evaluated(run: build.Run, stage: Any, purpose: str) -> Computed:
+def evaluated(run: Run, stage: Any, purpose: str) -> Computed:
     """The scores of a batch in evaluation."""
-    return make_eval_step(run.task, purpose).whole, build.abstract_batch(
-        run.task, stage, purpose, 1
-    )
+    return make_eval_step(run.task, purpose).whole, abstract_batch(run.task, stage, purpose, 1)
 
 
 def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) -> None:
@@ -74,23 +84,23 @@ def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) ->
         )
 
 
-def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
+def evaluate_split(run: Run, where: str) -> dict[str, Any]:
     """Scores of `config.eval.split`; writes predictions/<split>.npz and eval_<split>.json."""
     purpose = run.config.eval.split
     source = run.source(purpose)
-    stage = build.view_of(run, where)
+    stage = view_of(run, where)
     variables, origin = load(run, where, stage, evaluated(run, stage, purpose))
     seen = say_views(run.task)
     scores, rows, ids = evaluate(
         run, make_eval_step(run.task, purpose), variables, purpose, stage, source
     )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
-    before = provenance.stored(stored)
+    before = predictions.stored(stored)
     own = mesh.own(variables, run.mesh)
-    made = provenance.of(own, origin, run.workdir, run.task.views(purpose))
+    made = predictions.of(own, origin, run.workdir, run.task.views(purpose))
     if before.weights and before != made:
-        journal.say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
-    journal.write_predictions(stored, ids, rows, made)
+        say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
+    write_predictions(stored, ids, rows, made)
     found = {
         "split": purpose,
         "checkpoint": origin,
@@ -111,7 +121,7 @@ def evaluate_split(run: build.Run, where: str) -> dict[str, Any]:
         pictures=False,
     )
     found |= concluded(run, ending).numbers
-    journal.write_json(run.workdir / f"eval_{purpose}.json", found)
+    write_json(run.workdir / f"eval_{purpose}.json", found)
     return found
 
 
@@ -136,7 +146,7 @@ def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
             given = pathlib.Path(where)
             for folder in (given, *given.parents[:2]) if where else (workdir,):
                 path = folder / "config.json"
-                if found := journal.recorded(path).get(stored):
+                if found := recorded(path).get(stored):
                     named = dataclasses.replace(
                         data, **{field: tuple(found) if listed else str(path)}
                     )
@@ -170,7 +180,7 @@ class Request:
                 )
 
 
-def predict(run: build.Run, where: str, request: Request, emit: Callable[[str], None]) -> None:
+def predict(run: Run, where: str, request: Request, emit: Callable[[str], None]) -> None:
     """Hands each JSON line to `emit` as it is found.
 
     One line an example; with a window one line a window, and one for the whole recording after its
@@ -191,9 +201,9 @@ def predict(run: build.Run, where: str, request: Request, emit: Callable[[str], 
         if wanted and able is None:
             raise UserError(f"--{flag}={wanted}: this task has none; leave it out")
     if request.window and request.window < request.stride:
-        journal.say(f"--stride={request.stride} is longer than --window: parts are not looked at")
+        say(f"--stride={request.stride} is longer than --window: parts are not looked at")
     files = _files(task, source, request.render) if request.render else []
-    stage = build.view_of(run, where)
+    stage = view_of(run, where)
     variables, _ = load(run, where, stage)
     program = make_eval_step(task, PURPOSE)
     job = Job(run, request, source, files, stage, variables, program, emit)
@@ -219,7 +229,7 @@ def _files(task: Any, source: Any, target: str) -> list[pathlib.Path]:
 class Job:
     """One prediction under way."""
 
-    run: build.Run
+    run: Run
     request: Request
     source: Any
     files: list[pathlib.Path]  # to render to, one for each example; [] = none
@@ -233,7 +243,7 @@ class Job:
     def whole(self) -> None:
         """Each recording as one example."""
         config, task = self.run.config, self.run.task
-        size = build.eval_size(config)
+        size = eval_size(config)
         stream = eval_batches(
             config, task, self.source, self.stage, PURPOSE, size, failed=self.failed
         )
@@ -249,7 +259,7 @@ class Job:
         """Examples that are parts of recordings, a line for each recording that is read whole."""
         config, task, source = self.run.config, self.run.task, self.source
         assert task.recording is not None
-        size = build.eval_size(config)
+        size = eval_size(config)
         stream = eval_batches(config, task, source, self.stage, PURPOSE, size, failed=self.failed)
         program = make_eval_step(task, PURPOSE)
         name, kept, first = "", list[dict[str, np.ndarray]](), 0
@@ -312,7 +322,7 @@ class Job:
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches of windows, as `eval_batches` gives them of examples; `id` counts the windows."""
         task = self.run.task
-        size, parts = build.eval_size(self.run.config), task.parts(PURPOSE)
+        size, parts = eval_size(self.run.config), task.parts(PURPOSE)
         shapes = task.shapes(self.stage, PURPOSE)
 
         def batch(group: list[tuple[int, Any]], part: int) -> dict[str, np.ndarray]:
@@ -394,5 +404,5 @@ class Job:
         """Names what has failed since the last time, a line each."""
         for record in sorted(set(list(self.failed)) - self.told):
             if len(self.source) > 1:
-                journal.say(f"left out: {self.failed[record]}")
+                say(f"left out: {self.failed[record]}")
             self.told.add(record)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches
 from jaxact.task import Task
-from jaxact.train import journal, mesh
-from jaxact.train.build import Run, eval_size
+from jaxact.train import mesh, workdir
+from jaxact.train.run import Run, eval_size
 from jaxact.train.step import EvalStep
 
 
@@ -101,9 +101,9 @@ def say_views(task: Task) -> dict[str, dict[str, str]]:
     """
     found = view_texts(task)
     if found:
-        journal.say("views " + " | ".join(f"{name}: {text}" for name, text in found.items()))
+        workdir.say("views " + " | ".join(f"{name}: {text}" for name, text in found.items()))
         if found["val"] != found["test"]:
-            journal.say(
+            workdir.say(
                 "warning: val and test see an example differently, so their scores do not compare"
             )
     return {"views": found} if found else {}

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 
 from jaxact.task import Ending, Extra
-from jaxact.train import checkpoint, hosts, journal, mesh, provenance, summary
+from jaxact.train import checkpoint, hosts, mesh, predictions, summary, workdir
 from jaxact.train import state as states
-from jaxact.train.build import Run
 from jaxact.train.evaluation import evaluate, say_views
-from jaxact.train.fit import Fit
+from jaxact.train.run import Run
+from jaxact.train.setup import Fit
 from jaxact.train.state import TrainState
 
 
@@ -25,7 +25,7 @@ def earlier_results(fit: Fit) -> dict[str, Any] | None:
     results = json.loads(path.read_text())
     if results["steps"] != int(fit.state.step):
         return None
-    journal.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
+    workdir.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
     return results
 
 
@@ -43,11 +43,11 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         fit.book.add(step, purpose, scores)
     shared = selection(run, fit.book.rows, ids)
     tested = fit.files.folder / str(step if best is None else best)
-    origin = provenance.of(
+    origin = predictions.of(
         mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.views(purpose)
     )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
-    journal.write_predictions(stored, ids, rows, origin)
+    workdir.write_predictions(stored, ids, rows, origin)
     results: dict[str, Any] = {
         "split": purpose,
         "scores": scores,
@@ -61,7 +61,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         "wall_s": round(time.monotonic() - began, 1),
         "steps": step,
         "stop_reason": reason,
-        "versions": journal.versions(),
+        "versions": workdir.versions(),
     }
     ending = Ending(
         split=purpose,
@@ -78,13 +78,13 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     extra = concluded(run, ending)
     results |= extra.numbers
     shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-    journal.say(f"{purpose} ({kind} weights of step {best}): {shown}")
+    workdir.say(f"{purpose} ({kind} weights of step {best}): {shown}")
     if config.save.report and hosts.first():
         page = run.workdir / "report.html"
         summary.write_report(page, run, results, fit.book.rows, rows, ids, extra.figures)
-        journal.say(f"report: {page}")
+        workdir.say(f"report: {page}")
     # Last: where it exists, everything else does.
-    journal.write_json(run.workdir / "results.json", results)
+    workdir.write_json(run.workdir / "results.json", results)
     return results
 
 
@@ -96,7 +96,7 @@ def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -
     count = sum(row["split"] == "val" for row in history)
     shared = len(set(ids) & set(run.source("val").ids)) if count > 1 else 0
     if shared:
-        journal.say(
+        workdir.say(
             f"warning: the checkpoint is the best of {count} validations on {shared} of the "
             f"{len(ids)} examples that are tested: the scores are too good; give the final test a "
             "split of its own, or validate once (config.eval.every=100%)"
@@ -110,7 +110,7 @@ def concluded(run: Run, ending: Ending) -> Extra:
         return Extra()
     ending = dataclasses.replace(ending, variables=mesh.own(ending.variables, run.mesh))
     extra = run.task.conclude(ending) if hosts.first() else Extra()
-    journal.write_texts(run.workdir, extra.files)
+    workdir.write_texts(run.workdir, extra.files)
     return extra
 
 

@@ -14,15 +14,16 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.data.pipeline import train_batches
-from jaxact.train import build, finish, hosts, journal, mesh, transition
+from jaxact.train import finish, hosts, mesh, stage_change, workdir
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead, evaluate
-from jaxact.train.fit import Diverged, Fit, Interrupted, open_fit
+from jaxact.train.run import Run
+from jaxact.train.setup import Diverged, Fit, Interrupted, open_fit
 
 __all__ = ["Diverged", "Fit", "Interrupted", "train"]
 
 
-def train(run: build.Run) -> dict[str, Any]:
+def train(run: Run) -> dict[str, Any]:
     """Trains to the end of the plan and returns what results.json holds.
 
     Raises:
@@ -63,7 +64,7 @@ def steps(fit: Fit) -> str:
     size = config.batch_size
     step = int(fit.state.step)
     for row, start, end in plan.segments(step):
-        transition.enter(fit, row, start)
+        stage_change.enter(fit, row, start)
         mine = mesh.rows(run.mesh, size)
         host = train_batches(config, run.task, run.source("train"), row.view, start, end, mine)
         with contextlib.closing(timed(fit, host)) as stream:
@@ -158,7 +159,7 @@ def log(fit: Fit, step: int, size: int) -> None:
     numbers["examples_per_s"] = fit.progress.rate
     fit.book.add(step, "train", numbers)
     shown = {name: numbers[name] for name in ("loss", "lr")}
-    journal.say(fit.progress.line(step, step / fit.plan.per_epoch, shown))
+    workdir.say(fit.progress.line(step, step / fit.plan.per_epoch, shown))
 
 
 def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
@@ -171,7 +172,7 @@ def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
         fit.files.save(fit.state, scores)
     if fit.signal:
         fit.files.wait()
-        journal.say(f"saved step {step} of {fit.plan.total}; the same command goes on from there")
+        workdir.say(f"saved step {step} of {fit.plan.total}; the same command goes on from there")
         raise Interrupted(fit.signal)
     return over(fit) if scores and not last else ""
 
@@ -188,7 +189,7 @@ def validate(fit: Fit, step: int, stage: Any) -> dict[str, float]:
         )
     fit.book.add(step, "val", scores)
     shown = " ".join(f"{k} {v:.4f}" for k, v in scores.items())
-    journal.say(f"val   {step}: {shown} ({len(ids)} examples, {time.monotonic() - begin:.1f} s)")
+    workdir.say(f"val   {step}: {shown} ({len(ids)} examples, {time.monotonic() - begin:.1f} s)")
     return scores
 
 

@@ -14,7 +14,7 @@ from jaxact.config import Config
 from jaxact.task import Batch, Task
 from jaxact.train import mesh as meshes
 from jaxact.train import state as states
-from jaxact.train.plan import Plan, Row
+from jaxact.train.schedule import Plan, Row
 from jaxact.train.sharding import Layout
 from jaxact.train.state import Groups, TrainState
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxact.evaluate.metrics import Confusion
 from jaxact.evaluate.report import Example, Report, Result, write
-from jaxact.train.build import Run
+from jaxact.train.run import Run
 
 SHOWN = 8  # worst and best examples
 

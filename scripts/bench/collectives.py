@@ -157,7 +157,8 @@ def main():
     import jax
 
     from jaxact import config as schema
-    from jaxact.train import build, mesh
+    from jaxact.train import mesh
+    from jaxact.train.run import abstract_batch, open_run, start
     from jaxact.train.step import make_train_step
 
     path, _, variant = options.config.partition(":")
@@ -171,12 +172,12 @@ def main():
     if options.mixing_group >= 0:
         config.mixing_group = options.mixing_group
     schema.validate(config)
-    run = build.open_run(config, pathlib.Path("."))
+    run = open_run(config, pathlib.Path("."))
     plan = run.plan(100)
     row = plan.rows[0]
-    state, groups = build.start(run, row.view, lambda text: None)
+    state, groups = start(run, row.view, lambda text: None)
     step = make_train_step(config, run.task, plan, groups, row, run.layout, state)
-    batch = build.abstract_batch(
+    batch = abstract_batch(
         run.task, row.view, "train", config.batch_size, mesh.batch_sharding(run.mesh)
     )
     compiled = step.lower(state, batch).compile()

@@ -27,7 +27,8 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.data import video
 from jaxact.modes import predict
-from jaxact.train import build, mesh
+from jaxact.train import mesh
+from jaxact.train.run import eval_size, initial_variables, open_run
 from jaxact.train.step import make_eval_step
 
 FPS = 30.0
@@ -56,9 +57,9 @@ def peak(reset: bool = False) -> float:
 def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     """One row."""
     config = schema.load(*recipe.split(":", 1))
-    run = build.open_run(config, Path("."))
+    run = open_run(config, Path("."))
     task, stage = run.task, run.plan(100).rows[-1].view
-    variables = build.initial_variables(run, stage)
+    variables = initial_variables(run, stage)
     program = make_eval_step(task, predict.PURPOSE)
 
     def whole(file: Path) -> float:
@@ -81,7 +82,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     for index in range(len(source)):
         window = task.prepare(source[index], rng, stage, predict.PURPOSE)
     decode = time.perf_counter() - begin
-    size = build.eval_size(config)
+    size = eval_size(config)
     arrays = {name: np.stack([array] * size) for name, array in window.items()}
     arrays |= {"id": np.arange(size, dtype=np.int32), "mask": np.ones(size, bool)}
     batches = -(-len(source) // size)

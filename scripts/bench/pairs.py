@@ -22,7 +22,7 @@ from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.data.pipeline import train_batches
 from jaxact.tasks.relation import crops
-from jaxact.train import plan
+from jaxact.train import schedule
 
 RECIPE = Path(__file__).parents[2] / "configs" / "relation.py"
 
@@ -31,7 +31,7 @@ def measured(config: Any, pairs: int) -> dict[str, float]:
     """Pairs a second, frames decoded and MiB kept, from an empty memory."""
     task = tasks.make(config)
     source = task.source("train")
-    stage = plan.resolve(config, 1).rows[-1].view
+    stage = schedule.resolve(config, 1).rows[-1].view
     crops.KEPT.clear()
     decoded, decode, most = 0, crops.decode, 0
 

@@ -19,7 +19,7 @@ from jaxact.config import UserError
 from jaxact.data import video
 from jaxact.modes import predict
 from jaxact.tasks.action import eval_views
-from jaxact.train import build
+from jaxact.train.run import open_run
 from jaxact.train.step import make_eval_step
 
 
@@ -58,7 +58,7 @@ def main() -> None:
         pathlib.Path(command.WORKDIR.value or "."),
         command.CHECKPOINT.value,
     )
-    run = build.open_run(config, pathlib.Path(command.WORKDIR.value or "."))
+    run = open_run(config, pathlib.Path(command.WORKDIR.value or "."))
     window, stride = command.WINDOW.value or 2.0, command.STRIDE.value
     task, poses = run.task, command.POSES.value
     given = (command.INPUT.value, poses) if poses else (command.INPUT.value,)

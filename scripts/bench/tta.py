@@ -23,7 +23,8 @@ import jax
 from jaxact import main as command
 from jaxact.config import UserError
 from jaxact.modes import predict
-from jaxact.train import build, evaluation
+from jaxact.train import evaluation
+from jaxact.train.run import abstract_batch, eval_size, open_run
 from jaxact.train.step import make_eval_step
 
 MIB = 2**20
@@ -44,12 +45,12 @@ def measure(arguments: list[str], rounds: int) -> dict:
     """The figures of one row, in this process."""
     sys.argv = ["tta", *arguments]  # the parser of the config looks here
     command.parse(sys.argv)
-    run = build.open_run(command.loaded_config(), pathlib.Path(command.WORKDIR.value))
+    run = open_run(command.loaded_config(), pathlib.Path(command.WORKDIR.value))
     stage, purpose = run.plan(1).rows[-1].view, "test"
     variables, _ = predict.load(run, command.CHECKPOINT.value, stage)
     program = make_eval_step(run.task, purpose)
-    size = build.eval_size(run.config)
-    batch = build.abstract_batch(run.task, stage, purpose, size)
+    size = eval_size(run.config)
+    batch = abstract_batch(run.task, stage, purpose, size)
     step = program.whole if program.parts == 1 else program.infer
     compiled = step.lower(variables, batch).compile().memory_analysis()
     source = run.source(purpose)

@@ -16,7 +16,7 @@ from jaxact.data import pipeline
 from jaxact.tasks.action import sample_data as generated
 from jaxact.tasks.detection import sample_data
 from jaxact.tasks.relation import sample_data as generated_scenes
-from jaxact.train import plan
+from jaxact.train import schedule
 
 RECIPES = ("x3d", "rgbpose_conv3d", "adatad", "relation", "crop")
 
@@ -78,7 +78,7 @@ def configs(tmp_path_factory):
 def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, purpose, tmp_path):
     config = configs[recipe]
     task = tasks.make(config)
-    stage = plan.resolve(config, 2).rows[0].view
+    stage = schedule.resolve(config, 2).rows[0].view
     load = pipeline._Load(task, task.source(purpose), stage, purpose, config)
     file = tmp_path / "load.pkl"
     file.write_bytes(pickle.dumps(load))

@@ -62,11 +62,12 @@ def counted(text):
 
 def trained(name, group, shape, batches, mixed=True):
     """Losses of three steps on a grid of devices, and the collectives of the compiled step."""
-    from jaxact.train import build, mesh
+    from jaxact.train import mesh
+    from jaxact.train.run import abstract_batch, open_run, start
     from jaxact.train.step import make_train_step
 
     config = recipe(name, group, mixed)
-    run = build.open_run(config, pathlib.Path("unused"))
+    run = open_run(config, pathlib.Path("unused"))
     grid = jax.make_mesh(
         (*shape, 1),
         mesh.AXES,
@@ -76,9 +77,9 @@ def trained(name, group, shape, batches, mixed=True):
     run = dataclasses.replace(run, mesh=grid)
     plan = run.plan(10)
     row = plan.rows[0]
-    state, groups = build.start(run, row.view, lambda text: None)
+    state, groups = start(run, row.view, lambda text: None)
     step = make_train_step(config, run.task, plan, groups, row, run.layout, state)
-    form = build.abstract_batch(run.task, row.view, "train", BATCH, mesh.batch_sharding(grid))
+    form = abstract_batch(run.task, row.view, "train", BATCH, mesh.batch_sharding(grid))
     compiled = step.lower(state, form).compile()
     losses = []
     for number in range(batches):

@@ -24,8 +24,8 @@ from jaxact.tasks.action import dataset as data_clips
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
-from jaxact.train import build
 from jaxact.train.evaluation import evaluate
+from jaxact.train.run import open_run, start
 from jaxact.train.step import make_eval_step, make_train_step
 
 RECIPE = ROOT / "configs" / "x3d.py"
@@ -543,12 +543,12 @@ def test_one_batch_is_learnt_by_heart(clips, tmp_path):
     A stream that cannot tell two pairs apart has a loss of ln 2 on half of the clips.
     """
     found = quick(clips)
-    run = build.open_run(found, tmp_path)
+    run = open_run(found, tmp_path)
     eight = data_clips.ClipSource(run.source("train").clips[:8])
     assert sorted(clip.label for clip in eight.clips) == list(range(8))
     run.sources.update(train=eight, val=eight)
     plan = run.plan()
-    state, groups = build.start(run, plan.rows[0].view, lambda text: None)
+    state, groups = start(run, plan.rows[0].view, lambda text: None)
     step = make_train_step(found, run.task, plan, groups, plan.rows[0])
     losses = []
     for batch in train_batches(found, run.task, eight, plan.rows[0].view, 0, plan.total):
@@ -616,8 +616,8 @@ def test_foreign_weights_start_a_training(epam, clips, unnamed, tmp_path):
     found.init_from = str(safe)
     found.data.annotations, found.data.videos = str(unnamed), str(clips / "clips")
     found.data.train_split = "train"
-    run = build.open_run(found, tmp_path)
-    state, _ = build.start(run, run.plan().rows[0].view, lambda text: None)
+    run = open_run(found, tmp_path)
+    state, _ = start(run, run.plan().rows[0].view, lambda text: None)
     for path, key in (
         ("head/rgb", "rgb_cls_head.fc_cls.weight"),
         ("head/pose", "pose_cls_head.fc_cls.weight"),

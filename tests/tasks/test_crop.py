@@ -25,7 +25,7 @@ from jaxact.modes import check
 from jaxact.tasks.crop import classes, network, scoring, stage_change
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.config import Config, Model, Stage
-from jaxact.train import build, checkpoint, fit, loop, state
+from jaxact.train import checkpoint, loop, run, setup, state
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "crop.py"
@@ -390,7 +390,7 @@ def programs():
 
 def sharing(programs):
     """`make_train_step` that keeps and reuses compiled programs, as a compilation cache would."""
-    make = fit.make_train_step
+    make = setup.make_train_step
 
     def made(config, task, plan, groups, row, *places):
         def lower(*arguments):
@@ -407,7 +407,7 @@ def sharing(programs):
 @pytest.fixture
 def reused(programs, monkeypatch):
     """Trainings of the same config share their programs."""
-    monkeypatch.setattr(fit, "make_train_step", sharing(programs))
+    monkeypatch.setattr(setup, "make_train_step", sharing(programs))
 
 
 @pytest.fixture(scope="module")
@@ -418,8 +418,8 @@ def whole(annotations, tmp_path_factory, programs):
     with pytest.MonkeyPatch.context() as patch:
         losses = crop._loss
         patch.setattr(crop, "_loss", lambda *a: (traced.append(1), losses(*a))[1])
-        patch.setattr(fit, "make_train_step", sharing(programs))
-        results = loop.train(build.open_run(twin(annotations), folder))
+        patch.setattr(setup, "make_train_step", sharing(programs))
+        results = loop.train(run.open_run(twin(annotations), folder))
     return folder, results, len(traced)
 
 
@@ -443,7 +443,7 @@ def test_resume_in_and_between_all_stages_is_bit_exact(whole, annotations, reuse
         if path.name.isdigit() and int(path.name) > step:
             shutil.rmtree(path)
     (tmp_path / "run" / "results.json").unlink()
-    loop.train(build.open_run(twin(annotations), tmp_path / "run"))
+    loop.train(run.open_run(twin(annotations), tmp_path / "run"))
     one, other = stored(folder, TOTAL), stored(tmp_path / "run", TOTAL)
     assert one.keys() == other.keys()
     for name, array in one.items():
@@ -579,7 +579,7 @@ def test_the_seven_scalars_of_tensorboard(annotations, tmp_path):
     pytest.importorskip("tensorboardX")
     config = tiny(annotations)
     config.save.tensorboard, config.save.report = True, False
-    loop.train(build.open_run(config, tmp_path))
+    loop.train(run.open_run(config, tmp_path))
     content = b"".join(p.read_bytes() for p in (tmp_path / "tensorboard").iterdir())
     for tag in ("train/loss", "train/acc", "val/loss", "val/acc", "val/tail_acc", "val/macro_f1"):
         assert tag.encode() in content, tag
@@ -590,7 +590,7 @@ def test_check_prints_the_plan_the_survey_and_its_warnings(annotations, tmp_path
     config = tiny(annotations)
     config.stages = (*config.stages, Stage(start="5 epochs", size=64))
     said = []
-    check.check(build.open_run(config, tmp_path), said.append)
+    check.check(run.open_run(config, tmp_path), said.append)
     text = "\n".join(said)
     assert "stages[1] starts after the end and is never reached" in text
     assert "1 training program(s)" in text
@@ -633,7 +633,7 @@ def test_mistakes_are_named(annotations, fields, said):
 def test_an_unknown_metric_is_refused_before_training(annotations, tmp_path):
     config = tiny(annotations, eval__metric="macro_f")
     with pytest.raises(UserError, match=r"config.eval.metric='macro_f'.*did you mean 'macro_f1'"):
-        loop.train(build.open_run(config, tmp_path))
+        loop.train(run.open_run(config, tmp_path))
     assert not (tmp_path / "checkpoints").exists()
 
 

@@ -30,7 +30,9 @@ from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.classes import Meaning
 from jaxact.tasks.crop.config import Config, Model, Stage
-from jaxact.train import build, plan, state, step, transition
+from jaxact.train import schedule, state, step
+from jaxact.train import stage_change as transition
+from jaxact.train.run import abstract_batch, abstract_variables, open_run, start
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
 HEADS = ("label", *PARTS)
@@ -138,22 +140,22 @@ def test_dynamic_weights_are_part_of_the_state(annotations, tmp_path):
     config = small(annotations)
     config.model.kind, config.loss.dynamic = "multitask", 0.6
     config.optim.accumulate = 2
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     row = run.plan().rows[0]
-    fresh = build.abstract_variables(run, row.view)
+    fresh = abstract_variables(run, row.view)
     groups = state.resolve_groups(config.optim, fresh["params"])
     begun = jax.eval_shape(lambda v: state.create(config, groups, v), fresh)
     update = step.make_train_step(config, run.task, run.plan(), groups, row)
-    after, _ = jax.eval_shape(update, begun, build.abstract_batch(run.task, row.view, "train", 4))
+    after, _ = jax.eval_shape(update, begun, abstract_batch(run.task, row.view, "train", 4))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, begun)
     names = {f"mean_{name}" for name in HEADS}
     for tree in (after.model_state, after.ema["model_state"]):
         assert set(tree["balance"]["head"]) == names
-    batch = build.abstract_batch(run.task, row.view, "val", 4)
+    batch = abstract_batch(run.task, row.view, "val", 4)
     _, rows = jax.eval_shape(step.make_eval_step(run.task, "val").whole, fresh, batch)
     assert "crop_scores" in rows
-    off = build.open_run(small(annotations), tmp_path)
-    assert "balance" not in build.abstract_variables(off, row.view)
+    off = open_run(small(annotations), tmp_path)
+    assert "balance" not in abstract_variables(off, row.view)
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_a_restart_draws_every_layer_of_the_head_anew(kind):
 def test_a_head_drawn_anew_replaces_its_average_and_starts_its_optimiser(annotations, tmp_path):
     config = small(annotations, "crt")
     config.stages[0].size, config.length = 32, "10 steps"
-    run = build.open_run(config, tmp_path)
-    made, groups = build.start(run, run.plan().rows[0].view, lambda text: None)
+    run = open_run(config, tmp_path)
+    made, groups = start(run, run.plan().rows[0].view, lambda text: None)
 
     def worn(tree):
         return jax.tree.map(lambda x: x + jnp.ones_like(x), tree)
@@ -344,7 +346,7 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
         history=(),
         variables=initialise(task.model, jax.random.key(0), shape),
         source=source,
-        stage=plan.last_view(config),
+        stage=schedule.last_view(config),
         pictures=True,
     )
     figure = task.conclude(end).figures[-1]
@@ -483,7 +485,7 @@ def test_views_and_mirror_images_are_averaged_as_probabilities(annotations, tau)
     config.data.test.scales, config.data.test.flip = (1.0, 1.5), True
     task = tasks.make(config)
     views = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
-    assert task.shapes(plan.last_view(config), "test")["image"][0][0] == 2
+    assert task.shapes(schedule.last_view(config), "test")["image"][0][0] == 2
 
     def network(image):
         left = image[:, :, :4].mean((2, 3))  # not the same mirrored

@@ -26,7 +26,17 @@ from jaxact.tasks.crop import classes, network
 from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.config import Config, Stage
-from jaxact.train import build, finish, fit, loop, plan, state, step
+from jaxact.train import finish, loop, schedule, setup, state, step
+from jaxact.train.run import (
+    abstract_batch,
+    abstract_variables,
+    drawn_and_frozen,
+    initial_variables,
+    open_run,
+    start,
+    value_names,
+    view_of,
+)
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
 
@@ -57,7 +67,7 @@ def grown(annotations, tmp_path_factory):
     config.save.keep_every = "1 epochs"
     # The rate of the first step of the second epoch alone is above 0.
     config.eval.metric, config.eval.maximise = "top5", True
-    run = build.open_run(config, tmp_path_factory.mktemp("grown"))
+    run = open_run(config, tmp_path_factory.mktemp("grown"))
     sides = []
     with pytest.MonkeyPatch.context() as patch:
         scores = iter([0.9, 0.1])
@@ -81,12 +91,12 @@ def test_the_best_is_tested_at_the_size_it_was_chosen_at(grown):
     run, results, sides = grown
     assert results["best_step"] == results["steps"] // 2 and sides == [32]
     # Evaluation, prediction and export know it from the work dir ...
-    assert build.view_of(run, "").size == 32
+    assert view_of(run, "").size == 32
     last = str(run.workdir / "checkpoints" / str(results["steps"]))
-    assert build.view_of(run, last).size == 40 and build.view_of(run, last).augment == "light"
+    assert view_of(run, last).size == 40 and view_of(run, last).augment == "light"
     # ... as long as it had this schedule.
     other = dataclasses.replace(run.config, stages=(Stage(size=48),))
-    assert build.view_of(dataclasses.replace(run, config=other), "").size == 48
+    assert view_of(dataclasses.replace(run, config=other), "").size == 48
     assert predict.evaluate_split(run, "")["scores"] == results["scores"]
     assert results["views"]["val"] == (
         "32 or 40 px (the stage's), squeezed to a square, scales 1, 1 crop, not mirrored"
@@ -131,9 +141,9 @@ def test_the_staged_leaves_are_evaluated_and_predicted(annotations, tmp_path, ca
     """Its rows at 30 % and 36 % of twelve epochs are one where an epoch has a single step."""
     config = small(annotations, "leaves_staged")
     config.data.test_size = 32
-    run = build.open_run(config, tmp_path)
-    variables = build.initial_variables(run, plan.last_view(config))
-    made, _ = build.start(run, plan.last_view(config), lambda text: None)
+    run = open_run(config, tmp_path)
+    variables = initial_variables(run, schedule.last_view(config))
+    made, _ = start(run, schedule.last_view(config), lambda text: None)
     from jaxact.train import checkpoint
 
     files = checkpoint.Checkpoints(tmp_path / "checkpoints", config.save, "acc", True)
@@ -156,7 +166,7 @@ def test_every_epochs_checkpoint_is_kept(annotations, tmp_path):
     config = small(annotations)
     config.length, config.eval.every, config.save.every = "6 steps", "6 steps", "5 steps"
     config.save.keep_every, config.save.latest = "2 steps", 1
-    loop.train(build.open_run(config, tmp_path))
+    loop.train(open_run(config, tmp_path))
     kept = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert kept == [2, 4, 6]  # written though nothing else asked for them; 5 has gone
 
@@ -170,21 +180,21 @@ def test_a_head_on_random_features_is_warned_of(annotations, tmp_path, capfd):
     config.model.hidden, config.data.shots = 4, 1
     config.batch_size = config.eval.batch_size = 4
     said = []
-    check.check(build.open_run(config, tmp_path), said.append)
+    check.check(open_run(config, tmp_path), said.append)
     warned = [line for line in said if line.startswith("warning: config.init_from is empty")]
     assert len(warned) == 1 and "random" in warned[0]
-    fit.open_fit(build.open_run(config, tmp_path)).files.close()
+    setup.open_fit(open_run(config, tmp_path)).files.close()
     assert capfd.readouterr().err.count("warning: config.init_from is empty") == 1
     # Not where all is trained, and not where weights are given.
     for changed in (small(annotations), dataclasses.replace(config, init_from="x")):
-        run = build.open_run(changed, tmp_path)
-        variables = build.abstract_variables(run, run.plan().rows[0].view)
+        run = open_run(changed, tmp_path)
+        variables = abstract_variables(run, run.plan().rows[0].view)
         groups = state.resolve_groups(changed.optim, variables["params"])
-        assert not build.drawn_and_frozen(changed, groups, ".*", variables["params"])
-    run = build.open_run(small(annotations, "advanced"), tmp_path)
-    variables = build.abstract_variables(run, run.plan().rows[0].view)
+        assert not drawn_and_frozen(changed, groups, ".*", variables["params"])
+    run = open_run(small(annotations, "advanced"), tmp_path)
+    variables = abstract_variables(run, run.plan().rows[0].view)
     groups = state.resolve_groups(run.config.optim, variables["params"])
-    text = build.drawn_and_frozen(run.config, groups, "head", variables["params"])
+    text = drawn_and_frozen(run.config, groups, "head", variables["params"])
     assert "stage 0 (train='head')" in text and "\n" not in text
 
 
@@ -201,18 +211,18 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     path.write_text("\n".join(",".join(row) for row in cells))
     config = small(path)
     config.model.kind, config.data.test.flip = "multitask", True
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     assert "severity_head_acc" not in run.task.metrics
     stage = run.plan().rows[0].view
-    fresh = build.abstract_variables(run, stage)
+    fresh = abstract_variables(run, stage)
     assert set(fresh["params"]["head"]) == {"label", "crop", "disease"}
     row = run.plan().rows[0]
     groups = state.resolve_groups(config.optim, fresh["params"])
     begun = jax.eval_shape(lambda v: state.create(config, groups, v), fresh)
     update = step.make_train_step(config, run.task, run.plan(), groups, row)
-    _, means = jax.eval_shape(update, begun, build.abstract_batch(run.task, stage, "train", 4))
+    _, means = jax.eval_shape(update, begun, abstract_batch(run.task, stage, "train", 4))
     assert {"loss/label", "loss/crop", "loss/disease"} < set(means) and "loss/severity" not in means
-    batch = build.abstract_batch(run.task, stage, "test", 4)
+    batch = abstract_batch(run.task, stage, "test", 4)
     _, rows = jax.eval_shape(step.make_eval_step(run.task, "test").whole, fresh, batch)
     assert "crop_scores" in rows and "severity_scores" not in rows
     # A size of 0 is left out of the tree when it is really drawn, too.
@@ -264,7 +274,7 @@ def test_a_skipped_example_teaches_its_partner_nothing(annotations, kind):
         "mask": jnp.array([True, True, False]),
         **{name: jnp.array([1, 1, 0]) for name in ("label", "crop", "disease", "severity")},
     }
-    hyper = {name: 0.5 for name in build.value_names(config)}
+    hyper = {name: 0.5 for name in value_names(config)}
     hyper |= {"mixup": 1.0, "mixup_prob": 1.0}
     config.stages = (Stage(mixup=(1.0,)),)
     for seed in range(20):
@@ -290,7 +300,7 @@ def test_a_skipped_clip_teaches_its_partner_nothing(monkeypatch):
         "label": jnp.array([2, 0]),
         "mask": jnp.array([True, False]),
     }
-    hyper = {name: 0.0 for name in build.value_names(recipe)}
+    hyper = {name: 0.0 for name in value_names(recipe)}
     stage = types.SimpleNamespace(size=8)
     _, share = action._inputs(recipe, None, batch, hyper, jax.random.key(0), stage)
     np.testing.assert_allclose(share["fine"][0], [0, 0, 0.7], rtol=1e-6)
@@ -333,7 +343,7 @@ def test_a_bench_needs_no_annotations(tmp_path):
     config = schema.load(RECIPE, "tiny")
     config.data.classes = 6
     config.stages[0].tau = (1.0,)
-    found = bench.bench(build.open_run(config, tmp_path), 1)
+    found = bench.bench(open_run(config, tmp_path), 1)
     assert (
         found["device_examples_per_s"] > 0 and "config.data.annotations is empty" in found["note"]
     )
@@ -347,7 +357,7 @@ def test_a_bench_needs_no_annotations(tmp_path):
 def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
     config = small(annotations)
     workdir = tmp_path / "run"
-    loop.train(build.open_run(config, workdir))
+    loop.train(open_run(config, workdir))
     stored = json.loads((workdir / "config.json").read_text())["class_table"]
     assert [row["name"] for row in stored] == [name for name, *_ in leaves.CLASSES]
     picture = annotations.parent / "images" / "test00.png"
@@ -403,7 +413,7 @@ def test_worker_processes_change_nothing(annotations):
         config = small(annotations)
         config.input.workers = workers
         task = tasks.make(config)
-        stage = plan.last_view(config)
+        stage = schedule.last_view(config)
         return list(train_batches(config, task, task.source("train"), stage, 0, 3))
 
     for one, other in zip(batches(0), batches(1), strict=True):

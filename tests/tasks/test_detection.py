@@ -18,7 +18,8 @@ from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import dataset, sample_data
 from jaxact.tasks.detection import task as detection
 from jaxact.tasks.detection.config import Backbone, Config, Data, Model, Nms, Stage
-from jaxact.train import build, loop
+from jaxact.train import loop
+from jaxact.train.run import open_run
 
 RANGES = (0.0, 6.0, 6.0, 10000.0)
 VIEW = types.SimpleNamespace(augment="none", size=32)
@@ -284,7 +285,7 @@ def test_features_are_learnt_and_predicted(extracted, tmp_path):
         save=Save(every="60 steps", log_every=60, tensorboard=False),
     )
     schema.validate(settings)
-    run = build.open_run(settings, tmp_path, "")
+    run = open_run(settings, tmp_path, "")
     loop.train(run)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["scores"]["mAP@0.3"] > 0.5

@@ -17,7 +17,11 @@ from jaxact.data.video import Video
 from jaxact.modes import predict, window_merging
 from jaxact.modes.predict import Request
 from jaxact.tasks.action import annotations, predict_inputs, sample_data, sliding_windows
-from jaxact.train import build, checkpoint, journal
+from jaxact.train import checkpoint
+from jaxact.train import run as build
+from jaxact.train import workdir as journal
+from jaxact.train.run import open_run
+from jaxact.train.workdir import Journal, say
 
 RECIPE = ROOT / "configs" / "x3d.py"
 
@@ -43,11 +47,11 @@ def trained(request, clips, tmp_path_factory):
     found = config(getattr(request, "param", "rgb+pose"))
     found.data.annotations = str(clips / "annotations.pkl")
     found.data.videos = str(clips / "clips")
-    run = build.open_run(found, tmp_path_factory.mktemp("run"))
-    state, _ = build.start(run, run.plan().rows[0].view, journal.say)
-    journal.Journal(run.workdir, found, 1, 1, run.task.classes).close()
+    run = open_run(found, tmp_path_factory.mktemp("run"))
+    state, _ = build.start(run, run.plan().rows[0].view, say)
+    Journal(run.workdir, found, 1, 1, run.task.classes).close()
     folder = run.workdir / "checkpoints"
-    files = checkpoint.Checkpoints(folder, found.save, "top1", True, journal.say)
+    files = checkpoint.Checkpoints(folder, found.save, "top1", True, say)
     files.save(state, None)
     files.close()
     return found.model.streams, run.workdir
@@ -63,7 +67,7 @@ def predicted(trained, request, error="", **fields):
     for name, value in fields.items():
         setattr(found.data if hasattr(found.data, name) else found.eval, name, value)
     lines = []
-    run = build.open_run(found, workdir)
+    run = open_run(found, workdir)
     if error:
         with pytest.raises(UserError, match=error):
             predict.predict(run, "", request, lines.append)
@@ -289,7 +293,7 @@ def test_a_window_that_breaks_counts_against_its_own_recording(trained, clips, t
     """Late in a batch that windows of the next recording fill up."""
     videos, _, listed = some(clips, tmp_path)
     wanted = predicted(trained, Request(str(videos), window=0.5, stride=0.4))
-    run = build.open_run(predict.with_names(config("rgb"), trained[1], ""), trained[1])
+    run = open_run(predict.with_names(config("rgb"), trained[1], ""), trained[1])
     real = run.task.windows
 
     @dataclasses.dataclass

@@ -33,7 +33,14 @@ from jaxact.tasks.relation import task as relation
 from jaxact.tasks.relation.config import Augment, Stage
 from jaxact.tasks.relation.dataset import Pair
 from jaxact.tasks.relation.jrdb import Frame
-from jaxact.train import build, checkpoint, evaluation, loop, state
+from jaxact.train import checkpoint, evaluation, loop, state
+from jaxact.train.run import (
+    abstract_batch,
+    abstract_variables,
+    cold_start,
+    initial_variables,
+    open_run,
+)
 from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
 from jaxact.weights import table
@@ -93,8 +100,8 @@ def test_presets(name):
     assert (optim.name, optim.weight_decay, optim.clip) == ("adam", 1e-5, 1.0)
     assert (config.eval.metric, config.eval.patience, config.seed) == ("mpca", 15, 42)
     assert config.data.train_interval == (10 if name == "debug" else 1)
-    run = build.open_run(config, pathlib.Path("unused"))
-    variables = build.abstract_variables(run, run.plan(10).rows[0].view)
+    run = open_run(config, pathlib.Path("unused"))
+    variables = abstract_variables(run, run.plan(10).rows[0].view)
     assert cost.table(variables["params"])[-1].parameters == total
     groups = state.resolve_groups(optim, variables["params"])
     rates = {group.name: (group.lr, group.frozen) for group in groups.groups}
@@ -108,9 +115,9 @@ def test_presets(name):
 def test_spatial_features_alone_by_name():
     """Of the presets, on real scenes too."""
     config = schema.load(RECIPE, "geometry")
-    run = build.open_run(config, pathlib.Path("unused"))
+    run = open_run(config, pathlib.Path("unused"))
     view = run.plan(10).rows[0].view
-    params = build.abstract_variables(run, view)["params"]
+    params = abstract_variables(run, view)["params"]
     assert set(params) == {"spatial", "relation0", "relation1", "relation2", "label"}
     assert state.resolve_groups(config.optim, params).trainable == {"all"}
     assert (config.data.splits, config.data.size) == ("fixed", (3760, 480))
@@ -119,7 +126,7 @@ def test_spatial_features_alone_by_name():
 def test_who_starts_from_drawn_weights_is_told():
     """The presets have the rates of fine-tuning; what starts from nothing does not."""
     for name in recipe().VARIANTS:
-        told = build.cold_start(schema.load(RECIPE, name))
+        told = cold_start(schema.load(RECIPE, name))
         assert bool(told) == (name in ("", *PRESETS)), name
 
 
@@ -129,8 +136,8 @@ def test_other_fusions_through_the_task():
     for fusion, total in totals.items():
         config = schema.load(RECIPE)
         config.model.fusion = fusion
-        run = build.open_run(config, pathlib.Path("unused"))
-        variables = build.abstract_variables(run, run.plan(10).rows[0].view)
+        run = open_run(config, pathlib.Path("unused"))
+        variables = abstract_variables(run, run.plan(10).rows[0].view)
         assert cost.table(variables["params"])[-1].parameters == total
 
 
@@ -147,7 +154,7 @@ def test_a_low_rank_form_says_why(capsys):
 def test_the_learning_rate_is_the_originals():
     """lr / 2 (1 + cos(pi (k - 1) / E)) in epoch k."""
     config = schema.load(RECIPE)
-    run = build.open_run(config, pathlib.Path("unused"))
+    run = open_run(config, pathlib.Path("unused"))
     plan = run.plan(7)
     for epoch in (1, 2, 25, 50):
         wanted = 1e-4 / 2 * (1 + math.cos(math.pi * (epoch - 1) / 50))
@@ -267,9 +274,9 @@ def test_evaluation_does_not_augment(root):
 
 def test_an_untrained_model_answers_evenly(root):
     """Its cross entropy on drawn scenes is ln 3."""
-    run = build.open_run(tiny(root), pathlib.Path("unused"))
+    run = open_run(tiny(root), pathlib.Path("unused"))
     stage = run.plan().rows[0].view
-    variables = build.initial_variables(run, stage)
+    variables = initial_variables(run, stage)
     program = make_eval_step(run.task, "val")
     scores, rows, ids = evaluation.evaluate(run, program, variables, "val", stage)
     assert len(ids) == 16 and scores["loss"] == pytest.approx(math.log(3), abs=0.02)
@@ -345,7 +352,7 @@ def test_the_training_stream_keeps_frames_together(root):
     config = tiny(root, batch_size=4, data__mix=2, data__balance="none")
     task = relation.make(config)
     source = task.source("train")
-    stage = build.open_run(config, pathlib.Path("unused")).plan().rows[0].view
+    stage = open_run(config, pathlib.Path("unused")).plan().rows[0].view
 
     def ids(start, end):
         stream = train_batches(config, task, source, stage, start, end)
@@ -367,7 +374,7 @@ def test_everything_goes_to_worker_processes(root):
     task = relation.make(tiny(root, data__balance="both"))
     source = task.source("train")
     copied, pairs = pickle.loads(cloudpickle.dumps((task, source)))
-    stage = build.open_run(tiny(root), pathlib.Path("unused")).plan().rows[0].view
+    stage = open_run(tiny(root), pathlib.Path("unused")).plan().rows[0].view
     ours = task.prepare(source[3], None, stage, "train")
     theirs = copied.prepare(pairs[3], None, stage, "train")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -386,8 +393,8 @@ def test_an_order_without_arrangement_is_as_it_was():
 def changed(config, folder):
     """{name: is it another after the training of a work dir than before?}"""
     stored = checkpoint.read_weights(folder / "checkpoints" / "2")
-    run = build.open_run(config, folder)
-    before = build.initial_variables(run, run.plan(1).rows[0].view)
+    run = open_run(config, folder)
+    before = initial_variables(run, run.plan(1).rows[0].view)
     first = state.flatten(before)
     last = state.flatten({"params": stored["params"], **stored["model_state"]})
     return {name: not np.array_equal(first[name], last[name]) for name in first}
@@ -398,7 +405,7 @@ def test_what_is_frozen_stays_to_the_bit(root, tmp_path, blocks):
     """Parameters and BN statistics; what follows is trained, the mapper always."""
     config = tiny(root, save__report=False)
     config.optim.groups = recipe().groups(freeze_blocks=blocks)
-    loop.train(build.open_run(config, tmp_path))
+    loop.train(open_run(config, tmp_path))
     moved = changed(config, tmp_path)
     frozen = ("stem", "layer1", "layer2", "layer3", "layer4")[: blocks + 1]
     held = [n for n in moved if n.split("/")[1] == "backbone" and n.split("/")[2] in frozen]
@@ -553,13 +560,13 @@ SLOW = pytest.mark.slow  # each compiles a step of its own
 @pytest.mark.parametrize("fields", OTHER[1:])
 def test_other_inputs_have_a_step(root, fields):
     """Traced, with the shapes that the batches have."""
-    run = build.open_run(tiny(root, **fields), pathlib.Path("unused"))
+    run = open_run(tiny(root, **fields), pathlib.Path("unused"))
     plan = run.plan()
     row = plan.rows[0]
-    variables = build.abstract_variables(run, row.view)
+    variables = abstract_variables(run, row.view)
     groups = state.resolve_groups(run.config.optim, variables["params"])
     fresh = jax.eval_shape(lambda v: state.create(run.config, groups, v), variables)
-    batch = build.abstract_batch(run.task, row.view, "train", 4)
+    batch = abstract_batch(run.task, row.view, "train", 4)
     assert ("place" in batch) == (run.config.data.scene != "off")
     step = make_train_step(run.config, run.task, plan, groups, row)
     _, metrics = jax.eval_shape(step, fresh, batch)
@@ -573,13 +580,13 @@ def test_other_inputs_have_a_step(root, fields):
 )
 def test_other_inputs_train(root, tmp_path, fields):
     config = tiny(root, save__report=False, **fields)
-    results = loop.train(build.open_run(config, tmp_path))
+    results = loop.train(open_run(config, tmp_path))
     assert math.isfinite(results["scores"]["loss"]) and "test_mpca" in results
 
 
 def test_check_opens_every_picture(root, tmp_path, capsys):
     lines = []
-    check.check(build.open_run(tiny(root), tmp_path), lines.append)
+    check.check(open_run(tiny(root), tmp_path), lines.append)
     text = "\n".join(lines)
     assert "# data: train 32, val 16, test 8 examples, all readable" in text
     assert "(pairs kept)" in text
@@ -588,7 +595,7 @@ def test_check_opens_every_picture(root, tmp_path, capsys):
     (broken / "images/image_stitched/val-place-01/000001.jpg").unlink()
     capsys.readouterr()
     with pytest.raises(UserError, match=r"1 unreadable of train 32.*/000001\.jpg: no such file"):
-        check.audit(build.open_run(tiny(broken), tmp_path), lines.append)
+        check.audit(open_run(tiny(broken), tmp_path), lines.append)
     assert capsys.readouterr().err.count("000001.jpg: no such file") == 1
 
 
@@ -606,9 +613,9 @@ def test_a_label_file_cut_in_half_is_one_line(done, root, tmp_path):
 def test_weights_of_the_original(root, tmp_path):
     """A checkpoint under the original's names starts a training."""
     config = tiny(root)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     stage = run.plan(1).rows[0].view
-    variables = jax.device_get(build.initial_variables(run, stage))
+    variables = jax.device_get(initial_variables(run, stage))
     tensors = table.invert(names.tables({}, variables)[0], variables)
     assert "person_encoder.0.weight" in tensors and "backbone.backbone.0.weight" in tensors
     path = writer.write_zip(

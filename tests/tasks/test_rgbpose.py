@@ -15,7 +15,8 @@ from jaxact.modes import check
 from jaxact.tasks.action import sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import C3D, Backbone, Exchange, ResNet3D, Views
-from jaxact.train import build, checkpoint
+from jaxact.train import checkpoint
+from jaxact.train.run import abstract_variables, cold_start, find_checkpoint, open_run, start
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
 TINY = f"--config={RECIPE}:tiny"
@@ -46,9 +47,9 @@ def made(variant, **model):
 def parameters(tmp_path, variant):
     """Numbers in the parameters that a run of the variant would train."""
     config, _ = made(variant)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     view = run.plan(100).rows[0].view
-    return cost.table(build.abstract_variables(run, view)["params"])[-1].parameters
+    return cost.table(abstract_variables(run, view)["params"])[-1].parameters
 
 
 @pytest.mark.parametrize("variant", PARAMETERS)
@@ -98,7 +99,7 @@ PINNED = {
 @pytest.mark.parametrize("variant", PINNED)
 def test_numbers_of_the_published_recipes(variant):
     config, task = made(variant)
-    view = build.open_run(config, ROOT).plan(10).rows[0].view
+    view = open_run(config, ROOT).plan(10).rows[0].view
     data, optim, model = config.data, config.optim, config.model
     streams = model.streams.split("+")
     frames = [{"rgb": data.rgb_frames, "pose": data.pose_frames}[name] for name in streams]
@@ -140,7 +141,7 @@ def test_schedules_of_the_published_recipes():
     ):
         config, _ = made(variant)
         config.batch_size = batch
-        run = build.open_run(config, ROOT)
+        run = open_run(config, ROOT)
         schedule = run.plan(10)
         for epoch, rate in wanted.items():
             np.testing.assert_allclose(schedule.curve(np.int64(10 * epoch)), rate, rtol=1e-5)
@@ -177,9 +178,9 @@ def test_mistakes_of_the_model_are_named():
 def test_paths_that_do_not_meet_are_an_error(tmp_path):
     config, _ = made("tiny")
     config.data.scale = 1.0
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     with pytest.raises(UserError, match=r"the RGB map is \(2, 8, 8\), the pose map \(4, 16, 16\)"):
-        build.abstract_variables(run, run.plan(10).rows[0].view)
+        abstract_variables(run, run.plan(10).rows[0].view)
 
 
 # -------------------------------------------------------------------------------------- end to end
@@ -199,8 +200,8 @@ def runs(clips, tmp_path_factory):
     for seed, stream in enumerate(("rgb", "pose"), 1):
         config, _ = made("tiny", network="slowonly", streams=stream, exchange=Exchange())
         config.seed = seed
-        run = build.open_run(config, root / stream)
-        state, _ = build.start(run, run.plan(4).rows[0].view, lambda line: None)
+        run = open_run(config, root / stream)
+        state, _ = start(run, run.plan(4).rows[0].view, lambda line: None)
         files = checkpoint.Checkpoints(
             root / stream / "checkpoints", config.save, "top1", True, lambda line: None
         )
@@ -236,10 +237,10 @@ def test_a_fusion_starts_with_what_its_parts_learned(runs, clips, tmp_path):
         str(clips / "clips"),
     )
     config.init_from = f"{root / 'rgb'},{root / 'pose'}"
-    run = build.open_run(config, tmp_path)
-    found, _ = build.start(run, run.plan().rows[0].view, lambda line: None)
+    run = open_run(config, tmp_path)
+    found, _ = start(run, run.plan().rows[0].view, lambda line: None)
     for stream in ("rgb", "pose"):
-        stored = checkpoint.read_weights(build.find_checkpoint(root / stream))["params"]
+        stored = checkpoint.read_weights(find_checkpoint(root / stream))["params"]
         for path, value in jax.tree_util.tree_leaves_with_path(stored):
             now = found.params
             for part in path:
@@ -255,14 +256,14 @@ def test_fine_tuning_without_weights_is_a_warning(tmp_path):
     lines = []
     for variant in (*PARAMETERS, *SMALLER, "tiny"):
         config, _ = made(variant)
-        found = build.cold_start(config)
+        found = cold_start(config)
         assert bool(found) == (variant in ("", "fusion", "late", "conservative")), variant
         config.init_from = "runs/rgb,runs/pose"
-        assert build.cold_start(config) == ()
+        assert cold_start(config) == ()
     config, _ = made("tiny")
     config.pretrained = True
     with pytest.raises(UserError, match="annotations is empty"):
-        check.check(build.open_run(config, tmp_path), lines.append)
+        check.check(open_run(config, tmp_path), lines.append)
     assert lines[0].startswith(warning)
 
 

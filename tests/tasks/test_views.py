@@ -17,7 +17,8 @@ from jaxact.ops import heatmap
 from jaxact.tasks.action import eval_views, export_contract, sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
-from jaxact.train import build, evaluation
+from jaxact.train import evaluation
+from jaxact.train.run import initial_variables, open_run
 from jaxact.train.step import make_eval_step
 
 
@@ -58,10 +59,10 @@ def opened(clips, tmp_path, streams="rgb+pose", **fields):
     """(run, stage, variables) of the small net."""
     found = config(clips, **fields)
     found.model.streams = streams
-    run = build.open_run(found, tmp_path)
+    run = open_run(found, tmp_path)
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, model=Net(), counted=None))
     stage = run.plan(1).rows[-1].view
-    return run, stage, build.initial_variables(run, stage)
+    return run, stage, initial_variables(run, stage)
 
 
 def rows_of(run, stage, variables, purpose="test"):

@@ -10,18 +10,19 @@ import pytest
 from toy import blobs, recipe
 
 from jaxact.config import Group, UserError
-from jaxact.train import build, checkpoint, state
+from jaxact.train import checkpoint, state
+from jaxact.train.run import abstract_variables, open_run, same_shapes, start
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return build.open_run(recipe.get_config(), tmp_path_factory.mktemp("run"))
+    return open_run(recipe.get_config(), tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
 def fresh(run):
     """A state at step 0."""
-    return build.start(run, run.plan().rows[0].view, lambda text: None)[0]
+    return start(run, run.plan().rows[0].view, lambda text: None)[0]
 
 
 def at(fresh, step):
@@ -185,8 +186,8 @@ def test_another_model_is_told_by_its_first_array(tmp_path, run, fresh):
     saved(tmp_path, fresh, best=1, latest=1).close()
     config = recipe.get_config()
     config.model.classes = 5
-    other = build.open_run(config, tmp_path)
-    now = build.start(other, other.plan().rows[0].view, lambda text: None)[0]
+    other = open_run(config, tmp_path)
+    now = start(other, other.plan().rows[0].view, lambda text: None)[0]
     files = opened(tmp_path, best=1, latest=1)
     with pytest.raises(UserError, match=r"head/bias is \(3,\) there and \(5,\) here"):
         files.restore(now)
@@ -214,10 +215,10 @@ def test_weights_are_read_without_a_template(tmp_path, fresh):
 def test_a_model_without_statistics_or_average(tmp_path):
     config = recipe.get_config()
     config.optim.ema = 0.0
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     run = dataclasses.replace(run, task=dataclasses.replace(run.task, model=Bare()))
     view = run.plan().rows[0].view
-    now = build.start(run, view, lambda text: None)[0]
+    now = start(run, view, lambda text: None)[0]
     files = opened(tmp_path)
     files.save(at(now, 1), {"top1": 1.0})
     files.close()
@@ -225,7 +226,7 @@ def test_a_model_without_statistics_or_average(tmp_path):
     assert int(files.restore(now).step) == 1
     files.close()
     stored = checkpoint.read_weights(tmp_path / "checkpoints" / "1")
-    build.same_shapes(build.abstract_variables(run, view), stored, tmp_path)
+    same_shapes(abstract_variables(run, view), stored, tmp_path)
     assert not stored.get("ema") and not stored["model_state"]
 
 
@@ -238,9 +239,9 @@ def started(folder, origin, **model):
     config.init_from = str(origin)
     for name, value in model.items():
         setattr(config.model, name, value)
-    run = build.open_run(config, folder)
+    run = open_run(config, folder)
     said = []
-    found, _ = build.start(run, run.plan().rows[0].view, said.append)
+    found, _ = start(run, run.plan().rows[0].view, said.append)
     return found, said, (folder / "init_report.txt").read_text()
 
 
@@ -294,8 +295,8 @@ def test_frozen_groups_are_evaluated_with_their_weights(tmp_path):
     """They are in no average; what evaluation reads has them all the same."""
     config = recipe.get_config()
     config.optim.groups = (Group("body", "^body", frozen=True), Group("head", ".*"))
-    run = build.open_run(config, tmp_path)
-    now = build.start(run, run.plan().rows[0].view, lambda text: None)[0]
+    run = open_run(config, tmp_path)
+    now = start(run, run.plan().rows[0].view, lambda text: None)[0]
     files = opened(tmp_path)
     files.save(at(now, 3), {"top1": 1.0})
     files.close()

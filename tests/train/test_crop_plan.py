@@ -15,7 +15,8 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.tasks.crop import network
 from jaxact.tasks.crop.config import Model
-from jaxact.train import plan, state
+from jaxact.train import state
+from jaxact.train.schedule import last_view, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "crop.py"
@@ -36,7 +37,7 @@ PER_EPOCH = 3
 
 @pytest.fixture(scope="module")
 def found():
-    return plan.resolve(schema.load(RECIPE, "advanced"), PER_EPOCH)
+    return resolve(schema.load(RECIPE, "advanced"), PER_EPOCH)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_the_stage_table_of_the_log(found):
 
 def test_milestones_past_the_end_are_named():
     config = schema.load(RECIPE, "fewshot")
-    late = plan.resolve(config, 3)
+    late = resolve(config, 3)
     assert late.total == 90
     assert [config.stages[i].start for i in late.unreachable] == ["30 epochs", "40 epochs"]
     text = late.table()
@@ -156,7 +157,7 @@ def test_flags_out_of_range(flags, said):
 def row_at(stages, epoch, epochs=50):
     config = schema.load(RECIPE)
     config.length, config.stages = f"{epochs} epochs", stages
-    found = plan.resolve(config, 1)
+    found = resolve(config, 1)
     stage = found.stage(epoch)
     values = {name: float(x) for name, x in found.hyper(epoch).items()}
     return {**values, **vars(stage.view), "train": stage.train}
@@ -223,10 +224,10 @@ def test_every_variant_resolves():
     for name in module.VARIANTS:
         config = module.get_config(name)
         schema.validate(config)
-        found = plan.resolve(config, 50)
+        found = resolve(config, 50)
         assert found.rows[0].start == 0, name
         # Without the training split the row that evaluation sees is the same.
-        assert plan.last_view(config) == found.rows[-1].view, name
+        assert last_view(config) == found.rows[-1].view, name
         for stage in config.stages:
             assert dataclasses.is_dataclass(stage)
     with pytest.raises(UserError, match="no variant 'leave'"):
@@ -243,19 +244,19 @@ def test_the_last_view_of_stages_that_are_never_reached():
         ("60 steps", 256),  # one of two steps would do
     ):
         config.length = length
-        assert plan.last_view(config).size == size, length
+        assert last_view(config).size == size, length
     config.stages = (config.stages[0], type(config.stages[0])(start="5 steps", size=64))
     config.length = "1 epochs"
-    assert plan.last_view(config).size == 64
+    assert last_view(config).size == 64
     config.length = "5 steps"
-    assert plan.last_view(config).size == 224
+    assert last_view(config).size == 224
 
 
 def test_a_step_schedule_needs_milestones_and_has_the_guides():
     config = schema.load(RECIPE)
     config.optim.schedule, config.optim.warmup = "step", "0"
     config.stages = config.stages[:1]
-    found = plan.resolve(config, 3)
+    found = resolve(config, 3)
     rates = [float(found.hyper(3 * epoch)["lr"]) for epoch in (0, 19, 20, 39, 40, 49)]
     np.testing.assert_allclose(rates, [5e-4] * 2 + [5e-5] * 2 + [5e-6] * 2, rtol=1e-5)
     config.optim.milestones = ()
@@ -265,12 +266,12 @@ def test_a_step_schedule_needs_milestones_and_has_the_guides():
 
 def test_a_longer_run_may_keep_its_schedule():
     """Of 80 epochs instead of 50: the curve over all, or that of 50 and then its floor."""
-    first = plan.resolve(schema.load(RECIPE), 2)
+    first = resolve(schema.load(RECIPE), 2)
     config = schema.load(RECIPE)
     config.length = "80 epochs"
-    over = plan.resolve(config, 2)
+    over = resolve(config, 2)
     config.optim.decay_over = "45 epochs"  # it begins after the warm-up
-    kept = plan.resolve(config, 2)
+    kept = resolve(config, 2)
     for epoch in range(50):
         rates = [float(found.hyper(2 * epoch)["lr"]) for found in (first, kept, over)]
         assert rates[1] == pytest.approx(rates[0], rel=1e-6), epoch
@@ -285,11 +286,11 @@ def test_rebalanced_variants_choose_among_rebalanced_epochs():
         first = schema.steps(config.eval.first, per_epoch=10, total=500)
         # A validation at step s is of the weights of the step before.
         assert starts < first <= starts + 10 and config.eval.metric == "macro_f1", name
-        found = plan.resolve(config, 10)
+        found = resolve(config, 10)
         assert float(found.hyper(0)["label_smoothing"]) == pytest.approx(0.05)
         assert float(found.hyper(0)["mixup"]) == pytest.approx(0.2)
     config = schema.load(RECIPE, "crt")
-    found = plan.resolve(config, 10)
+    found = resolve(config, 10)
     before, after = (float(found.hyper(step)["lr"]) for step in (399, 400))
     assert 8 < after / before < 10 and after < 1.2 * config.optim.lr
 

@@ -31,12 +31,13 @@ def meshes():
 
 def trained(run, grid, batches):
     """Losses of a few steps, and what they leave."""
-    from jaxact.train import build, mesh
+    from jaxact.train import mesh
+    from jaxact.train.run import start
     from jaxact.train.step import make_train_step
 
     run = dataclasses.replace(run, mesh=grid)
     plan = run.plan(10)
-    state, groups = build.start(run, plan.rows[0].view, lambda text: None)
+    state, groups = start(run, plan.rows[0].view, lambda text: None)
     step = make_train_step(run.config, run.task, plan, groups, plan.rows[0])
     losses, statistics = [], []
     for batch in batches:
@@ -55,13 +56,13 @@ def trained(run, grid, batches):
 
 def evaluated(run, grid):
     """Scores, ids and score rows of the ragged split."""
-    from jaxact.train import build
     from jaxact.train.evaluation import evaluate
+    from jaxact.train.run import initial_variables
     from jaxact.train.step import make_eval_step
 
     run = dataclasses.replace(run, mesh=grid)
     view = run.plan().rows[0].view
-    variables = build.initial_variables(run, view)
+    variables = initial_variables(run, view)
     scores, rows, ids = evaluate(run, make_eval_step(run.task, "val"), variables, "val", view)
     return {"scores": scores, "ids": ids, "rows": rows["scores"].tolist()}
 
@@ -72,22 +73,22 @@ def report():
 
     from jaxact.config import UserError
     from jaxact.data.pipeline import train_batches
-    from jaxact.train import build
+    from jaxact.train.run import initial_variables, open_run
 
     nowhere = pathlib.Path("unused")
     found = {}
-    run = build.open_run(toy(), nowhere)
+    run = open_run(toy(), nowhere)
     view = run.plan().rows[0].view
     batches = list(train_batches(run.config, run.task, run.source("train"), view, 0, 5))
     batches[3]["mask"][[1, 6]] = False  # the mean is over what is left, on whatever device
     found["toy"] = [trained(run, grid, batches) for grid in meshes()]
     found["x"] = batches[0]["x"].tolist()
-    first = build.initial_variables(run, view)["params"]["body"]
+    first = initial_variables(run, view)["params"]["body"]
     assert not np.asarray(first["bias"]).any()
     found["kernel"] = np.asarray(first["kernel"]).tolist()
     found["evaluation"] = [evaluated(run, grid) for grid in meshes()]
     config = tiny(batch_size=8)
-    run = build.open_run(config, nowhere)
+    run = open_run(config, nowhere)
     found["recogniser"] = [trained(run, grid, clips(config, 3)) for grid in meshes()]
     found["refused"] = {}
     for name, fields in {
@@ -96,7 +97,7 @@ def report():
         "eval.batch_size": {"eval__batch_size": 20},
     }.items():
         try:
-            build.open_run(toy(**fields), nowhere)
+            open_run(toy(**fields), nowhere)
         except UserError as error:
             found["refused"][name] = str(error)
     print(json.dumps(found))

@@ -19,20 +19,21 @@ from jaxact import exported, main
 from jaxact.config import UserError
 from jaxact.modes import export
 from jaxact.ops import target
-from jaxact.train import build, state
+from jaxact.train import state
+from jaxact.train.run import abstract_variables, initial_variables, open_run
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").glob("*.py"))
 
 
 def opened(config):
-    return build.open_run(config, pathlib.Path("unused"))
+    return open_run(config, pathlib.Path("unused"))
 
 
 def perturbed(run):
     """Variables as after some training: nothing zero, nothing equal, variances above 0."""
     rng = np.random.default_rng(0)
-    fresh = build.initial_variables(run, run.plan(1).rows[-1].view)
+    fresh = initial_variables(run, run.plan(1).rows[-1].view)
 
     def moved(path, leaf):
         leaf = np.asarray(leaf)
@@ -210,7 +211,7 @@ def test_recomputed_blocks_take_the_form_too():
     config = schema.load(X3D, "tiny")
     config.model.streams, config.model.coarse, config.model.remat = "rgb", (), True
     run = opened(config)
-    variables = build.abstract_variables(run, run.plan(1).rows[-1].view)
+    variables = abstract_variables(run, run.plan(1).rows[-1].view)
     clip = jax.ShapeDtypeStruct((1, *run.task.contract().inputs["rgb"].shape), np.float32)
     for form, grouped in (("cpu", False), ("tpu", True), ("cpu", False)):
         with target.traced_for(form):

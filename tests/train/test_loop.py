@@ -10,7 +10,8 @@ import pytest
 from toy import blobs, recipe
 
 from jaxact.data.pipeline import eval_batches
-from jaxact.train import build, checkpoint, finish, loop
+from jaxact.train import checkpoint, finish, loop
+from jaxact.train.run import open_run
 
 RESULTS = {
     *("split", "scores", "best_step", "best_val", "weights", "parameters", "examples_per_s"),
@@ -29,7 +30,7 @@ def config(length="2 epochs", **fields):
 
 
 def train(workdir, **fields):
-    return loop.train(build.open_run(config(**fields), workdir))
+    return loop.train(open_run(config(**fields), workdir))
 
 
 def rows(workdir, split=None, timed=False):
@@ -107,7 +108,7 @@ def test_predictions_are_those_of_the_named_weights(whole):
     assert results["weights"] == "ema"
     stored = np.load(workdir / "predictions" / "test.npz")
     assert stored["ids"].tolist() == [f"test{k}" for k in range(21)]
-    run = build.open_run(config(), workdir)
+    run = open_run(config(), workdir)
     folder = workdir / "checkpoints" / str(results["best_step"])
     weights = checkpoint.read_weights(folder)
     view = run.plan().rows[0].view

@@ -37,7 +37,7 @@ def opened(grid, **model):
     import dataclasses
 
     from jaxact.config import Optim
-    from jaxact.train import build
+    from jaxact.train.run import open_run
 
     config = recipe.get_config()
     # A bias before BatchNorm has no gradient but rounding: a small eps would make steps of it.
@@ -45,21 +45,20 @@ def opened(grid, **model):
     config.mesh.min_size = 1
     for name, value in model.items():
         setattr(config.model, name, value)
-    run = build.open_run(config, pathlib.Path("unused"))
+    run = open_run(config, pathlib.Path("unused"))
     return dataclasses.replace(run, mesh=grid)
 
 
 def compiled(run):
     """(state, groups, step) of a run at its start."""
-    from jaxact.train import build
+    from jaxact.train import run as build
+    from jaxact.train.run import abstract_batch
     from jaxact.train.step import make_train_step
 
     plan = run.plan(10)
     state, groups = build.start(run, plan.rows[0].view, lambda text: None)
     step = make_train_step(run.config, run.task, plan, groups, plan.rows[0], run.layout, state)
-    batch = build.abstract_batch(
-        run.task, plan.rows[0].view, "train", 8, mesh.batch_sharding(run.mesh)
-    )
+    batch = abstract_batch(run.task, plan.rows[0].view, "train", 8, mesh.batch_sharding(run.mesh))
     return state, step.lower(state, batch).compile()
 
 

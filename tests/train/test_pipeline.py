@@ -10,7 +10,8 @@ from toy import blobs, recipe
 
 from jaxact.config import UserError
 from jaxact.data.pipeline import Order, eval_batches, train_batches
-from jaxact.train import build, plan
+from jaxact.train import schedule
+from jaxact.train.run import open_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +32,7 @@ def epoch(order, number):
 def test_every_record_once_an_epoch_and_filled_up_from_its_start(records, batch):
     order = Order(records, batch, seed=3)
     assert order.per_epoch % batch == 0
-    assert order.per_epoch == plan.epoch_steps(records, batch) * batch
+    assert order.per_epoch == schedule.epoch_steps(records, batch) * batch
     for number in range(3):
         found = epoch(order, number)
         assert sorted(found[:records]) == list(range(records))
@@ -81,7 +82,7 @@ def toy(purpose="train", **changes):
         setattr(getattr(config, place) if place else config, field, value)
     task = blobs.make(config)
     source = task.source(purpose)
-    rows = plan.resolve(config, plan.epoch_steps(len(source), config.batch_size)).rows
+    rows = schedule.resolve(config, schedule.epoch_steps(len(source), config.batch_size)).rows
     return Toy(config, task, source, rows[0].view)
 
 
@@ -201,6 +202,6 @@ def test_evaluation_does_not_depend_on_the_batch_size():
 def test_an_empty_split_is_a_mistake(tmp_path):
     config = recipe.get_config()
     config.data.held_out = 0
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     with pytest.raises(UserError, match="the val split has no examples"):
         run.source("val")

@@ -8,7 +8,7 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import Config, Optim, UserError
-from jaxact.train import plan
+from jaxact.train import schedule
 
 
 @dataclasses.dataclass
@@ -21,7 +21,7 @@ class Row(schema.Stage):
 def resolved(per_epoch=1, length="80 epochs", stages=(Row(),), batch_size=32, **optim):
     config = Config(length=length, batch_size=batch_size, optim=Optim(**optim))
     config.stages = stages
-    return plan.resolve(config, per_epoch)
+    return schedule.resolve(config, per_epoch)
 
 
 def curve(found):

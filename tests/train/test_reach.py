@@ -11,8 +11,8 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.modes import export, predict
 from jaxact.tasks.action.config import Exchange
-from jaxact.train import build
 from jaxact.train.reach import reaching
+from jaxact.train.run import initial_variables, open_run
 from jaxact.weights import resnet3d, table
 
 
@@ -53,7 +53,7 @@ def opened(tmp_path, **model):
     config.model.network, config.model.exchange = "slowonly", Exchange()
     for name, value in model.items():
         setattr(config.model, name, value)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     return run, run.plan(1).rows[-1].view
 
 
@@ -62,7 +62,7 @@ def alone(tmp_path_factory):
     """A PyTorch file of the RGB path with its classifier."""
     folder = tmp_path_factory.mktemp("alone")
     run, stage = opened(folder, streams="rgb")
-    tensors = table.invert(resnet3d.slowonly("rgb"), build.initial_variables(run, stage))
+    tensors = table.invert(resnet3d.slowonly("rgb"), initial_variables(run, stage))
     content = {"state_dict": {key: writer.view(value) for key, value in tensors.items()}}
     return writer.write_zip(folder / "rgb.pth", content)
 

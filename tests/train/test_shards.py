@@ -23,7 +23,8 @@ from jaxact.tasks.crop import audit
 from jaxact.tasks.detection import sample_data
 from jaxact.tasks.relation import crops, jrdb_splits
 from jaxact.tasks.relation import sample_data as generated_scenes
-from jaxact.train import build, loop
+from jaxact.train import loop
+from jaxact.train.run import open_run
 
 RECIPES = ("x3d", "crop", "relation", "adatad")
 
@@ -104,7 +105,7 @@ def batches(config, folder, workers=0, test=True):
     """Some batches of training and, if wanted, of a test."""
     fresh()
     config = dataclasses.replace(config, input=dataclasses.replace(config.input, workers=workers))
-    run = build.open_run(config, folder)
+    run = open_run(config, folder)
     stage = run.plan().rows[0].view
     source = run.task.source("train")
     yield from train_batches(config, run.task, source, stage, 0, 2)
@@ -132,7 +133,7 @@ def test_batches_are_those_of_the_files(pairs, recipe, tmp_path):
 def test_the_suffix_is_found_in_shards_too(pairs, tmp_path):
     """Detection with `video_suffix` empty takes whichever file an id has."""
     held = changed(pairs["adatad"][1], video_suffix="")
-    source = build.open_run(held, tmp_path / "w").task.source("test")
+    source = open_run(held, tmp_path / "w").task.source("test")
     assert all(sample.path.endswith(".mp4") for sample in source.samples)
 
 
@@ -146,7 +147,7 @@ def test_worker_processes_open_the_shards_themselves(pairs, recipe, tmp_path):
 def trained(config, folder):
     """Every number that a run logs, but for its speed."""
     fresh()
-    run = build.open_run(config, folder)
+    run = open_run(config, folder)
     loop.train(run)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k != "examples_per_s"} for row in rows]
@@ -179,7 +180,7 @@ def test_picture_caches_tell_files_from_shards(pairs, tmp_path):
 def test_the_audit_sees_the_same_pictures(pairs, tmp_path):
     looks = []
     for config in pairs["crop"]:
-        source = build.open_run(config, tmp_path / "w").task.source("train")
+        source = open_run(config, tmp_path / "w").task.source("train")
         looks.append([audit.inspect(picture) for picture in source.pictures])
     assert looks[0] == looks[1] and not looks[0][0].error
 
@@ -192,7 +193,7 @@ def test_what_is_not_in_the_shards_is_named(pairs, tmp_path):
     for path in source[1:]:
         shutil.copy(path, clips)
     config = changed(files, videos=prepared(clips, tmp_path / "set"))
-    run = build.open_run(config, tmp_path / "w")
+    run = open_run(config, tmp_path / "w")
     stage, test = run.plan(10).rows[0].view, run.task.source("test")
     with pytest.raises(UserError, match=f"{source[0].name}: not in shards .*which have 7 media"):
         list(eval_batches(config, run.task, test, stage, "test", 2))
@@ -212,7 +213,7 @@ def test_predict_takes_a_place_in_shards(pairs, recipe, tmp_path):
         place, folder = held.data.videos, files.data.videos
     if recipe == "x3d":
         held.model.streams, held.model.coarse = "rgb", ()  # what predicts without poses
-    example = build.open_run(held, tmp_path / "w").task.example
+    example = open_run(held, tmp_path / "w").task.example
     ids = [name.removeprefix(place) for name in example(place).ids]
     assert ids == [name.removeprefix(folder) for name in example(folder).ids]
     assert len(ids) > 4

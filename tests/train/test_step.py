@@ -15,7 +15,9 @@ from jaxact.config import Group
 from jaxact.data.pipeline import random_batch, train_batches
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage
-from jaxact.train import build, loop, mesh, state
+from jaxact.train import loop, mesh, state
+from jaxact.train import run as build
+from jaxact.train.run import open_run
 from jaxact.train.step import make_train_step
 
 TOY_GROUPS = (Group("body", "^body"), Group("head", "^head"))
@@ -62,7 +64,7 @@ def flat(tree) -> dict[str, np.ndarray]:
 
 def steps(config, count, folder, task=None, batches=None) -> History:
     """Runs the first steps of a config as the loop does."""
-    run = build.open_run(config, folder)
+    run = open_run(config, folder)
     if task is not None:
         run = dataclasses.replace(run, task=task)
     plan = run.plan(None if batches is None else 10)
@@ -125,7 +127,7 @@ def test_traces_are_counted_by_shape_and_trained_set(tmp_path):
     )
     config.eval.every = "100 steps"
     config.save.every = "100 steps"
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     counts = {"train": 0, "eval": 0}
 
     def loss(*arguments):
@@ -178,7 +180,7 @@ def test_accumulation_counts_real_examples(tmp_path):
     def trained(count):
         config = toy(optim__accumulate=count)
         task = dataclasses.replace(blobs.make(config), model=Plain())
-        run = build.open_run(config, tmp_path)
+        run = open_run(config, tmp_path)
         batch = next(
             train_batches(config, task, run.source("train"), run.plan().rows[0].view, 0, 1)
         )
@@ -261,7 +263,7 @@ def test_frozen_batch_norm_normalises_with_its_running_statistics(tmp_path):
     """Not only kept: used. The frozen body's output does not depend on the rest of the batch."""
     groups = (Group("body", "^body", frozen=True), Group("head", ".*"))
     config = toy(optim__groups=groups, model__dropout=0.0)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     view = run.plan().rows[0].view
     batch = next(train_batches(config, run.task, run.source("train"), view, 0, 1))
     only = np.array([True] + [False] * 7)
@@ -410,7 +412,7 @@ def test_alphas_of_zero_are_off_exactly():
 def test_randomness_is_a_function_of_seed_and_step(tmp_path):
     """One state and one batch: the same loss twice, another with another seed or step."""
     config = toy(model__dropout=0.5, optim__ema=0.0)
-    run = build.open_run(config, tmp_path)
+    run = open_run(config, tmp_path)
     plan = run.plan()
     row = plan.rows[0]
     batch = next(train_batches(config, run.task, run.source("train"), row.view, 0, 1))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
-from jaxact.train.provenance import Provenance
+from jaxact.train.predictions import Provenance
 
 # What results depend on begins with these; what only says where data lies, or names it, does not.
 SHAPING = ("task", "dtype", "model", "data", "stages")

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxact.data.pipeline import eval_batches
-from jaxact.train import build, journal, mesh
+from jaxact.train import mesh, run, workdir
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead
-from jaxact.train.fit import Fit
-from jaxact.train.plan import Row
+from jaxact.train.schedule import Row
+from jaxact.train.setup import Fit
 from jaxact.train.state import TrainState
 
 
@@ -30,7 +30,7 @@ def enter(fit: Fit, row: Row, start: int) -> None:
 
     def batches() -> Iterator[Any]:
         source = fit.run.source("train")
-        size = build.eval_size(fit.run.config)
+        size = run.eval_size(fit.run.config)
         stream = eval_batches(fit.run.config, fit.run.task, source, row.view, "val", size)
         if mesh.several(fit.run.mesh):  # each host by itself: the same numbers on all
             return ahead(stream, jax.device_put)
@@ -57,7 +57,7 @@ def enter(fit: Fit, row: Row, start: int) -> None:
     changed = TrainState(state.step, params, model_state, opt_state, ema)
     # The step donates its state: an array that stands in two places would be given away twice.
     fit.state = fit.run.layout.place(jax.tree.map(jnp.array, changed))
-    journal.say(f"stage {row.index} begins at step {start}: new {', '.join(sorted(replaced))}")
+    workdir.say(f"stage {row.index} begins at step {start}: new {', '.join(sorted(replaced))}")
 
 
 def _parts(variables: Any) -> tuple[Any, Any]:

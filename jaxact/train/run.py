@@ -13,9 +13,10 @@ from jaxact import task as tasks
 from jaxact.config import Config, UserError, as_dict
 from jaxact.models.initialise import initialise
 from jaxact.task import Task
-from jaxact.train import checkpoint, hosts, journal, mesh, plan, state
+from jaxact.train import checkpoint, hosts, mesh, schedule, state
 from jaxact.train.sharding import Layout
 from jaxact.train.state import Groups, TrainState
+from jaxact.train.workdir import recorded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Run:
             self.sources[purpose] = found
         return self.sources[purpose]
 
-    def plan(self, per_epoch: int | None = None) -> plan.Plan:
+    def plan(self, per_epoch: int | None = None) -> schedule.Plan:
         """The resolved schedule; without a given epoch length the training split is counted."""
         if per_epoch is None:
-            per_epoch = plan.epoch_steps(len(self.source("train")), self.config.batch_size)
-        return plan.resolve(self.config, per_epoch)
+            per_epoch = schedule.epoch_steps(len(self.source("train")), self.config.batch_size)
+        return schedule.resolve(self.config, per_epoch)
 
 
 def open_run(config: Config, workdir: pathlib.Path, resume_from: str = "") -> Run:
@@ -164,16 +165,18 @@ def view_of(run: Run, where: str) -> Any:
     try:
         folder = find_checkpoint(path)
     except UserError:  # a foreign file, or nothing: whoever loads it says so
-        return plan.last_view(run.config)
+        return schedule.last_view(run.config)
     else:
-        stored = journal.recorded(folder.parent.parent / "config.json")
+        stored = recorded(folder.parent.parent / "config.json")
         if folder.name.isdigit() and stored:
             now = as_dict(run.config)
             per_epoch = stored.get("steps_per_epoch")
             same = all(stored["config"].get(k) == now[k] for k in ("stages", "length"))
             if per_epoch and same:
-                return plan.resolve(run.config, per_epoch).stage(max(int(folder.name) - 1, 0)).view
-    return plan.last_view(run.config)
+                return (
+                    schedule.resolve(run.config, per_epoch).stage(max(int(folder.name) - 1, 0)).view
+                )
+    return schedule.last_view(run.config)
 
 
 def cold_start(config: Config) -> tuple[str, ...]:
@@ -247,7 +250,7 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
         steps = [int(p.name) for p in folder.glob("*") if re.fullmatch(r"\d+", p.name)]
         if steps:
             best = None
-            if made := journal.recorded(folder.parent / "config.json"):
+            if made := recorded(folder.parent / "config.json"):
                 how = made["config"]["eval"]
                 best = checkpoint.best_of(folder, steps, how["metric"], how["maximise"])
             return folder / str(max(steps) if best is None else best)

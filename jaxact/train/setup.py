@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 from jaxact import config as schema
-from jaxact.train import build, checkpoint, journal, mesh
+from jaxact.train import checkpoint, mesh, workdir
 from jaxact.train import state as states
-from jaxact.train.plan import Plan
+from jaxact.train.run import Run, abstract_batch, cold_start, drawn_and_frozen, start
+from jaxact.train.schedule import Plan
 from jaxact.train.state import TrainState
 from jaxact.train.step import make_eval_step, make_train_step
 
@@ -31,22 +32,22 @@ class Interrupted(Exception):
 class Fit:
     """One training in progress: the record that fills as it runs."""
 
-    run: build.Run
+    run: Run
     plan: Plan
     state: TrainState
     groups: states.Groups
-    book: journal.Journal
+    book: workdir.Journal
     files: checkpoint.Checkpoints
-    progress: journal.Progress
+    progress: workdir.Progress
     programs: dict[Any, Any] = dataclasses.field(default_factory=dict)
     pending: list[tuple[int, Any]] = dataclasses.field(default_factory=list)
     window: list[dict[str, float]] = dataclasses.field(default_factory=list)
     signal: int = 0
 
 
-def open_fit(run: build.Run) -> Fit:
+def open_fit(run: Run) -> Fit:
     """Plan, state (restored where there is one), compiled programs."""
-    config, say = run.config, journal.say
+    config, say = run.config, workdir.say
     plan = run.plan()
     first = plan.rows[0].view
     known_metric(run)
@@ -71,29 +72,29 @@ def open_fit(run: build.Run) -> Fit:
     if files.steps() or run.resume_from:
         # What init_from gave is in the checkpoint already.
         fresh = dataclasses.replace(config, init_from="")
-        state, groups = build.start(dataclasses.replace(run, config=fresh), first, say)
+        state, groups = start(dataclasses.replace(run, config=fresh), first, say)
         state = restored(origin, files, config, state)
         say(f"resumed from step {int(state.step)} of {origin}")
     else:
-        for line in build.cold_start(config):
+        for line in cold_start(config):
             say(line)
-        state, groups = build.start(run, first, say)
-        warning = build.drawn_and_frozen(config, groups, plan.rows[0].train, state.params)
+        state, groups = start(run, first, say)
+        warning = drawn_and_frozen(config, groups, plan.rows[0].train, state.params)
         if warning:
             say(warning)
     # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
     names = (run.task.classes, run.task.meanings)
-    book = journal.Journal(run.workdir, config, plan.per_epoch, plan.total, *names)
+    book = workdir.Journal(run.workdir, config, plan.per_epoch, plan.total, *names)
     book.resume(int(state.step))
     say(plan.table())
     say(groups.text(state.params))
-    progress = journal.Progress(plan.total, config.batch_size)
+    progress = workdir.Progress(plan.total, config.batch_size)
     fit = Fit(run, plan, state, groups, book, files, progress)
     compile_programs(fit)
     return fit
 
 
-def known_metric(run: build.Run) -> None:
+def known_metric(run: Run) -> None:
     """Refuses an eval.metric that the task does not give, as far as it says what it gives."""
     metric, allowed = run.config.eval.metric, run.task.metrics
     if allowed and metric not in allowed:
@@ -142,10 +143,10 @@ def compile_programs(fit: Fit) -> None:
         step = make_train_step(
             run.config, run.task, fit.plan, fit.groups, row, run.layout, fit.state
         )
-        batch = build.abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
+        batch = abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
         compiled = step.lower(fit.state, batch).compile()
         fit.programs[row.program] = compiled
-        journal.say(
+        workdir.say(
             f"compiled the step of stage {row.index} in {time.monotonic() - begin:.1f} s; "
             f"{memory(compiled)}"
         )

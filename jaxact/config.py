@@ -16,29 +16,37 @@ import pathlib
 import re
 from typing import Any
 
+from jaxact.fields import UserError, allowed, check, field, require
 
-class UserError(Exception):
-    """The user's mistake: one line that says what, where and what is allowed. Exit code 2."""
+__all__ = ["UserError", "allowed", "check", "field", "require"]  # a wing's config needs one import
 
 
 # ---------------------------------------------------------------------------------------- stages
 
 
-def value(initial: float) -> Any:
-    """A stage field read inside the step: () = as before, (x,) = constant, (x, y) = linear ramp."""
-    return dataclasses.field(default=(), metadata={"kind": "value", "initial": float(initial)})
+def value(initial: float, **rule: Any) -> Any:
+    """A stage field read inside the step: () = as before, (x,) = constant, (x, y) = linear ramp.
+
+    `rule`: what each number may be, as in `fields.allowed`.
+    """
+    metadata = {"kind": "value", "initial": float(initial), "allowed": allowed(**rule)}
+    return dataclasses.field(default=(), metadata=metadata)
 
 
-def choice(initial: str, allowed: tuple[str, ...] = ()) -> Any:
+def choice(initial: str, choices: tuple[str, ...] = ()) -> Any:
     """A stage field that rebuilds the host data set: "" = as before."""
+    rule = allowed(choices, names={"": "as before"})
     return dataclasses.field(
-        default="", metadata={"kind": "data", "initial": initial, "allowed": allowed}
+        default="", metadata={"kind": "data", "initial": initial, "allowed": rule}
     )
 
 
 def shape(initial: int = 0) -> Any:
     """A stage field that changes the batch shape, so one program for each value: 0 = as before."""
-    return dataclasses.field(default=0, metadata={"kind": "shape", "initial": initial})
+    rule = allowed(least=1, names={0: "as before"})
+    return dataclasses.field(
+        default=0, metadata={"kind": "shape", "initial": initial, "allowed": rule}
+    )
 
 
 def groups(initial: str) -> Any:
@@ -73,22 +81,24 @@ class Group:
 class Optim:
     """Optimiser, base learning-rate curve, clipping, accumulation, averaging."""
 
-    name: str = "sgd"  # sgd | adam (L2 decay, as torch.optim.Adam) | adamw (decoupled)
-    lr: float = 0.1  # base learning rate, at batch size `lr_batch`
+    # adam: L2 decay, as torch.optim.Adam; adamw: decoupled decay
+    name: str = field("sgd", choices=("sgd", "adam", "adamw"))
+    lr: float = field(0.1, above=0)  # base learning rate, at batch size `lr_batch`
     lr_batch: int = 0  # examples; >0 scales lr by batch_size / lr_batch; 0 = lr as it is
-    momentum: float = 0.9  # sgd
+    momentum: float = field(0.9, least=0, below=1)  # sgd
     nesterov: bool = False  # sgd
     b1: float = 0.9  # adam, adamw
     b2: float = 0.999  # adam, adamw
     eps: float = 1e-8  # adam, adamw
-    weight_decay: float = 0.0  # see `name` for its form
+    weight_decay: float = field(0.0, least=0)  # see `name` for its form
     groups: tuple[Group, ...] = (Group(),)  # every parameter must match one
-    schedule: str = "cosine"  # cosine | cosine_restarts | step | constant
-    per: str = "step"  # step | epoch: how often the curve moves
+    schedule: str = field("cosine", choices=("cosine", "cosine_restarts", "step", "constant"))
+    per: str = field("step", choices=("step", "epoch"))  # how often the curve moves
     warmup: str = "0"  # duration of the linear warm-up
     warmup_from: float = 0.0  # factor at its first step
     warmup_full: bool = True  # its last step has the full rate (else the first step after it has)
-    warmup_to: str = "base"  # base | curve: rises to lr, or to the curve's value at its end
+    # The warm-up rises to lr, or to the curve's value at its end.
+    warmup_to: str = field("base", choices=("base", "curve"))
     warmup_prefix: bool = True  # the curve starts after the warm-up (else at step 0)
     decay_over: str = ""  # duration of the cosine; "" = to the end of training
     min_lr: float = 0.0  # cosine ends here (absolute, scaled like lr)
@@ -96,9 +106,11 @@ class Optim:
     restart_growth: float = 1.0  # cosine_restarts: factor on the next period
     milestones: tuple[str, ...] = ()  # step: durations at which lr is multiplied
     gamma: float = 0.1  # step: by this factor
-    clip: float = 0.0  # global gradient norm; 0 = off
-    accumulate: int = 1  # micro-batches per step; BN statistics are per micro-batch
-    ema: float = 0.0  # decay of the moving average of params and BN statistics; 0 = off
+    clip: float = field(0.0, least=0, names={0: "off"})  # global gradient norm
+    # Micro-batches per step; BN statistics are per micro-batch.
+    accumulate: int = field(1, least=1)
+    # Decay of the moving average of params and BN statistics.
+    ema: float = field(0.0, least=0, below=1, names={0: "off"})
     ema_warmup: bool = False  # decay = min(ema, (1 + step) / (10 + step))
 
 
@@ -111,7 +123,8 @@ class Eval:
 
     every: str = "1 epochs"  # duration between validations
     first: str = "0"  # no validation before this
-    split: str = "test"  # val | test: what --mode=eval and the end of training use
+    # What --mode=eval and the end of training use.
+    split: str = field("test", choices=("val", "test"))
     batch_size: int = 0  # global; 0 = batch_size
     metric: str = "top1"  # the number that chooses the best checkpoint and stops early
     maximise: bool = True  # is more better?
@@ -124,10 +137,10 @@ class Save:
     """Checkpoints and logs."""
 
     every: str = "1 epochs"  # duration between checkpoints
-    best: int = 1  # best checkpoints kept
-    latest: int = 2  # newest checkpoints kept (2 = one to fall back on)
+    best: int = field(1, least=1)  # best checkpoints kept
+    latest: int = field(2, least=1)  # newest checkpoints kept (2 = one to fall back on)
     keep_every: str = "0"  # duration between checkpoints that are written and kept; 0 = none
-    log_every: int = 20  # steps between log lines
+    log_every: int = field(20, least=1)  # steps between log lines
     tensorboard: bool = True  # event files beside metrics.jsonl (needs the extra [tensorboard])
     report: bool = True  # report.html at the end
 
@@ -136,26 +149,33 @@ class Save:
 class Input:
     """How the host feeds the device."""
 
-    threads: int = 2  # reading threads in each process
-    workers: int = 0  # worker processes; 0 = threads of this process only
-    prefetch: int = 2  # batches read ahead
-    broken: str = "stop"  # stop | skip: an unreadable example ends the run, or is masked out
+    threads: int = field(2, least=1)  # reading threads in each process
+    # Worker processes; 0 = threads of this process only.
+    workers: int = field(0, least=0)
+    prefetch: int = field(2, least=1)  # batches read ahead
+    # An unreadable example ends the run, or is masked out.
+    broken: str = field("stop", choices=("stop", "skip"))
 
 
 @dataclasses.dataclass
 class Mesh:
     """The devices as a grid data x fsdp x tensor, and the processes that hold them."""
 
-    data: int = 0  # ways of copies, each with its part of the batch; 0 = all devices left
-    fsdp: int = 1  # ways that parameters, optimiser state and average are split; a batch too
-    tensor: int = 1  # ways that heads and MLPs of a vision transformer are split
-    min_size: int = 65536  # numbers; smaller arrays are not split by fsdp
-    hosts: str = "one"  # one | given (the three below) | auto (Slurm, TPU ... tell them)
+    # Ways of copies, each with its part of the batch.
+    data: int = field(0, least=0, names={0: "all devices left"})
+    # Ways that parameters, optimiser state and average are split; a batch too.
+    fsdp: int = field(1, least=1)
+    tensor: int = field(1, least=1)  # ways that heads and MLPs of a vision transformer are split
+    min_size: int = field(65536, least=1)  # numbers; smaller arrays are not split by fsdp
+    # given: by the three below; auto: Slurm, a TPU ... tell them.
+    hosts: str = field("one", choices=("one", "given", "auto"))
     coordinator: str = ""  # given: host:port of process 0
     processes: int = 0  # given
     process: int = -1  # given: number of this one, from 0
-    start_timeout: int = 300  # s that processes wait for each other at the start
-    timeout: int = 60  # s without a sign of life after which a process counts as lost
+    # s that processes wait for each other at the start.
+    start_timeout: int = field(300, least=1)
+    # s without a sign of life after which a process counts as lost.
+    timeout: int = field(60, least=2)
 
 
 @dataclasses.dataclass
@@ -165,8 +185,9 @@ class Config:
     task: str = ""  # a file in jaxact/tasks, or the dotted name of a module of yours
     seed: int = 0  # every random draw is a function of (seed, step)
     length: str = "1 epochs"  # duration of the training
-    batch_size: int = 32  # examples per step, over all devices and hosts
-    dtype: str = "float32"  # float32 | bfloat16: compute; parameters and statistics stay float32
+    batch_size: int = field(32, least=1)  # examples per step, over all devices and hosts
+    # Of the arithmetic; parameters and statistics stay float32.
+    dtype: str = field("float32", choices=("float32", "bfloat16"))
     init_from: str = ""  # checkpoints (PyTorch files, work dirs of ours) for a partial start: A,B
     pretrained: bool = False  # made for trained weights: a start without init_from is a warning
     optim: Optim = dataclasses.field(default_factory=Optim)
@@ -227,12 +248,6 @@ def carried(stages: Any, name: str) -> list[Any]:
 # ------------------------------------------------------------------------------------- validation
 
 
-def require(ok: bool, field: str, found: Any, allowed: str) -> None:
-    """One-line error for a field out of its range."""
-    if not ok:
-        raise UserError(f"config.{field}={found!r} is not allowed; allowed: {allowed}")
-
-
 def one_of(config: Any, field: str, *allowed: str) -> None:
     """The named field (dotted) must be one of the given texts."""
     found = config
@@ -244,39 +259,21 @@ def one_of(config: Any, field: str, *allowed: str) -> None:
 
 
 def validate(config: Config) -> None:
-    """Checks ranges and choices of the common fields; tasks check their own in `make`.
+    """Checks each field by itself, and what of the common fields goes together.
+
+    A task checks in `make` what goes together in its own fields.
 
     Raises:
       UserError: naming the field, its value and what is allowed.
     """
-    _types(config, "")
-    one_of(config, "dtype", "float32", "bfloat16")
-    one_of(config, "optim.name", "sgd", "adam", "adamw")
-    one_of(config, "optim.schedule", "cosine", "cosine_restarts", "step", "constant")
-    one_of(config, "optim.per", "step", "epoch")
-    one_of(config, "optim.warmup_to", "base", "curve")
-    one_of(config, "eval.split", "val", "test")
-    one_of(config, "input.broken", "stop", "skip")
+    check(config)
     optim = config.optim
-    require(config.batch_size >= 1, "batch_size", config.batch_size, "1 or more")
-    require(optim.lr > 0, "optim.lr", optim.lr, "above 0")
-    require(optim.accumulate >= 1, "optim.accumulate", optim.accumulate, "1 or more")
     require(
         config.batch_size % optim.accumulate == 0,
         "optim.accumulate",
         optim.accumulate,
         f"divisors of batch_size={config.batch_size}",
     )
-    require(0 <= optim.ema < 1, "optim.ema", optim.ema, "0 (off) to below 1")
-    require(0 <= optim.momentum < 1, "optim.momentum", optim.momentum, "0 to below 1")
-    require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or more")
-    require(optim.clip >= 0, "optim.clip", optim.clip, "0 (off) or more")
-    require(config.save.latest >= 1, "save.latest", config.save.latest, "1 or more")
-    require(config.save.best >= 1, "save.best", config.save.best, "1 or more")
-    require(config.save.log_every >= 1, "save.log_every", config.save.log_every, "1 or more")
-    require(config.input.threads >= 1, "input.threads", config.input.threads, "1 or more")
-    require(config.input.workers >= 0, "input.workers", config.input.workers, "0 or more")
-    require(config.input.prefetch >= 1, "input.prefetch", config.input.prefetch, "1 or more")
     require(len(optim.groups) > 0, "optim.groups", optim.groups, "at least one group")
     names = [group.name for group in optim.groups]
     require(len(set(names)) == len(names), "optim.groups", names, "names that differ")
@@ -294,14 +291,6 @@ def validate(config: Config) -> None:
 
 
 def _validate_mesh(mesh: Mesh) -> None:
-    require(mesh.data >= 0, "mesh.data", mesh.data, "0 (all devices left) or more")
-    require(mesh.fsdp >= 1, "mesh.fsdp", mesh.fsdp, "1 or more")
-    require(mesh.tensor >= 1, "mesh.tensor", mesh.tensor, "1 or more")
-    require(mesh.min_size >= 1, "mesh.min_size", mesh.min_size, "1 or more")
-    require(mesh.start_timeout >= 1, "mesh.start_timeout", mesh.start_timeout, "1 s or more")
-    require(mesh.timeout >= 2, "mesh.timeout", mesh.timeout, "2 s or more")
-    allowed = ("one", "given", "auto")
-    require(mesh.hosts in allowed, "mesh.hosts", mesh.hosts, ", ".join(allowed))
     if mesh.hosts == "given":
         place = re.fullmatch(r".+:\d+", mesh.coordinator) is not None
         require(place, "mesh.coordinator", mesh.coordinator, "host:port of process 0")
@@ -317,39 +306,6 @@ def _regex(pattern: str, field: str) -> None:
         raise UserError(
             f"config.{field}={pattern!r} is not a regular expression: {error}"
         ) from None
-
-
-_PLAIN = (bool, int, float, str)
-
-
-def _types(node: Any, path: str) -> None:
-    """Every leaf has the type of its default: the flag parser does not look inside tuples."""
-    for field in dataclasses.fields(node):
-        found, where = getattr(node, field.name), f"{path}{field.name}"
-        if dataclasses.is_dataclass(found):
-            _types(found, f"{where}.")
-        elif isinstance(found, tuple):
-            for index, item in enumerate(found):
-                if dataclasses.is_dataclass(item):
-                    _types(item, f"{where}[{index}].")
-                    continue
-                kind = str(field.type)
-                wanted = {"float": (int, float), "int": (int,), "str": (str,)}
-                for name, types in wanted.items():
-                    if f"tuple[{name}" in kind:
-                        require(
-                            isinstance(item, types) and not isinstance(item, bool),
-                            f"{where}[{index}]",
-                            item,
-                            f"a tuple of {name}, as in --config.{where}=1,2",
-                        )
-        else:
-            require(
-                isinstance(found, _PLAIN),
-                where,
-                found,
-                "a bool, int, float, str, a tuple or a dataclass",
-            )
 
 
 # ---------------------------------------------------------------------------------------- as text

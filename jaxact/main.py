@@ -127,7 +127,7 @@ def run() -> int:
     workdir = pathlib.Path(WORKDIR.value or ".")
     hosts.keep(config.mesh, workdir)
     # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.modes import bench, check, export, predict
+    from jaxact.modes import bench, check, evaluate, export, predict
     from jaxact.train import loop
     from jaxact.train.run import open_run
     from jaxact.train.workdir import lines
@@ -139,7 +139,7 @@ def run() -> int:
     if mode == "train":
         loop.train(opened)
     elif mode == "eval":
-        found = predict.evaluate_split(opened, CHECKPOINT.value)
+        found = evaluate.evaluate_split(opened, CHECKPOINT.value)
         if hosts.first():
             print(json.dumps(found, indent=1))
     elif mode == "predict":

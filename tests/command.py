@@ -78,8 +78,9 @@ def run(
 FORKING = """
 import json, os, sys, traceback
 from jaxact import main
-from jaxact.tasks import action
-from jaxact.train import bench, build, check, loop, predict
+from jaxact.modes import bench, check, evaluate, export, predict
+from jaxact.tasks.action import task
+from jaxact.train import loop
 from toy import blobs
 for line in sys.stdin:
     flags, out, err = json.loads(line)

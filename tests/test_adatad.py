@@ -22,7 +22,7 @@ from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
 from jaxact.tasks.detection import frames as footage
 from jaxact.tasks.detection import sample_data
-from jaxact.train import checkpoint, loop, setup, state
+from jaxact.train import checkpoint, loop, optimizer, restore, setup, state
 from jaxact.train.run import abstract_batch, abstract_variables, initial_variables, open_run
 from jaxact.train.schedule import resolve
 from jaxact.weights import table
@@ -50,7 +50,7 @@ def test_every_variant_is_a_task(variant, tmp_path):
     setup.known_metric(run)
     schedule = run.plan(100)
     variables = abstract_variables(run, schedule.rows[0].view)
-    groups = state.resolve_groups(config.optim, variables["params"])
+    groups = optimizer.resolve_groups(config.optim, variables["params"])
     used = set(groups.member.values())
     assert used == {group.name for group in config.optim.groups}
     if variant.partition("_")[0] in ("composed", "drawn") and "_" in variant:
@@ -153,12 +153,12 @@ def test_what_learns(variant, learns, everything, tmp_path):
     config = schema.load(RECIPE, variant)
     run = open_run(config, tmp_path)
     variables = abstract_variables(run, run.plan(100).rows[0].view)
-    groups = state.resolve_groups(config.optim, variables["params"])
+    groups = optimizer.resolve_groups(config.optim, variables["params"])
     flat = state.flatten(variables["params"])
     assert sum(leaf.size for leaf in flat.values()) == everything
     trained = groups.select(flat, groups.trainable)
     assert sum(leaf.size for leaf in trained.values()) == learns
-    fresh = jax.eval_shape(lambda v: state.create(config, groups, v), variables)
+    fresh = jax.eval_shape(lambda v: restore.create(config, groups, v), variables)
     averaged = jax.tree.leaves(fresh.ema["params"])
     assert sum(leaf.size for leaf in averaged) == learns
     moments = [leaf.size for leaf in jax.tree.leaves(fresh.opt_state) if leaf.ndim]

@@ -14,7 +14,7 @@ import pytest
 from jaxact import config as schema
 from jaxact.modes import predict
 from jaxact.tasks.detection import sample_data
-from jaxact.train import checkpoint, loop, state
+from jaxact.train import checkpoint, loop, optimizer, state
 from jaxact.train.run import drawn_variables, open_run
 from jaxact.train.schedule import resolve
 
@@ -92,7 +92,7 @@ def test_a_twin_works(variant, drawn, tmp_path):
 
     stored = checkpoint.read_weights(tmp_path / "checkpoints" / "2")
     moved = state.flatten(stored["params"])
-    groups = state.resolve_groups(config.optim, stored["params"])
+    groups = optimizer.resolve_groups(config.optim, stored["params"])
     still = {path for path, leaf in fresh.items() if np.array_equal(leaf, moved[path])}
     for name in {group.name for group in config.optim.groups}:
         own = {path for path in fresh if groups.member[path] == name}

@@ -18,7 +18,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # room -> what of jaxact it may import (a room, or one module of it). Nobody lists tasks or main:
 # the trainer finds a task by its name in the config.
 MAY_IMPORT = {
-    "config": set(),
+    "fields": set(),
+    "config": {"fields"},
     "task": {"config"},
     "ops": {"config"},
     "models": {"config", "ops"},

@@ -14,7 +14,7 @@ from toy import recipe
 from jaxact import config as schema
 from jaxact.data.pipeline import eval_batches
 from jaxact.evaluate import metrics
-from jaxact.modes import predict
+from jaxact.modes import evaluate
 from jaxact.tasks.action import sample_data
 from jaxact.tasks.action import task as action
 from jaxact.train import loop, predictions
@@ -183,7 +183,7 @@ def runs(tmp_path_factory):
         config.seed, config.length = seed, "1 epochs"
         loop.train(open_run(config, workdir))
         config.eval.split = "val"
-        predict.evaluate_split(open_run(config, workdir), "")
+        evaluate.evaluate_split(open_run(config, workdir), "")
         folders.append(workdir)
     return folders
 

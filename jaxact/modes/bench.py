@@ -11,7 +11,8 @@ from jaxact.config import UserError
 from jaxact.data.pipeline import random_batch, train_batches
 from jaxact.train import mesh, workdir
 from jaxact.train.evaluation import ahead
-from jaxact.train.run import Run, start
+from jaxact.train.restore import start
+from jaxact.train.run import Run
 from jaxact.train.schedule import epoch_steps
 from jaxact.train.setup import memory
 from jaxact.train.step import make_train_step

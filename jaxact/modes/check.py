@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.evaluate import cost
-from jaxact.train import mesh, state
+from jaxact.train import mesh, optimizer, restore
 from jaxact.train.evaluation import view_texts
 from jaxact.train.run import (
     Run,
@@ -45,7 +45,7 @@ def check(run: Run, out: Callable[[str], None] = print) -> None:
     out(schedule.table())
     stage = schedule.rows[0].view
     variables = abstract_variables(run, stage)
-    groups = state.resolve_groups(run.config.optim, variables["params"])
+    groups = optimizer.resolve_groups(run.config.optim, variables["params"])
     out("# parameters")
     for row in cost.table(variables["params"]):
         out(f"{row[0]:<40} {row[1]:>14,}")
@@ -93,10 +93,10 @@ def shapes_and_costs(
 
 
 def bytes_of_state(
-    run: Run, variables: Any, groups: state.Groups, out: Callable[[str], None]
+    run: Run, variables: Any, groups: optimizer.Groups, out: Callable[[str], None]
 ) -> None:
     """What the training state takes on each device."""
-    fresh = jax.eval_shape(lambda v: state.create(run.config, groups, v), variables)
+    fresh = jax.eval_shape(lambda v: restore.create(run.config, groups, v), variables)
     parts = {
         "params": fresh.params,
         "model_state": fresh.model_state,

@@ -11,7 +11,8 @@ from jaxact.config import UserError
 from jaxact.evaluate import ensemble as fusion
 from jaxact.evaluate.ensemble import Predictions
 from jaxact.train import predictions
-from jaxact.train.workdir import versions, write_json, write_predictions
+from jaxact.train.predictions import write_predictions
+from jaxact.train.workdir import versions, write_json
 
 SHOWN = ("top1", "top5", "mean_class", "nll", "ece")
 

@@ -19,12 +19,11 @@ import numpy as np
 from jaxact import exported
 from jaxact.atomic import draft
 from jaxact.config import UserError
-from jaxact.modes import predict
 from jaxact.ops import target
 from jaxact.task import Contract, Port
-from jaxact.train import schedule, state, workdir
-from jaxact.train.reach import reaching
-from jaxact.train.run import Run, view_of
+from jaxact.train import restore, schedule, state, workdir
+from jaxact.train.restore import reaching, view_of
+from jaxact.train.run import Run
 
 # Programs: file -> (platforms, the one whose form it has). Some operations have another form on
 # CPU; what exists for one maker's GPUs alone is left out, so that one program serves all.
@@ -62,7 +61,7 @@ def export(run: Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[s
         apply = functools.partial(run.task.model.apply, variables, train=False)
         return deal.call(apply, batch)
 
-    variables, origin = predict.load(run, where, stage, (outputs, inputs))
+    variables, origin = restore.load(run, where, stage, (outputs, inputs))
     return write(run, variables, origin, output, batch, stage)
 
 

@@ -12,117 +12,15 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches, read_ahead
 from jaxact.modes import window_merging
-from jaxact.task import Ending
-from jaxact.train import checkpoint, mesh, predictions, state
-from jaxact.train.evaluation import evaluate, results, say_views
-from jaxact.train.finish import concluded, stored_variables
-from jaxact.train.reach import reaching
-from jaxact.train.run import (
-    Run,
-    abstract_batch,
-    abstract_variables,
-    drawn_variables,
-    eval_size,
-    find_checkpoint,
-    load_weights,
-    same_shapes,
+from jaxact.train.evaluation import results
+from jaxact.train.restore import (
+    PURPOSE,
+    load,
     view_of,
 )
+from jaxact.train.run import Run, eval_size
 from jaxact.train.step import EvalStep, make_eval_step
-from jaxact.train.workdir import mention, recorded, say, write_json, write_predictions
-
-PURPOSE = "predict"
-
-
-Computed = tuple[Callable[[Any, Any], Any], Any]  # (variables, batch) -> results; abstract batch
-
-
-def load(run: Run, where: str, stage: Any, used: Computed | None = None) -> tuple[Any, str]:
-    """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir.
-
-    `used` is what will be computed with them; None = predictions.
-    Raises:
-      UserError: they are not there, or lack something that what is computed with them depends on.
-    """
-    path = pathlib.Path(where) if where else run.workdir
-    if where and path.is_file():
-        fresh = drawn_variables(run, stage)
-        variables, report = load_weights(run, path, fresh)
-        say(report.splitlines()[0])
-        _complete(path, fresh, variables, used or evaluated(run, stage, PURPOSE))
-        return run.layout.place(variables), str(path)
-    if not path.exists():
-        raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
-    folder = find_checkpoint(path)
-    stored = checkpoint.read_weights(folder)
-    same_shapes(abstract_variables(run, stage), stored, folder)
-    kind = "ema" if stored.get("ema") else "raw"
-    say(f"{kind} weights of {folder}")
-    mention(run.config, path)
-    return run.layout.place(stored_variables(stored)), str(folder)
-
-
-def evaluated(run: Run, stage: Any, purpose: str) -> Computed:
-    """The scores of a batch in evaluation."""
-    return make_eval_step(run.task, purpose).whole, abstract_batch(run.task, stage, purpose, 1)
-
-
-def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) -> None:
-    """Refuses a foreign file that leaves arrays which the results depend on as they were drawn."""
-    function, batch = used
-    was, now = state.flatten(fresh), state.flatten(variables)
-    counts = state.flatten(reaching(function, fresh, batch)[0])
-    lacking = [name for name, leaf in was.items() if now[name] is leaf and counts[name]]
-    lacking.sort(key=lambda name: not name.startswith("params/"))
-    if lacking:
-        first = f"{lacking[0]} {tuple(was[lacking[0]].shape)}"
-        raise UserError(
-            f"--checkpoint={path} does not fill {len(lacking)} of the {len(was)} arrays of this "
-            f"model, as {first}; allowed: a file with all that is used, or the fields of "
-            "config.model that it was trained with (a training may start from it: "
-            "--config.init_from)"
-        )
-
-
-def evaluate_split(run: Run, where: str) -> dict[str, Any]:
-    """Scores of `config.eval.split`; writes predictions/<split>.npz and eval_<split>.json."""
-    purpose = run.config.eval.split
-    source = run.source(purpose)
-    stage = view_of(run, where)
-    variables, origin = load(run, where, stage, evaluated(run, stage, purpose))
-    seen = say_views(run.task)
-    scores, rows, ids = evaluate(
-        run, make_eval_step(run.task, purpose), variables, purpose, stage, source
-    )
-    stored = run.workdir / "predictions" / f"{purpose}.npz"
-    before = predictions.stored(stored)
-    own = mesh.own(variables, run.mesh)
-    made = predictions.of(own, origin, run.workdir, run.task.views(purpose))
-    if before.weights and before != made:
-        say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
-    write_predictions(stored, ids, rows, made)
-    found = {
-        "split": purpose,
-        "checkpoint": origin,
-        "examples": len(ids),
-        **seen,
-        "scores": scores,
-    }
-    ending = Ending(
-        split=purpose,
-        ids=ids,
-        rows=rows,
-        scores=scores,
-        best_val={},
-        history=(),
-        variables=variables,
-        source=source,
-        stage=stage,
-        pictures=False,
-    )
-    found |= concluded(run, ending).numbers
-    write_json(run.workdir / f"eval_{purpose}.json", found)
-    return found
+from jaxact.train.workdir import recorded, say
 
 
 def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:

@@ -12,9 +12,9 @@ from jaxact.task import Ending, Extra
 from jaxact.train import checkpoint, hosts, mesh, predictions, summary, workdir
 from jaxact.train import state as states
 from jaxact.train.evaluation import evaluate, say_views
+from jaxact.train.restore import stored_variables
 from jaxact.train.run import Run
 from jaxact.train.setup import Fit
-from jaxact.train.state import TrainState
 
 
 def earlier_results(fit: Fit) -> dict[str, Any] | None:
@@ -47,7 +47,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.views(purpose)
     )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
-    workdir.write_predictions(stored, ids, rows, origin)
+    predictions.write_predictions(stored, ids, rows, origin)
     results: dict[str, Any] = {
         "split": purpose,
         "scores": scores,
@@ -121,9 +121,3 @@ def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:
         return states.weights(fit.state, ema=True), kind
     folder = fit.files.folder / str(best)
     return fit.run.layout.place(stored_variables(checkpoint.read_weights(folder))), kind
-
-
-def stored_variables(stored: dict[str, Any]) -> Any:
-    """Variables of a checkpoint's weights item, averaged where it has an average."""
-    state = TrainState(0, stored["params"], stored["model_state"], {}, stored.get("ema") or {})
-    return states.weights(state, ema=True)

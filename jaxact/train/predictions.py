@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxact.train import state
+from jaxact.train import hosts, state
 
 PREFIX = "origin_"  # of the entries of an .npz
 
@@ -65,3 +65,19 @@ def stored(path: pathlib.Path) -> Provenance:
         return Provenance()
     plain = {name: str(a) for name, a in named.items() if a.ndim == 0 and a.dtype.kind == "U"}
     return Provenance(**plain) if len(plain) == len(Provenance._fields) else Provenance()
+
+
+def write_predictions(
+    path: pathlib.Path,
+    ids: list[str],
+    rows: dict[str, np.ndarray],
+    origin: Provenance,
+) -> None:
+    """predictions/<split>.npz: `ids` (text), one array [n, ...] for each row name, the origin."""
+    if not hosts.first():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part.npz")
+    arrays: dict[str, Any] = {"ids": np.array(ids), **rows, **origin.arrays()}
+    np.savez(part, **arrays)
+    part.replace(path)

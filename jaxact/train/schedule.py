@@ -277,11 +277,12 @@ def _carry(stage: Any, index: int, before: dict[str, Any]) -> dict[str, Any]:
             require(1 <= len(given) <= 2, where, given, "() or one number or two (a ramp)")
             found["values"][field.name] = (float(given[0]), float(given[-1]))
         elif kind == "data":
-            allowed = field.metadata["allowed"]
-            require(not allowed or given in allowed, where, given, ", ".join(allowed))
+            rule = field.metadata["allowed"]
+            require(rule.holds(given), where, given, rule.text())
             found["data"][field.name] = given
         elif kind == "shape":
-            require(given > 0, where, given, "0 (as before) or more")
+            rule = field.metadata["allowed"]
+            require(rule.holds(given), where, given, rule.text())
             found["shape"][field.name] = given
         else:
             found["train"] = given

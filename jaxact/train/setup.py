@@ -9,8 +9,9 @@ from typing import Any
 
 from jaxact import config as schema
 from jaxact.train import checkpoint, mesh, workdir
-from jaxact.train import state as states
-from jaxact.train.run import Run, abstract_batch, cold_start, drawn_and_frozen, start
+from jaxact.train.optimizer import Groups
+from jaxact.train.restore import restored, start
+from jaxact.train.run import Run, abstract_batch, cold_start, drawn_and_frozen
 from jaxact.train.schedule import Plan
 from jaxact.train.state import TrainState
 from jaxact.train.step import make_eval_step, make_train_step
@@ -35,7 +36,7 @@ class Fit:
     run: Run
     plan: Plan
     state: TrainState
-    groups: states.Groups
+    groups: Groups
     book: workdir.Journal
     files: checkpoint.Checkpoints
     progress: workdir.Progress
@@ -103,25 +104,6 @@ def known_metric(run: Run) -> None:
         raise schema.UserError(
             f"config.eval.metric={metric!r} is not measured; allowed: {', '.join(allowed)}{hint}"
         )
-
-
-def restored(
-    origin: pathlib.Path, files: checkpoint.Checkpoints, config: schema.Config, state: TrainState
-) -> TrainState:
-    """The newest state of a work dir: of this run, or of the one given by --resume_from."""
-    folder = origin / "checkpoints"
-    if folder.absolute() == files.folder:
-        found = files.restore(state)
-    else:
-        if not folder.is_dir():
-            raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
-        options = config.eval
-        other = checkpoint.Checkpoints(folder, config.save, options.metric, options.maximise)
-        found = other.restore(state)
-        other.close()
-    if found is None:
-        raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
-    return found
 
 
 def make_folder(path: pathlib.Path) -> None:

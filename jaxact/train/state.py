@@ -1,16 +1,11 @@
 """The training state, and how parameters fall into optimiser groups."""
 
-import dataclasses
-import re
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 from flax import traverse_util
-
-from jaxact.config import Config, Group, Optim, UserError
 
 Flat = dict[str, Any]  # "/"-joined path -> leaf
 
@@ -38,128 +33,6 @@ def unflatten(flat: Flat) -> Any:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """The optimiser groups resolved over a parameter tree."""
-
-    config: Optim
-    groups: tuple[Group, ...]
-    member: dict[str, str]  # path -> group name
-
-    def active(self, train: str) -> frozenset[str]:
-        """Names of the groups that a stage trains (`train` is its regex)."""
-        names = {g.name for g in self.groups if not g.frozen and re.fullmatch(train, g.name)}
-        if not names:
-            names_known = ", ".join(g.name for g in self.groups if not g.frozen)
-            raise UserError(f"stage train={train!r} matches no group; allowed: {names_known}")
-        return frozenset(names)
-
-    def select(self, flat: Flat, names: frozenset[str]) -> Flat:
-        """The leaves whose group is named."""
-        return {path: leaf for path, leaf in flat.items() if self.member[path] in names}
-
-    @property
-    def trainable(self) -> frozenset[str]:
-        """Names of all groups that are not permanently frozen."""
-        return frozenset(g.name for g in self.groups if not g.frozen)
-
-    def transform(self, group: Group) -> optax.GradientTransformation:
-        """Gradient -> direction, before the learning rate; torch's order of operations."""
-        optim = self.config
-        decay = optim.weight_decay if group.weight_decay < 0 else group.weight_decay
-        add_decay = optax.add_decayed_weights(decay)
-        if optim.name == "sgd":
-            if not optim.momentum:
-                return add_decay
-            return optax.chain(add_decay, optax.trace(optim.momentum, optim.nesterov))
-        adam = optax.scale_by_adam(optim.b1, optim.b2, optim.eps)
-        return optax.chain(*((add_decay, adam) if optim.name == "adam" else (adam, add_decay)))
-
-    def init(self, params: Any) -> dict[str, Any]:
-        """Optimiser state of every group that can be trained."""
-        flat = flatten(params)
-        return {
-            group.name: self.transform(group).init(self.select(flat, frozenset([group.name])))
-            for group in self.groups
-            if not group.frozen
-        }
-
-    def update(
-        self, grads: Flat, opt_state: Any, flat: Flat, lr: Any, active: frozenset[str]
-    ) -> tuple[Flat, Any]:
-        """One update of the active groups; the state of the others, counts included, stays."""
-        flat, opt_state = dict(flat), dict(opt_state)
-        for group in self.groups:
-            if group.name not in active:
-                continue
-            mine = frozenset([group.name])
-            old = self.select(flat, mine)
-            step, opt_state[group.name] = self.transform(group).update(
-                self.select(grads, mine), opt_state[group.name], old
-            )
-            rate = lr * group.lr
-            for path, leaf in old.items():
-                flat[path] = leaf - (rate * step[path]).astype(leaf.dtype)
-        return flat, opt_state
-
-    def text(self, params: Any) -> str:
-        """Which parameters each group holds, for the log."""
-        flat = flatten(params)
-        lines = []
-        for group in self.groups:
-            leaves = self.select(flat, frozenset([group.name]))
-            count = sum(leaf.size for leaf in leaves.values())
-            decay = self.config.weight_decay if group.weight_decay < 0 else group.weight_decay
-            how = "frozen" if group.frozen else f"lr x{group.lr:g}, weight decay {decay:g}"
-            lines.append(
-                f"group {group.name} ({group.pattern}): {len(leaves)} arrays, "
-                f"{count:,} parameters, {how}"
-            )
-        return "\n".join(lines)
-
-
-def resolve_groups(optim: Optim, params: Any) -> Groups:
-    """Assigns each parameter to the first group whose pattern is found in its path.
-
-    Raises:
-      UserError: a parameter matches no group, or a group matches no parameter.
-    """
-    member: dict[str, str] = {}
-    for path in flatten(params):
-        for group in optim.groups:
-            if re.search(group.pattern, path):
-                member[path] = group.name
-                break
-        else:
-            raise UserError(
-                f"config.optim.groups: parameter {path!r} matches no pattern; "
-                "add a last group with '.*'"
-            )
-    for index, group in enumerate(optim.groups):
-        if group.name not in member.values():
-            raise UserError(
-                f"config.optim.groups[{index}].pattern={group.pattern!r} matches no parameter "
-                f"that an earlier group left; paths look like {next(iter(member))!r}"
-            )
-    return Groups(optim, tuple(optim.groups), member)
-
-
-def global_norm(flat: Flat) -> Any:
-    """L2 norm f32[] over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in flat.values()))
-
-
-def clip(flat: Flat, limit: float) -> tuple[Flat, Any]:
-    """Scales gradients to a global norm of at most `limit` (0 = off), as torch does: (grads,
-    norm)."""
-    norm = global_norm(flat)
-    if not limit:
-        return flat, norm
-    # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.
-    factor = jnp.minimum(1.0, limit / (norm + 1e-6))
-    return {path: leaf * factor.astype(leaf.dtype) for path, leaf in flat.items()}, norm
-
-
 def average(ema: Any, decay: Any, params: Flat, model_state: Any) -> Any:
     """ema <- decay * ema + (1 - decay) * now, over parameters and model state."""
 
@@ -172,17 +45,6 @@ def average(ema: Any, decay: Any, params: Flat, model_state: Any) -> Any:
         "params": {path: mix(leaf, params[path]) for path, leaf in ema["params"].items()},
         "model_state": jax.tree.map(mix, ema["model_state"], model_state),
     }
-
-
-def create(config: Config, groups: Groups, variables: Any) -> TrainState:
-    """A state at step 0 from the model's variables."""
-    variables = dict(variables)
-    params = variables.pop("params")
-    ema: Any = {}
-    if config.optim.ema:
-        ema = {"params": groups.select(flatten(params), groups.trainable), "model_state": variables}
-        ema = jax.tree.map(jnp.copy, ema)
-    return TrainState(jnp.int32(0), params, variables, groups.init(params), ema)
 
 
 def weights(state: TrainState, *, ema: bool) -> Any:

@@ -13,10 +13,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxact.config import Config
 from jaxact.task import Batch, Task
 from jaxact.train import mesh as meshes
+from jaxact.train import optimizer
 from jaxact.train import state as states
+from jaxact.train.optimizer import Groups
 from jaxact.train.schedule import Plan, Row
 from jaxact.train.sharding import Layout
-from jaxact.train.state import Groups, TrainState
+from jaxact.train.state import TrainState
 
 
 def still(groups: Groups, active: frozenset[str]) -> Any:
@@ -124,7 +126,7 @@ def make_train_step(
         (loss, (terms, model_state, _)), grads = run(
             trained, kept, state.model_state, batch, hyper, key
         )
-        grads, norm = states.clip(grads, optim.clip)
+        grads, norm = optimizer.clip(grads, optim.clip)
         flat, opt_state = groups.update(grads, state.opt_state, flat, hyper["lr"], active)
         params, ema = states.unflatten(flat), state.ema
         if optim.ema:

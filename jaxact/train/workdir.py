@@ -16,7 +16,6 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
-from jaxact.train.predictions import Provenance
 
 # What results depend on begins with these; what only says where data lies, or names it, does not.
 SHAPING = ("task", "dtype", "model", "data", "stages")
@@ -263,19 +262,3 @@ def _plain(found: Any) -> Any:
     if isinstance(found, np.generic | np.ndarray):
         return found.tolist()
     raise TypeError(f"{type(found).__name__} is not JSON")
-
-
-def write_predictions(
-    path: pathlib.Path,
-    ids: list[str],
-    rows: dict[str, np.ndarray],
-    origin: Provenance,
-) -> None:
-    """predictions/<split>.npz: `ids` (text), one array [n, ...] for each row name, the origin."""
-    if not hosts.first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part.npz")
-    arrays: dict[str, Any] = {"ids": np.array(ids), **rows, **origin.arrays()}
-    np.savez(part, **arrays)
-    part.replace(path)

@@ -158,7 +158,8 @@ def main():
 
     from jaxact import config as schema
     from jaxact.train import mesh
-    from jaxact.train.run import abstract_batch, open_run, start
+    from jaxact.train.restore import start
+    from jaxact.train.run import abstract_batch, open_run
     from jaxact.train.step import make_train_step
 
     path, _, variant = options.config.partition(":")

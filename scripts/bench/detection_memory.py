@@ -25,6 +25,7 @@ from jaxact.ops import detection_losses, segments
 from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import network
 from jaxact.tasks.detection.config import Backbone, Model
+from jaxact.train import optimizer, restore
 from jaxact.train import state as states
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -108,7 +109,7 @@ def step(model, config, groups, state, batch):
         return sum(term.sum() for term in terms.values()), moved
 
     (value, moved), grads = jax.value_and_grad(loss, has_aux=True)(trained)
-    grads, _ = states.clip(grads, config.optim.clip)
+    grads, _ = optimizer.clip(grads, config.optim.clip)
     flat, opt_state = groups.update(grads, state.opt_state, flat, config.optim.lr, active)
     ema = states.average(state.ema, config.optim.ema, flat, moved)
     params = states.unflatten(flat)
@@ -127,8 +128,8 @@ def measure(given, mode):
     inputs = (video, batch["mask"])
     fresh = functools.partial(model.init, jax.random.key(0))
     variables = jax.eval_shape(fresh, *inputs)
-    groups = states.resolve_groups(config.optim, variables["params"])
-    create = functools.partial(states.create, config, groups)
+    groups = optimizer.resolve_groups(config.optim, variables["params"])
+    create = functools.partial(restore.create, config, groups)
     run = jax.jit(functools.partial(step, model, config, groups), donate_argnums=0)
     before = time.perf_counter()
     compiled = run.lower(jax.eval_shape(create, variables), batch).compile()

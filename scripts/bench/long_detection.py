@@ -28,6 +28,7 @@ from jaxact import config as schema
 from jaxact.data import video
 from jaxact.modes import predict
 from jaxact.train import mesh
+from jaxact.train.restore import PURPOSE
 from jaxact.train.run import eval_size, initial_variables, open_run
 from jaxact.train.step import make_eval_step
 
@@ -60,7 +61,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     run = open_run(config, Path("."))
     task, stage = run.task, run.plan(100).rows[-1].view
     variables = initial_variables(run, stage)
-    program = make_eval_step(task, predict.PURPOSE)
+    program = make_eval_step(task, PURPOSE)
 
     def whole(file: Path) -> float:
         source = task.example(str(file))
@@ -80,7 +81,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
     for index in range(len(source)):
-        window = task.prepare(source[index], rng, stage, predict.PURPOSE)
+        window = task.prepare(source[index], rng, stage, PURPOSE)
     decode = time.perf_counter() - begin
     size = eval_size(config)
     arrays = {name: np.stack([array] * size) for name, array in window.items()}

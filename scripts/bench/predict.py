@@ -19,6 +19,7 @@ from jaxact.config import UserError
 from jaxact.data import video
 from jaxact.modes import predict
 from jaxact.tasks.action import eval_views
+from jaxact.train import restore
 from jaxact.train.run import open_run
 from jaxact.train.step import make_eval_step
 
@@ -64,7 +65,7 @@ def main() -> None:
     given = (command.INPUT.value, poses) if poses else (command.INPUT.value,)
     source = task.example(*given)
     stage = run.plan(1).rows[-1].view
-    variables, _ = predict.load(run, command.CHECKPOINT.value, stage)
+    variables, _ = restore.load(run, command.CHECKPOINT.value, stage)
     parts = task.parts("predict")
 
     def feed(example) -> None:
@@ -72,7 +73,7 @@ def main() -> None:
             for part in range(parts):
                 found.arrays(part)
 
-    program = make_eval_step(task, predict.PURPOSE)
+    program = make_eval_step(task, restore.PURPOSE)
     request = predict.Request("", "", window, stride)
 
     def whole(record: int) -> None:

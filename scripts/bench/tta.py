@@ -22,8 +22,7 @@ import jax
 
 from jaxact import main as command
 from jaxact.config import UserError
-from jaxact.modes import predict
-from jaxact.train import evaluation
+from jaxact.train import evaluation, restore
 from jaxact.train.run import abstract_batch, eval_size, open_run
 from jaxact.train.step import make_eval_step
 
@@ -47,7 +46,7 @@ def measure(arguments: list[str], rounds: int) -> dict:
     command.parse(sys.argv)
     run = open_run(command.loaded_config(), pathlib.Path(command.WORKDIR.value))
     stage, purpose = run.plan(1).rows[-1].view, "test"
-    variables, _ = predict.load(run, command.CHECKPOINT.value, stage)
+    variables, _ = restore.load(run, command.CHECKPOINT.value, stage)
     program = make_eval_step(run.task, purpose)
     size = eval_size(run.config)
     batch = abstract_batch(run.task, stage, purpose, size)

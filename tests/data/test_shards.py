@@ -18,7 +18,7 @@ from PIL import Image
 from jaxact.config import UserError
 from jaxact.data import images, media, shards, video
 from jaxact.packing import transcode
-from jaxact.packing import writer as shard_writer
+from jaxact.packing import writer
 from jaxact.packing.storage import Folder
 from jaxact.packing.writer import Options
 from jaxact.tasks.action import sample_data
@@ -30,13 +30,13 @@ def prepare(source, out, wanted=None, patterns=("*",), **fields):
     """What the pipeline does, in this process: (manifest, what was done with each shard)."""
     options = Options(**{"shards": SHARDS, **fields})
     here, there = Folder(source), Folder(out)
-    entries = shard_writer.listing(here, patterns, wanted)
-    shard_writer.begin(there, entries, options)
+    entries = writer.listing(here, patterns, wanted)
+    writer.begin(there, entries, options)
     done = [
-        shard_writer.write_shard(here, there, number, members, options)
-        for number, members in enumerate(shard_writer.assigned(entries, options.shards))
+        writer.write_shard(here, there, number, members, options)
+        for number, members in enumerate(writer.assigned(entries, options.shards))
     ]
-    return shard_writer.finish(there, entries, options), done
+    return writer.finish(there, entries, options), done
 
 
 @pytest.fixture(scope="module")
@@ -243,13 +243,13 @@ def test_what_exists(clips, whole):
 
 def test_an_unfinished_set_says_so(clips, tmp_path):
     options, there = Options(shards=SHARDS), Folder(tmp_path / "set")
-    entries = shard_writer.listing(Folder(clips / "clips"))
-    members = shard_writer.assigned(entries, SHARDS)
-    shard_writer.begin(there, entries, options)
-    shard_writer.write_shard(Folder(clips / "clips"), there, 0, members[0], options)
+    entries = writer.listing(Folder(clips / "clips"))
+    members = writer.assigned(entries, SHARDS)
+    writer.begin(there, entries, options)
+    writer.write_shard(Folder(clips / "clips"), there, 0, members[0], options)
     name = members[0][0].name
     refused("preparation is not finished", shards.read, path_of(tmp_path / "set", name))
-    refused("00001-of-00003.json: missing", shard_writer.finish, there, entries, options)
+    refused("00001-of-00003.json: missing", writer.finish, there, entries, options)
 
 
 # ----------------------------------------------------------------------------------------- damage
@@ -294,7 +294,7 @@ def test_a_foreign_record_of_the_same_length_is_noticed(copy):
     found = list(reader.read_all())
     reader.close()
     found[record] = bytes(len(found[record]))
-    writer = ArrayRecordWriter(str(path), shard_writer.WRITER)
+    writer = ArrayRecordWriter(str(path), writer.WRITER)
     for content in found:
         writer.write(content)
     writer.close()
@@ -359,9 +359,9 @@ def test_a_second_run_keeps_everything(clips, copy):
 
 KILLED = """
 import os, pathlib, signal, sys
-from jaxact.data import shard_media, shard_writer
-from jaxact.data.shard_places import Folder
-from jaxact.data.shard_writer import Options
+from jaxact.packing import transcode, writer
+from jaxact.packing.storage import Folder
+from jaxact.packing.writer import Options
 class Killing(Folder):
     reads = 0
     def read(self, name):
@@ -370,11 +370,11 @@ class Killing(Folder):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().read(name)
 here, there, options = Killing(sys.argv[1]), Folder(sys.argv[2]), Options(shards=3)
-entries = shard_writer.listing(here)
-shard_writer.begin(there, entries, options)
-for number, members in enumerate(shard_writer.assigned(entries, 3)):
-    shard_writer.write_shard(here, there, number, members, options)
-shard_writer.finish(there, entries, options)
+entries = writer.listing(here)
+writer.begin(there, entries, options)
+for number, members in enumerate(writer.assigned(entries, 3)):
+    writer.write_shard(here, there, number, members, options)
+writer.finish(there, entries, options)
 """
 
 
@@ -402,10 +402,10 @@ def test_a_changed_a_new_and_a_deleted_file(pictures, tmp_path):
     image.save(pictures / "a/two.png")
     image.save(pictures / "new.png")
     (pictures / "b/one.jpg").unlink()
-    touched = {shard_writer.shard_of(n, 8) for n in ("a/two.png", "new.png", "b/one.jpg")}
+    touched = {writer.shard_of(n, 8) for n in ("a/two.png", "new.png", "b/one.jpg")}
     options, there = Options(shards=8), Folder(out)
-    entries = shard_writer.listing(Folder(pictures))
-    shard_writer.begin(there, entries, options)
+    entries = writer.listing(Folder(pictures))
+    writer.begin(there, entries, options)
     refused("not finished", shards.read, path_of(out, "a/one.jpg"))  # the manifest was another's
     _, done = prepare(pictures, out, shards=8)
     assert {k for k, one in enumerate(done) if "written" in one} == touched
@@ -415,12 +415,12 @@ def test_a_changed_a_new_and_a_deleted_file(pictures, tmp_path):
 
 def test_a_file_that_changes_meanwhile_is_broken(pictures, tmp_path):
     here, options = Folder(pictures), Options(shards=1)
-    entries = shard_writer.listing(here)
+    entries = writer.listing(here)
     (pictures / "a/two.png").write_bytes(b"short")
-    done = shard_writer.write_shard(here, Folder(tmp_path / "set"), 0, entries, options)
+    done = writer.write_shard(here, Folder(tmp_path / "set"), 0, entries, options)
     assert done == {"stopped": 1, "records": 0, "bytes": 0, "broken": 1}
     match = "a/two.png: 5 bytes, .* when it was listed"
-    refused(match, shard_writer.finish, Folder(tmp_path / "set"), entries, options)
+    refused(match, writer.finish, Folder(tmp_path / "set"), entries, options)
 
 
 # ----------------------------------------------------------------------------------- broken media

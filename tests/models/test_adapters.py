@@ -22,6 +22,7 @@ from jaxact.ops import detection_losses, segments
 from jaxact.tasks.detection import config as detection_config
 from jaxact.tasks.detection import network as detector
 from jaxact.tasks.detection.config import Backbone, Model
+from jaxact.train import optimizer, restore
 from jaxact.train import state as states
 
 FRAMES, STEPS = 32, 32
@@ -42,7 +43,7 @@ def shapes(model):
 
 def counts(model, mode):
     """Parameters of each optimiser group."""
-    groups = states.resolve_groups(Optim(groups=detection_config.groups(mode)), shapes(model))
+    groups = optimizer.resolve_groups(Optim(groups=detection_config.groups(mode)), shapes(model))
     found: dict[str, int] = {}
     for path, leaf in states.flatten(shapes(model)).items():
         name = groups.member[path]
@@ -100,7 +101,7 @@ def test_side_adapters(size, fields, parameters):
 
 def test_no_decay_where_there_should_be_none():
     model = build()
-    groups = states.resolve_groups(
+    groups = optimizer.resolve_groups(
         Optim(groups=detection_config.groups("adapter", 2.0)), shapes(model)
     )
     flat = states.flatten(shapes(model))
@@ -183,7 +184,7 @@ def test_only_what_learns_has_gradients(batch, mode):
     """Every trained leaf has one, but those of `fc_norm`, which a detector never uses."""
     model, variables = tiny(mode, mode != "full"), tiny_variables(mode)
     optim = Optim(groups=detection_config.groups(mode))
-    groups = states.resolve_groups(optim, variables["params"])
+    groups = optimizer.resolve_groups(optim, variables["params"])
     flat = states.flatten(variables["params"])
     trained = groups.select(flat, groups.trainable)
     kept = {path: leaf for path, leaf in flat.items() if path not in trained}
@@ -206,7 +207,7 @@ def test_only_what_learns_has_gradients(batch, mode):
     assert bool(still) == (mode == "full")
 
     config = Config(optim=dataclasses.replace(optim, name="adamw", ema=0.999))
-    fresh = states.create(config, groups, variables)
+    fresh = restore.create(config, groups, variables)
     assert fresh.ema["params"].keys() == trained.keys()
     held = {path for path in flat for name in [groups.member[path]] if name in fresh.opt_state}
     assert held == trained.keys()

@@ -63,7 +63,8 @@ def counted(text):
 def trained(name, group, shape, batches, mixed=True):
     """Losses of three steps on a grid of devices, and the collectives of the compiled step."""
     from jaxact.train import mesh
-    from jaxact.train.run import abstract_batch, open_run, start
+    from jaxact.train.restore import start
+    from jaxact.train.run import abstract_batch, open_run
     from jaxact.train.step import make_train_step
 
     config = recipe(name, group, mixed)

@@ -25,7 +25,8 @@ from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
 from jaxact.train.evaluation import evaluate
-from jaxact.train.run import open_run, start
+from jaxact.train.restore import start
+from jaxact.train.run import open_run
 from jaxact.train.step import make_eval_step, make_train_step
 
 RECIPE = ROOT / "configs" / "x3d.py"

@@ -30,9 +30,10 @@ from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.classes import Meaning
 from jaxact.tasks.crop.config import Config, Model, Stage
-from jaxact.train import schedule, state, step
+from jaxact.train import optimizer, restore, schedule, state, step
 from jaxact.train import stage_change as transition
-from jaxact.train.run import abstract_batch, abstract_variables, open_run, start
+from jaxact.train.restore import start
+from jaxact.train.run import abstract_batch, abstract_variables, open_run
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
 HEADS = ("label", *PARTS)
@@ -143,8 +144,8 @@ def test_dynamic_weights_are_part_of_the_state(annotations, tmp_path):
     run = open_run(config, tmp_path)
     row = run.plan().rows[0]
     fresh = abstract_variables(run, row.view)
-    groups = state.resolve_groups(config.optim, fresh["params"])
-    begun = jax.eval_shape(lambda v: state.create(config, groups, v), fresh)
+    groups = optimizer.resolve_groups(config.optim, fresh["params"])
+    begun = jax.eval_shape(lambda v: restore.create(config, groups, v), fresh)
     update = step.make_train_step(config, run.task, run.plan(), groups, row)
     after, _ = jax.eval_shape(update, begun, abstract_batch(run.task, row.view, "train", 4))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, begun)

@@ -19,23 +19,22 @@ from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.data.pipeline import train_batches
 from jaxact.models.initialise import initialise
-from jaxact.modes import bench, check, export, predict
+from jaxact.modes import bench, check, evaluate, export, predict
 from jaxact.ops import mixing
 from jaxact.task import Ending
 from jaxact.tasks.crop import classes, network
 from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.config import Config, Stage
-from jaxact.train import finish, loop, schedule, setup, state, step
+from jaxact.train import finish, loop, optimizer, restore, schedule, setup, state, step
+from jaxact.train.restore import start, view_of
 from jaxact.train.run import (
     abstract_batch,
     abstract_variables,
     drawn_and_frozen,
     initial_variables,
     open_run,
-    start,
     value_names,
-    view_of,
 )
 
 RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
@@ -97,7 +96,7 @@ def test_the_best_is_tested_at_the_size_it_was_chosen_at(grown):
     # ... as long as it had this schedule.
     other = dataclasses.replace(run.config, stages=(Stage(size=48),))
     assert view_of(dataclasses.replace(run, config=other), "").size == 48
-    assert predict.evaluate_split(run, "")["scores"] == results["scores"]
+    assert evaluate.evaluate_split(run, "")["scores"] == results["scores"]
     assert results["views"]["val"] == (
         "32 or 40 px (the stage's), squeezed to a square, scales 1, 1 crop, not mirrored"
     )
@@ -149,7 +148,7 @@ def test_the_staged_leaves_are_evaluated_and_predicted(annotations, tmp_path, ca
     files = checkpoint.Checkpoints(tmp_path / "checkpoints", config.save, "acc", True)
     files.save(made, {"acc": 0.5})
     files.close()
-    found = predict.evaluate_split(run, "")
+    found = evaluate.evaluate_split(run, "")
     assert found["examples"] == sum(leaves.COUNTS["test"])
     picture = annotations.parent / "images" / "test00.png"
     said = []
@@ -189,11 +188,11 @@ def test_a_head_on_random_features_is_warned_of(annotations, tmp_path, capfd):
     for changed in (small(annotations), dataclasses.replace(config, init_from="x")):
         run = open_run(changed, tmp_path)
         variables = abstract_variables(run, run.plan().rows[0].view)
-        groups = state.resolve_groups(changed.optim, variables["params"])
+        groups = optimizer.resolve_groups(changed.optim, variables["params"])
         assert not drawn_and_frozen(changed, groups, ".*", variables["params"])
     run = open_run(small(annotations, "advanced"), tmp_path)
     variables = abstract_variables(run, run.plan().rows[0].view)
-    groups = state.resolve_groups(run.config.optim, variables["params"])
+    groups = optimizer.resolve_groups(run.config.optim, variables["params"])
     text = drawn_and_frozen(run.config, groups, "head", variables["params"])
     assert "stage 0 (train='head')" in text and "\n" not in text
 
@@ -217,8 +216,8 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     fresh = abstract_variables(run, stage)
     assert set(fresh["params"]["head"]) == {"label", "crop", "disease"}
     row = run.plan().rows[0]
-    groups = state.resolve_groups(config.optim, fresh["params"])
-    begun = jax.eval_shape(lambda v: state.create(config, groups, v), fresh)
+    groups = optimizer.resolve_groups(config.optim, fresh["params"])
+    begun = jax.eval_shape(lambda v: restore.create(config, groups, v), fresh)
     update = step.make_train_step(config, run.task, run.plan(), groups, row)
     _, means = jax.eval_shape(update, begun, abstract_batch(run.task, stage, "train", 4))
     assert {"loss/label", "loss/crop", "loss/disease"} < set(means) and "loss/severity" not in means

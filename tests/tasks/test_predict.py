@@ -17,8 +17,7 @@ from jaxact.data.video import Video
 from jaxact.modes import predict, window_merging
 from jaxact.modes.predict import Request
 from jaxact.tasks.action import annotations, predict_inputs, sample_data, sliding_windows
-from jaxact.train import checkpoint
-from jaxact.train import run as build
+from jaxact.train import checkpoint, restore
 from jaxact.train import workdir as journal
 from jaxact.train.run import open_run
 from jaxact.train.workdir import Journal, say
@@ -48,7 +47,7 @@ def trained(request, clips, tmp_path_factory):
     found.data.annotations = str(clips / "annotations.pkl")
     found.data.videos = str(clips / "clips")
     run = open_run(found, tmp_path_factory.mktemp("run"))
-    state, _ = build.start(run, run.plan().rows[0].view, say)
+    state, _ = restore.start(run, run.plan().rows[0].view, say)
     Journal(run.workdir, found, 1, 1, run.task.classes).close()
     folder = run.workdir / "checkpoints"
     files = checkpoint.Checkpoints(folder, found.save, "top1", True, say)

@@ -33,7 +33,7 @@ from jaxact.tasks.relation import task as relation
 from jaxact.tasks.relation.config import Augment, Stage
 from jaxact.tasks.relation.dataset import Pair
 from jaxact.tasks.relation.jrdb import Frame
-from jaxact.train import checkpoint, evaluation, loop, state
+from jaxact.train import checkpoint, evaluation, loop, optimizer, restore, state
 from jaxact.train.run import (
     abstract_batch,
     abstract_variables,
@@ -103,7 +103,7 @@ def test_presets(name):
     run = open_run(config, pathlib.Path("unused"))
     variables = abstract_variables(run, run.plan(10).rows[0].view)
     assert cost.table(variables["params"])[-1].parameters == total
-    groups = state.resolve_groups(optim, variables["params"])
+    groups = optimizer.resolve_groups(optim, variables["params"])
     rates = {group.name: (group.lr, group.frozen) for group in groups.groups}
     if name == "resnet18_frozen":
         assert rates == {"frozen": (1.0, True), "backbone": (0.1, False), "rest": (1.0, False)}
@@ -119,7 +119,7 @@ def test_spatial_features_alone_by_name():
     view = run.plan(10).rows[0].view
     params = abstract_variables(run, view)["params"]
     assert set(params) == {"spatial", "relation0", "relation1", "relation2", "label"}
-    assert state.resolve_groups(config.optim, params).trainable == {"all"}
+    assert optimizer.resolve_groups(config.optim, params).trainable == {"all"}
     assert (config.data.splits, config.data.size) == ("fixed", (3760, 480))
 
 
@@ -564,8 +564,8 @@ def test_other_inputs_have_a_step(root, fields):
     plan = run.plan()
     row = plan.rows[0]
     variables = abstract_variables(run, row.view)
-    groups = state.resolve_groups(run.config.optim, variables["params"])
-    fresh = jax.eval_shape(lambda v: state.create(run.config, groups, v), variables)
+    groups = optimizer.resolve_groups(run.config.optim, variables["params"])
+    fresh = jax.eval_shape(lambda v: restore.create(run.config, groups, v), variables)
     batch = abstract_batch(run.task, row.view, "train", 4)
     assert ("place" in batch) == (run.config.data.scene != "off")
     step = make_train_step(run.config, run.task, plan, groups, row)

@@ -16,7 +16,8 @@ from jaxact.tasks.action import sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import C3D, Backbone, Exchange, ResNet3D, Views
 from jaxact.train import checkpoint
-from jaxact.train.run import abstract_variables, cold_start, find_checkpoint, open_run, start
+from jaxact.train.restore import find_checkpoint, start
+from jaxact.train.run import abstract_variables, cold_start, open_run
 
 RECIPE = ROOT / "configs" / "rgbpose_conv3d.py"
 TINY = f"--config={RECIPE}:tiny"

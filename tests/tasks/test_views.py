@@ -12,7 +12,7 @@ import pytest
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches
 from jaxact.modes.check import check
-from jaxact.modes.predict import evaluate_split
+from jaxact.modes.evaluate import evaluate_split
 from jaxact.ops import heatmap
 from jaxact.tasks.action import eval_views, export_contract, sample_data, skeletons
 from jaxact.tasks.action import task as action
@@ -265,7 +265,7 @@ def test_views_are_said_and_a_difference_is_a_warning(clips, capfd):
 
 def test_eval_and_check_tell_the_views(clips, tmp_path, monkeypatch):
     run, _, variables = opened(clips, tmp_path, test=Views(clips=10, double=True))
-    monkeypatch.setattr("jaxact.modes.predict.load", lambda *a: (variables, "here"))
+    monkeypatch.setattr("jaxact.modes.evaluate.load", lambda *a: (variables, "here"))
     found = evaluate_split(run, "")
     assert found["views"]["test"] == "10 clips x 1 crop, double, 32 px"
     stored = json.loads((tmp_path / "eval_test.json").read_text())

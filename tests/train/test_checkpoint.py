@@ -11,7 +11,8 @@ from toy import blobs, recipe
 
 from jaxact.config import Group, UserError
 from jaxact.train import checkpoint, state
-from jaxact.train.run import abstract_variables, open_run, same_shapes, start
+from jaxact.train.restore import same_shapes, start
+from jaxact.train.run import abstract_variables, open_run
 
 
 @pytest.fixture(scope="module")
@@ -307,7 +308,7 @@ def test_frozen_groups_are_evaluated_with_their_weights(tmp_path):
 
 
 def blobs_variables(stored):
-    from jaxact.train.finish import stored_variables
+    from jaxact.train.restore import stored_variables
 
     found = stored_variables(stored)
     net = blobs.make(recipe.get_config()).model

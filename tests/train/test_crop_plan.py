@@ -15,7 +15,7 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.tasks.crop import network
 from jaxact.tasks.crop.config import Model
-from jaxact.train import state
+from jaxact.train import optimizer
 from jaxact.train.schedule import last_view, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -118,7 +118,7 @@ def test_group_gates_equal_torch(golden):
         params = {name: jnp.asarray(rng.randn(3)) for name in start}
         grads = {name: rng.randn(steps, 3) for name in start}
         rates = 5e-4 * (0.02 + 0.98 * np.arange(steps) / steps)
-        groups = state.resolve_groups(optim, params)
+        groups = optimizer.resolve_groups(optim, params)
         opt_state = groups.init(params)
         stored = {row.pop("step"): row for row in want["parameters"]}
         for step, rate in enumerate(rates):
@@ -302,7 +302,7 @@ def test_layerwise_groups_fit_each_family(backbone):
         lambda key: model.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0)
     )
     optim = schema.Optim(name="adamw", groups=recipe().layerwise(backbone, 0.75))
-    found = state.resolve_groups(optim, shapes["params"])
+    found = optimizer.resolve_groups(optim, shapes["params"])
     assert set(found.member.values()) == {group.name for group in optim.groups}
 
 

@@ -32,7 +32,7 @@ def meshes():
 def trained(run, grid, batches):
     """Losses of a few steps, and what they leave."""
     from jaxact.train import mesh
-    from jaxact.train.run import start
+    from jaxact.train.restore import start
     from jaxact.train.step import make_train_step
 
     run = dataclasses.replace(run, mesh=grid)

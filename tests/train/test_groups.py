@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxact.config import Group, Optim, UserError
-from jaxact.train import state
+from jaxact.train import optimizer
 
 TRAJECTORIES = {
     "sgd_m0.9_wd3e-4_clip2": (dict(name="sgd", momentum=0.9, weight_decay=3e-4, clip=2.0), ()),
@@ -38,11 +38,11 @@ def test_torch_trajectories(golden, name):
     optim = Optim(**fields, **({"groups": groups} if groups else {}))
     with jax.enable_x64(True):
         params = {k: jnp.asarray(stored[f"p0_{k}"], jnp.float64) for k in ("matrix", "vector")}
-        found = state.resolve_groups(optim, params)
+        found = optimizer.resolve_groups(optim, params)
         opt_state = found.init(params)
         for step, lr in enumerate(stored["lrs"]):
             grads = {k: jnp.asarray(stored[f"grads_{k}"][step], jnp.float64) for k in params}
-            grads, norm = state.clip(grads, optim.clip)
+            grads, norm = optimizer.clip(grads, optim.clip)
             params, opt_state = found.update(grads, opt_state, params, lr, found.trainable)
             if f"{name}/norm_before_clip" in stored:
                 np.testing.assert_allclose(
@@ -59,7 +59,7 @@ def test_a_group_unfrozen_late_starts_its_own_count():
     lr."""
     optim = Optim(name="adam", groups=(Group("head", "head"), Group("body", "body")), lr=1.0)
     params = {"head": jnp.ones(3), "body": jnp.ones(3)}
-    groups = state.resolve_groups(optim, params)
+    groups = optimizer.resolve_groups(optim, params)
     opt_state = groups.init(params)
     grads = {k: jnp.full(3, 0.5) for k in params}
     only = groups.active("head")
@@ -77,12 +77,14 @@ def test_a_group_unfrozen_late_starts_its_own_count():
 def test_groups_must_cover_and_each_must_match():
     params = {"a": {"kernel": jnp.ones(1), "bias": jnp.ones(1)}}
     with pytest.raises(UserError, match="'a/bias' matches no pattern"):
-        state.resolve_groups(Optim(groups=(Group("k", "kernel"),)), params)
+        optimizer.resolve_groups(Optim(groups=(Group("k", "kernel"),)), params)
     with pytest.raises(
         UserError, match=re.escape("groups[1].pattern='scale' matches no parameter")
     ):
-        state.resolve_groups(Optim(groups=(Group("k", ".*"), Group("s", "scale"))), params)
-    groups = state.resolve_groups(Optim(groups=(Group("b", "bias", frozen=True), Group())), params)
+        optimizer.resolve_groups(Optim(groups=(Group("k", ".*"), Group("s", "scale"))), params)
+    groups = optimizer.resolve_groups(
+        Optim(groups=(Group("b", "bias", frozen=True), Group())), params
+    )
     assert groups.member == {"a/kernel": "all", "a/bias": "b"}
     assert groups.active(".*") == {"all"} and set(groups.init(params)) == {"all"}
     with pytest.raises(UserError, match="matches no group; allowed: all"):

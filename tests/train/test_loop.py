@@ -10,7 +10,7 @@ import pytest
 from toy import blobs, recipe
 
 from jaxact.data.pipeline import eval_batches
-from jaxact.train import checkpoint, finish, loop
+from jaxact.train import checkpoint, loop, restore
 from jaxact.train.run import open_run
 
 RESULTS = {
@@ -113,7 +113,7 @@ def test_predictions_are_those_of_the_named_weights(whole):
     weights = checkpoint.read_weights(folder)
     view = run.plan().rows[0].view
     batch = next(eval_batches(run.config, run.task, run.source("test"), view, "test", 21))
-    averaged = finish.stored_variables(weights)
+    averaged = restore.stored_variables(weights)
     raw = {"params": weights["params"], **weights["model_state"]}
     scores = [run.task.model.apply(v, batch["x"], train=False) for v in (averaged, raw)]
     np.testing.assert_allclose(stored["scores"], scores[0], atol=1e-5)

@@ -51,12 +51,12 @@ def opened(grid, **model):
 
 def compiled(run):
     """(state, groups, step) of a run at its start."""
-    from jaxact.train import run as build
+    from jaxact.train import restore
     from jaxact.train.run import abstract_batch
     from jaxact.train.step import make_train_step
 
     plan = run.plan(10)
-    state, groups = build.start(run, plan.rows[0].view, lambda text: None)
+    state, groups = restore.start(run, plan.rows[0].view, lambda text: None)
     step = make_train_step(run.config, run.task, plan, groups, plan.rows[0], run.layout, state)
     batch = abstract_batch(run.task, plan.rows[0].view, "train", 8, mesh.batch_sharding(run.mesh))
     return state, step.lower(state, batch).compile()

@@ -9,9 +9,10 @@ from weights import writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.modes import export, predict
+from jaxact.modes import export
 from jaxact.tasks.action.config import Exchange
-from jaxact.train.reach import reaching
+from jaxact.train import restore
+from jaxact.train.restore import reaching
 from jaxact.train.run import initial_variables, open_run
 from jaxact.weights import resnet3d, table
 
@@ -69,7 +70,7 @@ def alone(tmp_path_factory):
 
 def test_a_file_that_fills_everything_is_taken(alone, tmp_path):
     run, stage = opened(tmp_path, streams="rgb")
-    _, origin = predict.load(run, str(alone), stage)
+    _, origin = restore.load(run, str(alone), stage)
     assert origin == str(alone)
 
 
@@ -84,9 +85,9 @@ def test_a_file_that_fills_a_part_is_refused(alone, tmp_path, model, first):
     """A stream or a classifier as it was drawn would be averaged into every score."""
     run, stage = opened(tmp_path, **model)
     for purpose in ("val", "test", "predict"):
-        used = predict.evaluated(run, stage, purpose)
+        used = restore.evaluated(run, stage, purpose)
         with pytest.raises(UserError, match=f"{alone} does not fill") as error:
-            predict.load(run, str(alone), stage, used)
+            restore.load(run, str(alone), stage, used)
         assert first in str(error.value) and "\n" not in str(error.value)
     with pytest.raises(UserError, match="does not fill"):
         export.export(run, str(alone), tmp_path / "out")
@@ -96,6 +97,6 @@ def test_a_file_that_fills_a_part_is_refused(alone, tmp_path, model, first):
 def test_what_is_not_used_may_be_absent(alone, tmp_path):
     """Coarse heads have no part in the scores; an export ships their logits."""
     run, stage = opened(tmp_path, streams="rgb", coarse=(0, 0, 0, 0, 1, 1, 1, 1))
-    predict.load(run, str(alone), stage)
+    restore.load(run, str(alone), stage)
     with pytest.raises(UserError, match="params/head/rgb_coarse/bias"):
         export.export(run, str(alone), tmp_path / "out")

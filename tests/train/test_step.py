@@ -15,8 +15,7 @@ from jaxact.config import Group
 from jaxact.data.pipeline import random_batch, train_batches
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage
-from jaxact.train import loop, mesh, state
-from jaxact.train import run as build
+from jaxact.train import loop, mesh, restore, state
 from jaxact.train.run import open_run
 from jaxact.train.step import make_train_step
 
@@ -68,7 +67,7 @@ def steps(config, count, folder, task=None, batches=None) -> History:
     if task is not None:
         run = dataclasses.replace(run, task=task)
     plan = run.plan(None if batches is None else 10)
-    found, groups = build.start(run, plan.rows[0].view, lambda text: None)
+    found, groups = restore.start(run, plan.rows[0].view, lambda text: None)
     programs = {}
     kept, metrics = [jax.device_get(found)], []
     for row, start, end in plan.segments(0):
@@ -418,7 +417,7 @@ def test_randomness_is_a_function_of_seed_and_step(tmp_path):
     batch = next(train_batches(config, run.task, run.source("train"), row.view, 0, 1))
 
     def loss(seed, step):
-        start, groups = build.start(run, row.view, lambda text: None)
+        start, groups = restore.start(run, row.view, lambda text: None)
         other = dataclasses.replace(config, seed=seed)
         program = make_train_step(other, run.task, plan, groups, row)
         return float(program(start.replace(step=jnp.int32(step)), batch)[1]["loss"])

@@ -114,6 +114,15 @@ def require(ok: bool, name: str, value: Any, rule: str) -> None:
         raise UserError(f"config.{name}={value!r} is not allowed; allowed: {rule}")
 
 
+def rule_of(schema: type, name: str) -> Allowed | None:
+    """What a field allows, by its own declaration or by that of a class it is inherited from."""
+    for each in schema.__mro__:
+        item = getattr(each, "__dataclass_fields__", {}).get(name)
+        if item is not None and "allowed" in item.metadata:
+            return item.metadata["allowed"]
+    return None
+
+
 def check(node: Any, path: str = "") -> None:
     """Every value below a config has its field's type and is one that its field allows.
 
@@ -126,7 +135,7 @@ def check(node: Any, path: str = "") -> None:
             check(value, f"{name}.")
             continue
         _check_type(item, value, name)
-        rule = item.metadata.get("allowed")
+        rule = rule_of(type(node), item.name)
         if isinstance(value, tuple):
             for index, part in enumerate(value):
                 if dataclasses.is_dataclass(part):

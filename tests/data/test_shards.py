@@ -17,8 +17,7 @@ from PIL import Image
 
 from jaxact.config import UserError
 from jaxact.data import images, media, shards, video
-from jaxact.packing import transcode
-from jaxact.packing import writer
+from jaxact.packing import transcode, writer
 from jaxact.packing.storage import Folder
 from jaxact.packing.writer import Options
 from jaxact.tasks.action import sample_data
@@ -294,10 +293,10 @@ def test_a_foreign_record_of_the_same_length_is_noticed(copy):
     found = list(reader.read_all())
     reader.close()
     found[record] = bytes(len(found[record]))
-    writer = ArrayRecordWriter(str(path), writer.WRITER)
+    file = ArrayRecordWriter(str(path), writer.WRITER)
     for content in found:
-        writer.write(content)
-    writer.close()
+        file.write(content)
+    file.close()
     refused("differs from its checksum", shards.read, path_of(copy, "test0001.mp4"))
 
 

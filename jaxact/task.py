@@ -91,12 +91,8 @@ class Window(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A system. Shapes: b examples, v views of one example (evaluation only).
-
-    `purpose` is "train", "val", "test" or "predict"; `stage` is the resolved row of the schedule
-    (its data and shape fields as attributes).
-    """
+class Training:
+    """What training needs. Shapes: b examples. `stage` holds the data and shape fields in force."""
 
     model: Any
     """The flax module; called as `model.apply(variables, **arguments, train=bool)`."""
@@ -114,6 +110,26 @@ class Task:
     `stage` is None in evaluation, where a batch has no views axis any more."""
     loss: Callable[[Outputs, Any, Hyper], dict[str, Any]]
     """(outputs, targets, hyper) -> named, weighted losses f32[b]; their sum is minimised."""
+    sampler: Callable[[Source, Any], np.ndarray | None] | None = None
+    """(train source, stage) -> f64[n] sampling weights, or None for each example once an epoch."""
+    arrange: Callable[[Source, np.ndarray, np.random.Generator], np.ndarray] | None = None
+    """(train source, records i64[n] drawn for an epoch, rng) -> the same records in the order they
+    are read; keeps together what is read from one file. None = as drawn."""
+    enter: Callable[[Any, Any, Any, Any, Callable[[], Iterator[Batch]]], Any] | None = None
+    """(variables, row before, row, key, batches) -> variables as the first step of a stage finds
+    them, the same object where nothing changes. Called when training passes from one row of the
+    plan to the next, for the averaged variables too; must be a pure function, because a run that
+    resumes there calls it again. `batches()` goes once through the training split, prepared as for
+    validation. A group whose arrays are replaced starts its optimiser state anew."""
+    watch: Callable[[Outputs, Any], dict[str, Any]] | None = None
+    """(outputs, targets) -> numbers f32[b] that training logs the means of and does not minimise.
+    Under jit."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What evaluation needs. Shapes: b examples, v views of one example."""
+
     infer: Callable[[Callable[..., Outputs], Batch, str], Outputs]
     """(apply, batch, purpose) -> outputs of evaluation, views averaged in bounded memory. Under
     jit; `apply(**arguments)` runs the model."""
@@ -123,64 +139,75 @@ class Task:
     """(outputs, batch) -> arrays [b, ...] kept for each example in predictions/<split>.npz."""
     score: Callable[[Any, dict[str, np.ndarray]], dict[str, float]]
     """(merged metrics, rows of the whole split) -> final numbers."""
+    metrics: tuple[str, ...] = ()
+    """Names that `score` gives: another eval.metric is refused at the start; () = not told."""
+    views: Callable[[str], str] = lambda purpose: ""
+    """purpose -> how an example is seen in evaluation, in words, for logs and results."""
+    parts: Callable[[str], int] = lambda purpose: 1
+    """purpose -> parts that an example's views come in. Each is prepared and inferred by itself and
+    the outputs are averaged: memory does not grow with the number of views."""
+    conclude: Callable[[Ending], Extra] | None = None
+    """What the task adds to results.json, the work dir and the report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What `predict` needs."""
+
     example: Callable[..., Source]
     """A file, a folder or a list for `predict` -> examples; a second argument, where it is given,
     names their poses."""
     describe: Callable[..., dict[str, Any]]
     """(one example's rows, top=number of classes) -> what `predict` prints, JSON-able."""
-    audit: Callable[[Any], str]
-    """Opens everything one example names; "" or one line that says what is wrong."""
-    meanings: Sequence[dict[str, str]] = ()
-    """What each class stands for beside its name, as config.json keeps it; () = nothing."""
-    counted: Any = None
-    """The same module written so that every multiplication is a convolution or a matrix product,
-    for exact MAC counts; None = `model`."""
-    weights: Callable[[Any, Any], tuple[Any, str]] | None = None
-    """(path, variables) -> (variables, report text): loads a foreign checkpoint."""
-    grow: Callable[..., tuple[dict[str, Any], Sequence[str]]] | None = None
-    """(arrays of a checkpoint of ours by path, the model's by path) -> (the former, made larger
-    where a part of the model grew, and notes for the report); None = as they are."""
-    sampler: Callable[[Source, Any], np.ndarray | None] | None = None
-    """(train source, stage) -> f64[n] sampling weights, or None for each example once an epoch."""
-    arrange: Callable[[Source, np.ndarray, np.random.Generator], np.ndarray] | None = None
-    """(train source, records i64[n] drawn for an epoch, rng) -> the same records in the order they
-    are read; keeps together what is read from one file. None = as drawn."""
-    thumbnail: Callable[[Any], np.ndarray | None] | None = None
-    """Example -> u8[t, h, w, 3] for the report, or None."""
-    parts: Callable[[str], int] = lambda purpose: 1
-    """purpose -> parts that an example's views come in. Each is prepared and inferred by itself and
-    the outputs are averaged: memory does not grow with the number of views."""
-    views: Callable[[str], str] = lambda purpose: ""
-    """purpose -> how an example is seen in evaluation, in words, for logs and results."""
+    windows: Callable[[Any, float, float], Iterator[Window]] | None = None
+    """(example, window s, stride s) -> windows of a long recording, for `predict`."""
     recording: Callable[[Any], str] | None = None
     """Example -> the recording that it is a part of. `predict` gives `describe` the rows [n, ...]
     of all parts of a recording, neighbours in the source, and prints one line. None = whole."""
-    windows: Callable[[Any, float, float], Iterator[Window]] | None = None
-    """(example, window s, stride s) -> windows of a long recording, for `predict`."""
     render: Callable[[Any, Any, list[dict[str, Any]], int], None] | None = None
     """(example, path, pieces, side px) -> writes a video with what was found drawn in. A piece has
     start and end (s) and what `describe` gives; they tile the recording. A task whose examples are
     parts of recordings gets the first part and one piece."""
     drawn: str = ".mp4"
     """Suffix of the files that `render` writes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shipping:
+    """What leaves or enters a run beside training: weights, exports, checks, the report."""
+
+    audit: Callable[[Any], str]
+    """Opens everything one example names; "" or one line that says what is wrong."""
+    weights: Callable[[Any, Any], tuple[Any, str]] | None = None
+    """(path, variables) -> (variables, report text): loads a foreign checkpoint."""
+    grow: Callable[..., tuple[dict[str, Any], Sequence[str]]] | None = None
+    """(arrays of a checkpoint of ours by path, the model's by path) -> (the former, made larger
+    where a part of the model grew, and notes for the report); None = as they are."""
     contract: Callable[..., Contract] | None = None
     """([stage]) -> what `export` ships, at the shapes of the last stage if none is given; None =
     the model's outputs on the arrays of `shapes` that reach it."""
-    metrics: tuple[str, ...] = ()
-    """Names that `score` gives: another eval.metric is refused at the start; () = not told."""
-    watch: Callable[[Outputs, Any], dict[str, Any]] | None = None
-    """(outputs, targets) -> numbers f32[b] that training logs the means of and does not minimise.
-    Under jit."""
-    enter: Callable[[Any, Any, Any, Any, Callable[[], Iterator[Batch]]], Any] | None = None
-    """(variables, row before, row, key, batches) -> variables as the first step of a stage finds
-    them, the same object where nothing changes. Called when training passes from one row of the
-    plan to the next, for the averaged variables too; must be a pure function, because a run that
-    resumes there calls it again. `batches()` goes once through the training split, prepared as for
-    validation. A group whose arrays are replaced starts its optimiser state anew."""
+    counted: Any = None
+    """The same module written so that every multiplication is a convolution or a matrix product,
+    for exact MAC counts; None = `model`."""
+    meanings: Sequence[dict[str, str]] = ()
+    """What each class stands for beside its name, as config.json keeps it; () = nothing."""
     survey: Callable[[dict[str, Source]], tuple[Sequence[str], str]] | None = None
     """Sources by purpose -> (what is suspicious in the data as a whole, a line each; a table)."""
-    conclude: Callable[[Ending], Extra] | None = None
-    """What the task adds to results.json, the work dir and the report."""
+    thumbnail: Callable[[Any], np.ndarray | None] | None = None
+    """Example -> u8[t, h, w, 3] for the report, or None."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A system: four records of functions, by who reads them.
+
+    A `split` is "train", "val", "test" or "predict".
+    """
+
+    training: Training
+    evaluation: Evaluation
+    prediction: Prediction
+    shipping: Shipping
 
 
 def make(config: Any) -> Task:

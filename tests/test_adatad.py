@@ -64,12 +64,12 @@ def test_every_variant_is_a_task(variant, tmp_path):
 
 
 def step_loss(task, variables, batch, stage):
-    arguments, targets = task.inputs(batch, {}, jax.random.key(0), stage)
+    arguments, targets = task.training.inputs(batch, {}, jax.random.key(0), stage)
     rngs = {"dropout": jax.random.key(1)}
-    outputs, _ = task.model.apply(
+    outputs, _ = task.training.model.apply(
         variables, **arguments, train=True, rngs=rngs, mutable=["normaliser"]
     )
-    return task.loss(outputs, targets, {"label_smoothing": 0.1})
+    return task.training.loss(outputs, targets, {"label_smoothing": 0.1})
 
 
 def test_an_unknown_variant_is_named():

@@ -90,8 +90,8 @@ def test_an_export_scores_what_evaluation_scored(rgb, clips, tmp_path):
     config.data.videos = str(clips / "clips")
     config.data.test.clips = 1
     task = action.make(config)
-    assert contract["classes"] == list(task.classes)
-    source = task.source("test")
+    assert contract["classes"] == list(task.training.classes)
+    source = task.training.source("test")
     batches = eval_batches(config, task, source, config.stages[0], "test", 8)
     batch = next(batches)
     batches.close()

@@ -79,8 +79,13 @@ class _Load:
 
     def __init__(self, task: Task, source: Any, stage: Any, purpose: str, config: Config):
         # Not the task: worker processes get this object, and a task may hold what only runs here.
-        self.prepare, self.source, self.stage, self.purpose = task.prepare, source, stage, purpose
-        self.shapes = task.shapes(stage, purpose)
+        self.prepare, self.source, self.stage, self.purpose = (
+            task.training.prepare,
+            source,
+            stage,
+            purpose,
+        )
+        self.shapes = task.training.shapes(stage, purpose)
         self.seed, self.skip = config.seed, config.input.broken == "skip"
         self.order: Callable[[int], int] | None = None
         self.size = self.parts = 1  # evaluation: examples in a batch, parts of each
@@ -165,13 +170,13 @@ def train_batches(
 
     With `rows` only those of every batch: what one of several hosts reads.
     """
-    weights = task.sampler(source, stage) if task.sampler else None
+    weights = task.training.sampler(source, stage) if task.training.sampler else None
     order = Order(
         len(source),
         config.batch_size,
         config.seed,
         () if weights is None else tuple(float(w) for w in weights),
-        functools.partial(task.arrange, source) if task.arrange else None,
+        functools.partial(task.training.arrange, source) if task.training.arrange else None,
     )
     load = _Load(task, source, stage, "train", config)
     load.order = order
@@ -196,7 +201,7 @@ def eval_batches(
     there (which takes threads: no worker processes are started). `rows` as in `train_batches`.
     """
     load = _Load(task, source, stage, purpose, config)
-    load.size, load.parts, load.failed = size, task.parts(purpose), failed
+    load.size, load.parts, load.failed = size, task.evaluation.parts(purpose), failed
     if failed is not None:
         threads = dataclasses.replace(config.input, workers=0)
         config = dataclasses.replace(config, input=threads)

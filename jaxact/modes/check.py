@@ -73,20 +73,20 @@ def shapes_and_costs(
     batch = abstract_batch(run.task, stage, purpose, size)
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
     each = total / mesh.shards(run.mesh) / 2**20
-    parts = 1 if purpose == "train" else run.task.parts(purpose)
+    parts = 1 if purpose == "train" else run.task.evaluation.parts(purpose)
     note = f"; {parts} such parts of the views of an example" if parts > 1 else ""
     out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
     for name, leaf in batch.items():
         out(f"{name:<12} {leaf.dtype}{list(leaf.shape)}")
     one = abstract_batch(run.task, stage, purpose, 1)
-    model = run.task.counted or run.task.model
+    model = run.task.shipping.counted or run.task.training.model
 
     def example(variables: Any, batch: Any) -> Any:
         apply = functools.partial(model.apply, variables, train=False)
         if purpose != "train":
-            return run.task.infer(apply, batch, purpose)
+            return run.task.evaluation.infer(apply, batch, purpose)
         hyper = {name: np.float32(0) for name in value_names(run.config)}
-        return apply(**run.task.inputs(batch, hyper, jax.random.key(0), stage)[0])
+        return apply(**run.task.training.inputs(batch, hyper, jax.random.key(0), stage)[0])
 
     macs = parts * cost.macs(example, variables, one)
     out(f"{macs:,} multiply-adds for one example (forward, convolutions and matrix products)")
@@ -117,12 +117,12 @@ def audit(run: Run, out: Callable[[str], None]) -> None:
         source = sources[purpose] = run.source(purpose)
         counts[purpose] = len(source)
         for index in range(len(source)):
-            found = run.task.audit(source[index])
+            found = run.task.shipping.audit(source[index])
             if found:
                 problems.append(found)
                 say(found)
-    if run.task.survey is not None:
-        findings, table = run.task.survey(sources)
+    if run.task.shipping.survey is not None:
+        findings, table = run.task.shipping.survey(sources)
         for found in findings:
             out(f"warning: {found}")
         out(table)

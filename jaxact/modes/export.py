@@ -58,7 +58,7 @@ def export(run: Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[s
     inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in deal.inputs.items()}
 
     def outputs(variables: Any, batch: dict[str, Any]) -> Any:
-        apply = functools.partial(run.task.model.apply, variables, train=False)
+        apply = functools.partial(run.task.training.model.apply, variables, train=False)
         return deal.call(apply, batch)
 
     variables, origin = restore.load(run, where, stage, (outputs, inputs))
@@ -113,9 +113,9 @@ def write(
 
 def contract_of(run: Run, stage: Any) -> Contract:
     """What the task says, or the model on the arrays of an example that reach it."""
-    if run.task.contract is not None:
-        return run.task.contract(stage)
-    shapes = run.task.shapes(stage, "predict")
+    if run.task.shipping.contract is not None:
+        return run.task.shipping.contract(stage)
+    shapes = run.task.training.shapes(stage, "predict")
     free = {name: shape for name, shape in shapes.items() if name not in RESERVED}
 
     def arguments(batch: Any) -> Any:
@@ -124,7 +124,7 @@ def contract_of(run: Run, stage: Any) -> Contract:
         if "label" in shapes:
             shape, dtype = shapes["label"]
             rest["label"] = jnp.zeros((one, *shape), dtype)
-        return run.task.inputs({**rest, **batch}, {}, None, None)[0]
+        return run.task.training.inputs({**rest, **batch}, {}, None, None)[0]
 
     abstract = {name: jax.ShapeDtypeStruct((1, *s), d) for name, (s, d) in free.items()}
     used = [name for name, reaches in reaching(arguments, abstract)[0].items() if reaches]
@@ -159,7 +159,9 @@ def function_of(run: Run, deal: Contract) -> Function:
     """(weights by path, inputs) -> outputs; a new function each time, so that it is traced anew."""
 
     def program(weights: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-        apply = functools.partial(run.task.model.apply, state.unflatten(weights), train=False)
+        apply = functools.partial(
+            run.task.training.model.apply, state.unflatten(weights), train=False
+        )
         return deal.call(apply, batch)
 
     return program
@@ -192,7 +194,7 @@ def _programs(
     return {
         "format": exported.FORMAT,
         "task": run.config.task,
-        "classes": list(run.task.classes),
+        "classes": list(run.task.training.classes),
         "inputs": {
             name: {**_port(ports[name]), "meaning": port.meaning, "range": [port.low, port.high]}
             for name, port in deal.inputs.items()

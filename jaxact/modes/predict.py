@@ -89,12 +89,12 @@ def predict(run: Run, where: str, request: Request, emit: Callable[[str], None])
     """
     request.check()
     task = run.task
-    source = task.example(*filter(None, (request.input, request.poses)))
+    source = task.prediction.example(*filter(None, (request.input, request.poses)))
     if not len(source):
         raise UserError(f"--input={request.input} names no example")
     for flag, wanted, able in (
-        ("window", request.window, task.windows),
-        ("render", request.render, task.render),
+        ("window", request.window, task.prediction.windows),
+        ("render", request.render, task.prediction.render),
     ):
         if wanted and able is None:
             raise UserError(f"--{flag}={wanted}: this task has none; leave it out")
@@ -105,7 +105,7 @@ def predict(run: Run, where: str, request: Request, emit: Callable[[str], None])
     variables, _ = load(run, where, stage)
     program = make_eval_step(task, PURPOSE)
     job = Job(run, request, source, files, stage, variables, program, emit)
-    (job.windowed if request.window else job.joined if task.recording else job.whole)()
+    (job.windowed if request.window else job.joined if task.prediction.recording else job.whole)()
     if job.failed:
         first = job.failed[min(job.failed)]
         if len(source) == 1:
@@ -115,11 +115,11 @@ def predict(run: Run, where: str, request: Request, emit: Callable[[str], None])
 
 def _files(task: Any, source: Any, target: str) -> list[pathlib.Path]:
     """Where what is drawn of each example goes; the parts of a recording share one file."""
-    if task.recording is None:
-        return window_merging.files(target, list(source.ids), task.drawn)
-    of = [task.recording(source[index]) for index in range(len(source))]
+    if task.prediction.recording is None:
+        return window_merging.files(target, list(source.ids), task.prediction.drawn)
+    of = [task.prediction.recording(source[index]) for index in range(len(source))]
     names = list(dict.fromkeys(of))
-    path = dict(zip(names, window_merging.files(target, names, task.drawn), strict=True))
+    path = dict(zip(names, window_merging.files(target, names, task.prediction.drawn), strict=True))
     return [path[name] for name in of]
 
 
@@ -156,16 +156,18 @@ class Job:
     def joined(self) -> None:
         """Examples that are parts of recordings, a line for each recording that is read whole."""
         config, task, source = self.run.config, self.run.task, self.source
-        assert task.recording is not None
+        assert task.prediction.recording is not None
         size = eval_size(config)
         stream = eval_batches(config, task, source, self.stage, PURPOSE, size, failed=self.failed)
         program = make_eval_step(task, PURPOSE)
         name, kept, first = "", list[dict[str, np.ndarray]](), 0
 
         def close() -> None:
-            assert task.recording is not None
+            assert task.prediction.recording is not None
             # A list, because the thread that reads ahead may add to it.
-            if kept and name not in {task.recording(source[i]) for i in list(self.failed)}:
+            if kept and name not in {
+                task.prediction.recording(source[i]) for i in list(self.failed)
+            }:
                 whole = {key: np.stack([row[key] for row in kept]) for key in kept[0]}
                 found = self.describe(whole)
                 self.emit(json.dumps({"id": name, **found}))
@@ -174,7 +176,7 @@ class Job:
 
         for numbers, _, rows in results(program, self.variables, stream, self.run.mesh):
             for place, number in enumerate(numbers.tolist()):
-                part = task.recording(source[number])
+                part = task.prediction.recording(source[number])
                 if part != name:
                     close()
                     name, kept, first = part, [], number
@@ -213,15 +215,15 @@ class Job:
 
     def describe(self, row: dict[str, np.ndarray]) -> dict[str, Any]:
         """What is printed of one example's rows."""
-        return self.run.task.describe(row, top=self.request.top)
+        return self.run.task.prediction.describe(row, top=self.request.top)
 
     def batches(
         self, waiting: dict[int, tuple[int, float, float]]
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches of windows, as `eval_batches` gives them of examples; `id` counts the windows."""
         task = self.run.task
-        size, parts = eval_size(self.run.config), task.parts(PURPOSE)
-        shapes = task.shapes(self.stage, PURPOSE)
+        size, parts = eval_size(self.run.config), task.evaluation.parts(PURPOSE)
+        shapes = task.training.shapes(self.stage, PURPOSE)
 
         def batch(group: list[tuple[int, Any]], part: int) -> dict[str, np.ndarray]:
             full = {n: np.zeros((size, *shape), dtype) for n, (shape, dtype) in shapes.items()}
@@ -256,9 +258,9 @@ class Job:
     def windows(self, record: int) -> Iterator[Any]:
         """The windows of a recording, up to where it cannot be read."""
         task, request = self.run.task, self.request
-        assert task.windows is not None
+        assert task.prediction.windows is not None
         try:
-            windows = task.windows(self.source[record], request.window, request.stride)
+            windows = task.prediction.windows(self.source[record], request.window, request.stride)
         except UserError as error:
             self.failed[record] = str(error)
             return
@@ -291,10 +293,12 @@ class Job:
 
     def draw(self, record: int, tiles: list[dict[str, Any]]) -> None:
         """Writes the video of one recording."""
-        assert self.run.task.render is not None
+        assert self.run.task.prediction.render is not None
         try:
             path = self.files[record]
-            self.run.task.render(self.source[record], path, tiles, self.request.render_size)
+            self.run.task.prediction.render(
+                self.source[record], path, tiles, self.request.render_size
+            )
         except UserError as error:
             self.failed[record] = str(error)
 

@@ -85,12 +85,12 @@ def evaluate(
     if not ids:
         raise UserError(f"no example of the {purpose} split could be read")
     rows = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
-    return run.task.score(jax.device_get(merged), rows), rows, ids
+    return run.task.evaluation.score(jax.device_get(merged), rows), rows, ids
 
 
 def view_texts(task: Task) -> dict[str, str]:
     """How val and test see an example, in words; {} where the task has no views to speak of."""
-    found = {purpose: task.views(purpose) for purpose in ("val", "test")}
+    found = {purpose: task.evaluation.views(purpose) for purpose in ("val", "test")}
     return found if any(found.values()) else {}
 
 

@@ -44,7 +44,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     shared = selection(run, fit.book.rows, ids)
     tested = fit.files.folder / str(step if best is None else best)
     origin = predictions.of(
-        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.views(purpose)
+        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.evaluation.views(purpose)
     )
     stored = run.workdir / "predictions" / f"{purpose}.npz"
     predictions.write_predictions(stored, ids, rows, origin)
@@ -106,10 +106,10 @@ def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -
 
 def concluded(run: Run, ending: Ending) -> Extra:
     """What the task adds; its files are written. Of several hosts the first one's work alone."""
-    if run.task.conclude is None:
+    if run.task.evaluation.conclude is None:
         return Extra()
     ending = dataclasses.replace(ending, variables=mesh.own(ending.variables, run.mesh))
-    extra = run.task.conclude(ending) if hosts.first() else Extra()
+    extra = run.task.evaluation.conclude(ending) if hosts.first() else Extra()
     workdir.write_texts(run.workdir, extra.files)
     return extra
 

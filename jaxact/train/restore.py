@@ -84,10 +84,10 @@ def load_weights(run: Run, path: pathlib.Path, variables: Any) -> tuple[Any, str
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
     if path.is_dir():
-        return _from_ours(path, variables, run.task.grow)
-    if run.task.weights is None:
+        return _from_ours(path, variables, run.task.shipping.grow)
+    if run.task.shipping.weights is None:
         raise UserError(f"{path}: this task reads only its own checkpoints (a folder)")
-    return run.task.weights(path, variables)
+    return run.task.shipping.weights(path, variables)
 
 
 def _from_ours(path: pathlib.Path, variables: Any, grow: Any = None) -> tuple[Any, str]:

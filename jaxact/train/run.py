@@ -36,7 +36,7 @@ class Run:
     def source(self, purpose: str) -> Any:
         """The examples of one split, opened once."""
         if purpose not in self.sources:
-            found = self.task.source(purpose)
+            found = self.task.training.source(purpose)
             if len(found) == 0:
                 raise UserError(f"the {purpose} split has no examples; see config.data")
             self.sources[purpose] = found
@@ -66,7 +66,7 @@ def eval_size(config: Config) -> int:
 def abstract_batch(task: Task, stage: Any, purpose: str, size: int, sharding: Any = None) -> Any:
     """Shapes and dtypes of a batch, without data."""
     shapes: dict[str, Any] = {"id": ((), np.int32), "mask": ((), np.bool_)}
-    shapes |= task.shapes(stage, purpose)
+    shapes |= task.training.shapes(stage, purpose)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
@@ -77,7 +77,7 @@ def abstract_variables(run: Run, stage: Any) -> Any:
     """Shapes of the model's variables, without computing anything."""
     arguments = _arguments(run, stage)
     return jax.eval_shape(
-        lambda key, named: run.task.model.init(
+        lambda key, named: run.task.training.model.init(
             {"params": key, "dropout": key}, **named, train=False
         ),
         jax.random.key(0),
@@ -89,7 +89,7 @@ def _arguments(run: Run, stage: Any) -> Any:
     batch = abstract_batch(run.task, stage, "train", 1)
     hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in value_names(run.config)}
     return jax.eval_shape(
-        lambda b, h, k: run.task.inputs(b, h, k, stage)[0], batch, hyper, jax.random.key(0)
+        lambda b, h, k: run.task.training.inputs(b, h, k, stage)[0], batch, hyper, jax.random.key(0)
     )
 
 
@@ -102,7 +102,7 @@ def value_names(config: Any) -> list[str]:
 def drawn_variables(run: Run, stage: Any) -> Any:
     """Fresh variables from the seed, the same on each host."""
     key = jax.random.key(run.config.seed)
-    return initialise(run.task.model, key, **_arguments(run, stage), train=False)
+    return initialise(run.task.training.model, key, **_arguments(run, stage), train=False)
 
 
 def initial_variables(run: Run, stage: Any) -> Any:

@@ -84,7 +84,7 @@ def open_fit(run: Run) -> Fit:
         if warning:
             say(warning)
     # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
-    names = (run.task.classes, run.task.meanings)
+    names = (run.task.training.classes, run.task.shipping.meanings)
     book = workdir.Journal(run.workdir, config, plan.per_epoch, plan.total, *names)
     book.resume(int(state.step))
     say(plan.table())
@@ -97,7 +97,7 @@ def open_fit(run: Run) -> Fit:
 
 def known_metric(run: Run) -> None:
     """Refuses an eval.metric that the task does not give, as far as it says what it gives."""
-    metric, allowed = run.config.eval.metric, run.task.metrics
+    metric, allowed = run.config.eval.metric, run.task.evaluation.metrics
     if allowed and metric not in allowed:
         close = difflib.get_close_matches(metric, allowed, 3)
         hint = f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

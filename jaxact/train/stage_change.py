@@ -21,7 +21,7 @@ def enter(fit: Fit, row: Row, start: int) -> None:
     The checkpoint of that step holds the state before the change, so a run that resumes there makes
     it again, with the same key and the same data: bit for bit the same state.
     """
-    change = fit.run.task.enter
+    change = fit.run.task.training.enter
     if change is None or start != row.start or start == 0:
         return
     before = fit.plan.rows[row.index - 1]

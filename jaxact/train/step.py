@@ -71,22 +71,22 @@ def make_train_step(
         everything = {**kept, **trained}
         params = states.unflatten(layout.gather(everything) if layout else everything)
         key_inputs, key_dropout = jax.random.split(key)
-        arguments, targets = task.inputs(batch, hyper, key_inputs, stage)
+        arguments, targets = task.training.inputs(batch, hyper, key_inputs, stage)
         with still(groups, active):
-            outputs, new_state = task.model.apply(
+            outputs, new_state = task.training.model.apply(
                 {"params": params, **model_state},
                 **arguments,
                 train=True,
                 rngs={"dropout": key_dropout},
                 mutable=list(model_state),
             )
-        terms = task.loss(outputs, targets, hyper)
+        terms = task.training.loss(outputs, targets, hyper)
         mask = batch["mask"].astype(jnp.float32)
         real = jnp.maximum(mask.sum(), 1.0)
         # where, not a product: a padding example may hold inf or nan.
         means = {f"loss/{name}": each for name, each in terms.items()}
-        if task.watch is not None:
-            means |= jax.lax.stop_gradient(task.watch(outputs, targets))
+        if task.training.watch is not None:
+            means |= jax.lax.stop_gradient(task.training.watch(outputs, targets))
         means = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in means.items()}
         return total(means), (means, new_state, mask.sum())
 
@@ -165,14 +165,14 @@ class EvalStep:
 
 def make_eval_step(task: Task, purpose: str) -> EvalStep:
     """The programs of one purpose; each is compiled when it is first used."""
-    parts = task.parts(purpose)
+    parts = task.evaluation.parts(purpose)
 
     def infer(variables: Any, batch: Batch) -> Any:
-        apply = functools.partial(task.model.apply, variables, train=False)
-        return task.infer(apply, batch, purpose)
+        apply = functools.partial(task.training.model.apply, variables, train=False)
+        return task.evaluation.infer(apply, batch, purpose)
 
     def result(outputs: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        return task.measure(outputs, batch), task.rows(outputs, batch)
+        return task.evaluation.measure(outputs, batch), task.evaluation.rows(outputs, batch)
 
     def whole(variables: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
         return result(infer(variables, batch), batch)

@@ -39,10 +39,10 @@ def write_report(
     no_examples: tuple[Example, ...] = ()
     config = json.loads((run.workdir / "config.json").read_text())
     confusion, worst, best = None, no_examples, no_examples
-    if "scores" in rows and "label" in rows and run.task.classes:
+    if "scores" in rows and "label" in rows and run.task.training.classes:
         known = np.flatnonzero(rows["label"] >= 0)
         scores, labels = rows["scores"][known], rows["label"][known]
-        confusion = Confusion.count(scores.argmax(1), labels, len(run.task.classes)).table
+        confusion = Confusion.count(scores.argmax(1), labels, len(run.task.training.classes)).table
         names = [ids[i] for i in known]
         worst, best = _examples(run, results["split"], names, scores, labels)
     write(
@@ -53,7 +53,7 @@ def write_report(
             results=numbers,
             metrics=history,
             confusion=confusion,
-            classes=run.task.classes,
+            classes=run.task.training.classes,
             worst=worst,
             best=best,
             figures=figures,
@@ -67,7 +67,7 @@ def _examples(
     run: Run, split: str, ids: list[str], scores: np.ndarray, labels: np.ndarray
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """The confidently wrong and the confidently right, most confident first."""
-    source, names = run.source(split), run.task.classes
+    source, names = run.source(split), run.task.training.classes
     place = {name: index for index, name in enumerate(source.ids)}
     share = scores / np.maximum(np.abs(scores).sum(1, keepdims=True), 1e-12)
     if (scores < 0).any():  # logits
@@ -81,8 +81,8 @@ def _examples(
         found = []
         for i in picks:
             frames = None
-            if run.task.thumbnail is not None:
-                frames = run.task.thumbnail(source[place[ids[i]]])
+            if run.task.shipping.thumbnail is not None:
+                frames = run.task.shipping.thumbnail(source[place[ids[i]]])
             true, predicted = names[labels[i]], names[guess[i]]
             found.append(Example(ids[i], true, predicted, float(sure[i]), frames))
         return tuple(found)

@@ -64,7 +64,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     program = make_eval_step(task, PURPOSE)
 
     def whole(file: Path) -> float:
-        source = task.example(str(file))
+        source = task.prediction.example(str(file))
         lines: list[str] = []
         request = predict.Request(str(file))
         job = predict.Job(run, request, source, [], stage, variables, program, lines.append)
@@ -77,11 +77,11 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     peak(reset=True)
     both = whole(path)
     memory = peak()
-    source = task.example(str(path))
+    source = task.prediction.example(str(path))
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
     for index in range(len(source)):
-        window = task.prepare(source[index], rng, stage, PURPOSE)
+        window = task.training.prepare(source[index], rng, stage, PURPOSE)
     decode = time.perf_counter() - begin
     size = eval_size(config)
     arrays = {name: np.stack([array] * size) for name, array in window.items()}

@@ -30,7 +30,7 @@ RECIPE = Path(__file__).parents[2] / "configs" / "relation.py"
 def measured(config: Any, pairs: int) -> dict[str, float]:
     """Pairs a second, frames decoded and MiB kept, from an empty memory."""
     task = tasks.make(config)
-    source = task.source("train")
+    source = task.training.source("train")
     stage = schedule.resolve(config, 1).rows[-1].view
     crops.KEPT.clear()
     decoded, decode, most = 0, crops.decode, 0

@@ -63,13 +63,13 @@ def main() -> None:
     window, stride = command.WINDOW.value or 2.0, command.STRIDE.value
     task, poses = run.task, command.POSES.value
     given = (command.INPUT.value, poses) if poses else (command.INPUT.value,)
-    source = task.example(*given)
+    source = task.prediction.example(*given)
     stage = run.plan(1).rows[-1].view
     variables, _ = restore.load(run, command.CHECKPOINT.value, stage)
-    parts = task.parts("predict")
+    parts = task.evaluation.parts("predict")
 
     def feed(example) -> None:
-        for found in task.windows(example, window, stride):
+        for found in task.prediction.windows(example, window, stride):
             for part in range(parts):
                 found.arrays(part)
 

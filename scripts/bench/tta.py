@@ -60,7 +60,7 @@ def measure(arguments: list[str], rounds: int) -> dict:
         times.append(time.perf_counter() - begin)
     feed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     return {
-        "views": run.task.views(purpose),
+        "views": run.task.evaluation.views(purpose),
         "parts": program.parts,
         "examples": len(ids),
         "scores": scores,

@@ -79,11 +79,11 @@ def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, pur
     config = configs[recipe]
     task = tasks.make(config)
     stage = schedule.resolve(config, 2).rows[0].view
-    load = pipeline._Load(task, task.source(purpose), stage, purpose, config)
+    load = pipeline._Load(task, task.training.source(purpose), stage, purpose, config)
     file = tmp_path / "load.pkl"
     file.write_bytes(pickle.dumps(load))
     found = json.loads(without_jax(LOAD, str(file)))
-    for name, (shape, dtype) in task.shapes(stage, purpose).items():
+    for name, (shape, dtype) in task.training.shapes(stage, purpose).items():
         assert found[name] == [list(shape), str(np.dtype(dtype))], name
 
 

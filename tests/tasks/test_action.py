@@ -63,7 +63,7 @@ def view(augment="none", size=32):
 
 
 def prepared(task, clip, purpose="test", augment="none", seed=0, size=32):
-    return task.prepare(clip, np.random.default_rng(seed), view(augment, size), purpose)
+    return task.training.prepare(clip, np.random.default_rng(seed), view(augment, size), purpose)
 
 
 def test_absent_people_stand_where_nothing_is_drawn():
@@ -103,9 +103,9 @@ VARIANTS = {
 def test_prepare_gives_what_shapes_promise(clips, name):
     task = action.make(config(clips, **VARIANTS[name]))
     for purpose in PURPOSES:
-        source = task.source("test" if purpose == "predict" else purpose)
+        source = task.training.source("test" if purpose == "predict" else purpose)
         for augment in ("full", "light", "none") if purpose == "train" else ("none",):
-            shapes = task.shapes(view(augment), purpose)
+            shapes = task.training.shapes(view(augment), purpose)
             found = prepared(task, source[3], purpose, augment)
             assert found.keys() == shapes.keys()
             for key, (shape, dtype) in shapes.items():
@@ -120,9 +120,9 @@ def test_a_table_of_clips_without_poses(clips, tmp_path):
     fields = dict(data__annotations=str(table), data__videos=str(clips), model__classes=2)
     fields |= dict(data__train_split="all", data__val_split="all")
     task = action.make(config(streams="rgb", **fields))
-    assert task.classes == ("a", "b")
+    assert task.training.classes == ("a", "b")
     for purpose in PURPOSES:
-        source = task.source("test" if purpose == "predict" else purpose)
+        source = task.training.source("test" if purpose == "predict" else purpose)
         assert [int(prepared(task, clip, purpose)["label"]) for clip in source] == [0, 1, 0, 1]
     with pytest.raises(UserError, match=r"no keypoints.*model.streams=rgb"):
         action.make(config(**fields)).source("train")
@@ -130,7 +130,7 @@ def test_a_table_of_clips_without_poses(clips, tmp_path):
 
 def test_training_draws_differ_and_evaluation_does_not(clips):
     task = action.make(config(clips))
-    clip = task.source("train")[0]
+    clip = task.training.source("train")[0]
     for purpose, differ in (("train", True), ("test", False)):
         one, other = (prepared(task, clip, purpose, "full", seed) for seed in (0, 1))
         again = prepared(task, clip, purpose, "full", 0)
@@ -312,10 +312,10 @@ def test_views_are_averaged_as_in_a_plain_loop(average, flip):
     for at_once in (1, 2, 3, 8):
         found.data.views_at_once = at_once
         task = action.make(found)
-        outputs = jax.jit(lambda b, task=task: task.infer(apply, b, "test"))(batch)
+        outputs = jax.jit(lambda b, task=task: task.evaluation.infer(apply, b, "test"))(batch)
         for name in wanted:
             np.testing.assert_allclose(outputs[name], np.mean(wanted[name], 0), atol=2e-5)
-        rows = task.rows(outputs, batch)
+        rows = task.evaluation.rows(outputs, batch)
         np.testing.assert_allclose(
             rows["scores"], (outputs["rgb"] + outputs["pose"]) / 2, rtol=1e-6
         )
@@ -368,7 +368,9 @@ def training_batch(labels):
 
 def inputs(task, batch, hyper=OFF, seed=0):
     """The model's arguments and the targets, under jit as in training."""
-    return jax.jit(lambda b, h, k: task.inputs(b, h, k, view()))(batch, hyper, jax.random.key(seed))
+    return jax.jit(lambda b, h, k: task.training.inputs(b, h, k, view()))(
+        batch, hyper, jax.random.key(seed)
+    )
 
 
 # A batch without class 0, one with it, and one of a single class: what the labels are does not
@@ -383,7 +385,7 @@ def test_the_loss_is_four_weighted_entropies_of_the_given_labels(labels):
     rng = np.random.default_rng(1)
     sizes = {"rgb": 8, "pose": 8, "rgb_coarse": 3, "pose_coarse": 3}
     outputs = {k: rng.normal(size=(4, n)).astype(np.float32) for k, n in sizes.items()}
-    terms = task.loss(jax.tree.map(jnp.asarray, outputs), targets, OFF)
+    terms = task.training.loss(jax.tree.map(jnp.asarray, outputs), targets, OFF)
     assert list(terms) == ["rgb", "pose", "rgb_coarse", "pose_coarse"]
     for (name, term), weight in zip(terms.items(), weights, strict=True):
         true = [COARSE[label] for label in labels] if "coarse" in name else list(labels)
@@ -394,18 +396,18 @@ def test_the_loss_is_four_weighted_entropies_of_the_given_labels(labels):
 def test_clips_trained_and_tested_on_are_found(clips, tmp_path):
     found = config(clips)
     task = action.make(found)
-    sources = {purpose: task.source(purpose) for purpose in ("train", "val", "test")}
-    findings, table = task.survey(sources)
+    sources = {purpose: task.training.source(purpose) for purpose in ("train", "val", "test")}
+    findings, table = task.shipping.survey(sources)
     assert findings == [] and "val, test            8 ids        8 videos" in table
     clip = sources["train"].clips[3]
     again = dataclasses.replace(clip, id="z")  # the same file under another name
     sources["test"] = data_clips.ClipSource([clip, again])
-    findings, table = task.survey(sources)
+    findings, table = task.shipping.survey(sources)
     assert findings == [
         f"train and test share 1 ids and 1 videos, as {clip.id!r}: what is trained on is tested"
     ]
     sources["test"] = data_clips.ClipSource([again])
-    assert "share 0 ids and 1 videos" in task.survey(sources)[0][0]
+    assert "share 0 ids and 1 videos" in task.shipping.survey(sources)[0][0]
 
 
 def test_label_smoothing_is_that_of_the_stage():
@@ -414,7 +416,7 @@ def test_label_smoothing_is_that_of_the_stage():
     _, targets = inputs(task, batch)
     logits = np.random.default_rng(1).normal(size=(4, 8)).astype(np.float32)
     outputs = {"rgb": jnp.asarray(logits), "pose": jnp.asarray(logits)}
-    terms = task.loss(outputs, targets, {**OFF, "label_smoothing": jnp.float32(0.2)})
+    terms = task.training.loss(outputs, targets, {**OFF, "label_smoothing": jnp.float32(0.2)})
     share = 0.8 * np.eye(8)[batch["label"]] + 0.2 / 8
     entropy = -(share * np.log(softmax(logits.astype(np.float64)))).sum(1)
     np.testing.assert_allclose(terms["rgb"], entropy, rtol=1e-5)
@@ -489,8 +491,8 @@ def test_scores_of_streams_and_fusions():
     }
     outputs = jax.tree.map(jnp.asarray, outputs)
     batch = {"label": jnp.asarray(labels), "mask": jnp.ones(40, bool)}
-    rows = jax.tree.map(np.asarray, task.rows(outputs, batch))
-    found = task.score(jax.device_get(task.measure(outputs, batch)), rows)
+    rows = jax.tree.map(np.asarray, task.evaluation.rows(outputs, batch))
+    found = task.evaluation.score(jax.device_get(task.evaluation.measure(outputs, batch)), rows)
     known = labels >= 0
     rgb, pose = (np.asarray(outputs[name])[known] for name in ("rgb", "pose"))
 
@@ -513,7 +515,7 @@ def test_scores_of_streams_and_fusions():
 def test_what_a_prediction_says():
     task = action.make(config(data__average="score"))
     scores = np.array([0, 3, 1, 1, -2, 0, 0, 2], np.float32)
-    said = task.describe({"scores": scores})
+    said = task.prediction.describe({"scores": scores})
     assert [t["class"] for t in said["top"]] == [1, 7, 2, 3, 0]
     assert said["probability"] == pytest.approx(softmax(scores)[1])
     json.dumps(said)
@@ -664,7 +666,7 @@ def test_an_example_is_the_same_from_every_list(clips, tmp_path):
     table, lines = tmp_path / "list.csv", tmp_path / "list.jsonl"
     table.write_text(f"file,label\n{path},\n")
     lines.write_text(json.dumps({"id": "x", "video": str(path)}) + "\n")
-    given = [task.example(str(p))[0] for p in (path, table, lines)]
+    given = [task.prediction.example(str(p))[0] for p in (path, table, lines)]
     assert all(clip.label == -1 for clip in given)
     batches = []
     for clip in given:
@@ -684,7 +686,7 @@ def test_short_side_jitter_is_a_pure_crop_of_a_resized_frame(clips):
     )
     found.data.flip = 0.0
     task = action.make(found)
-    clip = task.source("train")[0]
+    clip = task.training.source("train")[0]
     cut = prepared(task, clip, "train", "full")["rgb"]
     with video.Video(clip.video) as opened:
         every = opened.read(range(opened.frames))

@@ -516,7 +516,7 @@ def test_results_files_and_scores(whole, annotations):
     folder, results, _ = whole
     assert results["steps"] == TOTAL and results["weights"] == "ema"
     task = tasks.make(twin(annotations))
-    assert set(results["scores"]) <= set(task.metrics)
+    assert set(results["scores"]) <= set(task.evaluation.metrics)
     assert {"acc", "loss", "macro_f1", "tail_acc", "ece", "severity_merged_acc", "crop_acc"} <= set(
         results["scores"]
     )
@@ -642,7 +642,7 @@ def test_weights_that_want_other_pixels_are_refused(annotations, monkeypatch):
     monkeypatch.setattr(crop.foreign, "load", lambda *a: ({}, "report", pixels))
     task = tasks.make(tiny(annotations))
     with pytest.raises(UserError, match=r"config.data.mean=.*--config.data.mean=127.5,127.5,127.5"):
-        task.weights(pathlib.Path("x.safetensors"), {})
+        task.shipping.weights(pathlib.Path("x.safetensors"), {})
 
 
 def test_history_has_a_row_for_each_validation():

@@ -331,7 +331,7 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
     config = small(annotations)
     config.model.backbone, config.stages[0].size = backbone, 64
     task = tasks.make(config)
-    source = task.source("test")
+    source = task.training.source("test")
     logits = np.random.default_rng(0).normal(size=(len(source), 6))
     shape = jnp.zeros((1, 64, 64, 3))
     end = Ending(
@@ -345,12 +345,12 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
         scores={},
         best_val={},
         history=(),
-        variables=initialise(task.model, jax.random.key(0), shape),
+        variables=initialise(task.training.model, jax.random.key(0), shape),
         source=source,
         stage=schedule.last_view(config),
         pictures=True,
     )
-    figure = task.conclude(end).figures[-1]
+    figure = task.evaluation.conclude(end).figures[-1]
     assert figure.title == "Where it looks"
     found = re.findall(r"data:image/jpeg;base64,([^\"]+)", figure.html)
     wrong = int((logits.argmax(1) != source.labels()).sum())
@@ -383,14 +383,14 @@ def test_a_metric_without_pictures_is_refused_with_the_data(annotations, metric,
     config.eval.metric, config.eval.taus = metric, (1.0,)
     config.loss.tail = fields.get("tail", config.loss.tail)
     task = tasks.make(config)
-    assert metric in task.metrics
+    assert metric in task.evaluation.metrics
     if not said:
-        assert len(task.source("val")) == sum(leaves.COUNTS["val"])
+        assert len(task.training.source("val")) == sum(leaves.COUNTS["val"])
         return
     with pytest.raises(UserError, match=said) as error:
-        task.source("val")
+        task.training.source("val")
     assert "\n" not in str(error.value)
-    assert len(task.source("test")) == sum(leaves.COUNTS["test"])
+    assert len(task.training.source("test")) == sum(leaves.COUNTS["test"])
 
 
 def test_a_metric_of_grades_needs_graded_pictures(annotations, tmp_path):
@@ -402,9 +402,10 @@ def test_a_metric_of_grades_needs_graded_pictures(annotations, tmp_path):
     config = small(path)
     config.eval.metric, config.data.images = "severity_acc", str(annotations.parent / "images")
     task = tasks.make(config)
-    assert len(task.source("val")) == 3
+    assert len(task.training.source("val")) == 3
     bare = dataclasses.replace(
-        task.source.args[1].config, eval=dataclasses.replace(config.eval, metric="severity_acc")
+        task.training.source.args[1].config,
+        eval=dataclasses.replace(config.eval, metric="severity_acc"),
     )
     scoring = crop_scores.Scoring(bare, TABLE, lambda: np.ones(6), lambda: np.ones(6))
     ungraded = types.SimpleNamespace(
@@ -486,13 +487,15 @@ def test_views_and_mirror_images_are_averaged_as_probabilities(annotations, tau)
     config.data.test.scales, config.data.test.flip = (1.0, 1.5), True
     task = tasks.make(config)
     views = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
-    assert task.shapes(schedule.last_view(config), "test")["image"][0][0] == 2
+    assert task.training.shapes(schedule.last_view(config), "test")["image"][0][0] == 2
 
     def network(image):
         left = image[:, :, :4].mean((2, 3))  # not the same mirrored
         return {"logits": 3 * left[:, :6], "crop": left[:, :2], "disease": left[:, 2:4]}
 
-    found = task.infer(lambda image: network(image), {"image": jnp.asarray(views)}, "test")
+    found = task.evaluation.infer(
+        lambda image: network(image), {"image": jnp.asarray(views)}, "test"
+    )
     mean, std = (np.array(getattr(config.data, k)) for k in ("mean", "std"))
     share = {name: 0 for name in ("logits", "crop", "disease")}
     for view in range(2):
@@ -508,6 +511,6 @@ def test_views_and_mirror_images_are_averaged_as_probabilities(annotations, tau)
     for name in ("crop", "disease"):
         np.testing.assert_allclose(found[name], share[name], rtol=1e-4)
     # Validation sees one view, not mirrored.
-    (one,) = [task.infer(network, {"image": jnp.asarray(views[:, :1])}, "val")["crop"]]
+    (one,) = [task.evaluation.infer(network, {"image": jnp.asarray(views[:, :1])}, "val")["crop"]]
     power = np.exp(network((views[:, 0] - mean) / std)["crop"])
     np.testing.assert_allclose(one, power / power.sum(1, keepdims=True), rtol=1e-4)

@@ -133,7 +133,7 @@ SIDES |= {"adjusted": 224, "crt": 224, "tiny": 32}  # the rest: 64
 def test_every_variant_has_a_contract_of_the_last_size(annotations, variant):
     task = tasks.make(small(annotations, variant))
     side = SIDES.get(variant, 64)
-    assert task.contract().inputs["image"].shape == (side, side, 3)
+    assert task.shipping.contract().inputs["image"].shape == (side, side, 3)
 
 
 def test_the_staged_leaves_are_evaluated_and_predicted(annotations, tmp_path, capsys):
@@ -154,7 +154,7 @@ def test_the_staged_leaves_are_evaluated_and_predicted(annotations, tmp_path, ca
     said = []
     predict.predict(run, "", predict.Request(str(picture)), said.append)
     assert json.loads(said[0])["id"].endswith("test00.png")
-    assert run.task.contract().inputs["image"].shape == (32, 32, 3)
+    assert run.task.shipping.contract().inputs["image"].shape == (32, 32, 3)
     assert state.flatten(variables)
 
 
@@ -211,7 +211,7 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     config = small(path)
     config.model.kind, config.data.test.flip = "multitask", True
     run = open_run(config, tmp_path)
-    assert "severity_head_acc" not in run.task.metrics
+    assert "severity_head_acc" not in run.task.evaluation.metrics
     stage = run.plan().rows[0].view
     fresh = abstract_variables(run, stage)
     assert set(fresh["params"]["head"]) == {"label", "crop", "disease"}
@@ -236,10 +236,10 @@ def test_few_shots_do_not_decide_what_is_rare(annotations):
     counts = np.array(leaves.COUNTS["train"])
     rare = np.argsort(counts, kind="stable")[:2]
     task = tasks.make(config)
-    scoring = task.score.__self__
+    scoring = task.evaluation.score.__self__
     assert set(np.flatnonzero(scoring.pieces()["tail"])) == set(rare)
     assert scoring.counts().tolist() == [1] * 6 and scoring.whole().tolist() == counts.tolist()
-    facts = task.loss.args[1]()
+    facts = task.training.loss.args[1]()
     assert set(np.flatnonzero(facts["tail"])) == set(rare)
     # What the loss makes up for is what is drawn.
     np.testing.assert_allclose(facts["prior"], np.log(1 / 6), rtol=1e-6)
@@ -277,7 +277,9 @@ def test_a_skipped_example_teaches_its_partner_nothing(annotations, kind):
     hyper |= {"mixup": 1.0, "mixup_prob": 1.0}
     config.stages = (Stage(mixup=(1.0,)),)
     for seed in range(20):
-        _, targets = task.inputs(batch, hyper, jax.random.key(seed), types.SimpleNamespace())
+        _, targets = task.training.inputs(
+            batch, hyper, jax.random.key(seed), types.SimpleNamespace()
+        )
         if targets["order"][0] == 2:
             break
     assert targets["order"][0] == 2 and 0 < targets["lam"] < 1
@@ -314,7 +316,7 @@ def test_a_temperature_is_not_scored_where_it_was_fitted(annotations, apart, cap
     config = small(annotations)
     config.data.test_split = "test" if apart else "val"
     task = tasks.make(config)
-    source = task.source("test")
+    source = task.training.source("test")
     labels = source.labels()
     logits = np.random.default_rng(0).normal(size=(len(labels), 6))
     end = Ending(
@@ -329,7 +331,7 @@ def test_a_temperature_is_not_scored_where_it_was_fitted(annotations, apart, cap
         stage=None,
         pictures=False,
     )
-    extra = task.conclude(end)
+    extra = task.evaluation.conclude(end)
     assert ("scaled" in extra.numbers["calibration"]) == apart
     assert len(extra.figures) == 1 + apart
     assert ("fitted and scored on the same pictures" in capsys.readouterr().err) != apart
@@ -350,7 +352,7 @@ def test_a_bench_needs_no_annotations(tmp_path):
     task = tasks.make(config)
     image = {"image": jnp.zeros((1, 1, 32, 32, 3), jnp.uint8)}
     with pytest.raises(UserError, match=r"config.eval.tau=1.0 needs the training counts"):
-        task.infer(lambda image: {"logits": jnp.zeros((1, 6))}, image, "predict")
+        task.evaluation.infer(lambda image: {"logits": jnp.zeros((1, 6))}, image, "predict")
 
 
 def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
@@ -389,7 +391,10 @@ def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations,
     assert predict.with_names(config, tmp_path, "").data == config.data
     data = named(config, tmp_path)
     task = tasks.make(dataclasses.replace(config, data=data))
-    assert task.classes == tasks.make(config).classes and task.describe.args[0].crops == ()
+    assert (
+        task.training.classes == tasks.make(config).classes
+        and task.prediction.describe.args[0].crops == ()
+    )
 
 
 def named(config, workdir):
@@ -413,7 +418,7 @@ def test_worker_processes_change_nothing(annotations):
         config.input.workers = workers
         task = tasks.make(config)
         stage = schedule.last_view(config)
-        return list(train_batches(config, task, task.source("train"), stage, 0, 3))
+        return list(train_batches(config, task, task.training.source("train"), stage, 0, 3))
 
     for one, other in zip(batches(0), batches(1), strict=True):
         assert one.keys() == other.keys()

@@ -88,7 +88,9 @@ def config(features=None, videos=None, **fields):
 def batch_of(task, source, purpose="train", count=2):
     """Prepared examples, stacked."""
     rng = np.random.default_rng(0)
-    rows = [task.prepare(source[i % len(source)], rng, VIEW, purpose) for i in range(count)]
+    rows = [
+        task.training.prepare(source[i % len(source)], rng, VIEW, purpose) for i in range(count)
+    ]
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return found | {"id": np.arange(count, dtype=np.int32), "mask": np.ones(count, bool)}
 
@@ -96,8 +98,8 @@ def batch_of(task, source, purpose="train", count=2):
 def test_inputs_find_points_for_every_segment(extracted):
     settings = config(extracted)
     task = detection.make(settings)
-    batch = batch_of(task, task.source("train"))
-    arguments, targets = task.inputs(batch, {}, jax.random.key(0), VIEW)
+    batch = batch_of(task, task.training.source("train"))
+    arguments, targets = task.training.inputs(batch, {}, jax.random.key(0), VIEW)
     assert arguments["video"].shape == (2, 32, 4) and targets["count"] == 2
     classes, distances = targets["points"]
     points = segments.points(32, RANGES)
@@ -110,7 +112,7 @@ def test_inputs_find_points_for_every_segment(extracted):
             assert np.abs(hit - row).max(-1).min() < 1e-4
     # A padding example has no positives and no valid step.
     half = batch | {"mask": np.array([True, False])}
-    arguments, targets = task.inputs(half, {}, jax.random.key(0), VIEW)
+    arguments, targets = task.training.inputs(half, {}, jax.random.key(0), VIEW)
     assert not arguments["mask"][1].any() and targets["count"] == 1
     assert not targets["points"][0][1].any()
 
@@ -130,16 +132,16 @@ def outputs_of(logits, offsets, settings):
 def test_inference_keeps_the_best_of_points_and_classes(extracted):
     settings = config(extracted, post__top=3, post__least=0.3)
     task = detection.make(settings)
-    batch = batch_of(task, task.source("val"), "val", 1)
+    batch = batch_of(task, task.training.source("val"), "val", 1)
     logits, offsets = np.full((48, 2), -5.0), np.zeros((48, 2))
     logits[10, 1], logits[40, 0] = 2.0, 1.0  # point 40: step 16 of the second level
     offsets[10], offsets[40] = (2, 3), (4, 1)
-    found = task.infer(lambda **_: outputs_of(logits, offsets, settings), batch, "val")
+    found = task.evaluation.infer(lambda **_: outputs_of(logits, offsets, settings), batch, "val")
     np.testing.assert_allclose(found["score"][0], [0.880797, 0.731059, 0.0], atol=1e-5)
     assert found["label"][0, :2].tolist() == [1, 0]
     np.testing.assert_allclose(found["segment"][0, :2], [[8, 13], [8, 18]])
     agnostic = detection.make(config(extracted, model__classes=1, post__top=3))
-    one = task.infer.func(
+    one = task.evaluation.infer.func(
         config(extracted, model__classes=1, post__top=3),
         lambda **_: outputs_of(logits[:, :1], offsets, settings),
         batch,
@@ -151,24 +153,24 @@ def test_inference_keeps_the_best_of_points_and_classes(extracted):
 def test_the_loss_is_a_sum_over_the_batch(extracted):
     settings = config(extracted)
     task = detection.make(settings)
-    batch = batch_of(task, task.source("train"))
-    _, targets = task.inputs(batch, {}, jax.random.key(0), VIEW)
+    batch = batch_of(task, task.training.source("train"))
+    _, targets = task.training.inputs(batch, {}, jax.random.key(0), VIEW)
     rng = np.random.default_rng(0)
     one = outputs_of(rng.normal(size=(48, 2)), rng.uniform(0, 4, (48, 2)), settings)
     both = {
         name: jnp.concatenate([x, x]) if name in ("logits", "offsets", "mask") else x
         for name, x in one.items()
     }
-    terms = task.loss(both, targets, {"label_smoothing": 0.0})
+    terms = task.training.loss(both, targets, {"label_smoothing": 0.0})
     assert set(terms) == {"cls", "reg"} and all(x.shape == (2,) for x in terms.values())
-    halved = task.loss(both, targets | {"count": jnp.float32(1)}, {"label_smoothing": 0.0})
+    halved = task.training.loss(both, targets | {"count": jnp.float32(1)}, {"label_smoothing": 0.0})
     for name in terms:  # mean of the two examples times two
         np.testing.assert_allclose(terms[name], 2 * halved[name], rtol=1e-6)
 
 
 def rows_of(task, purpose="val"):
     """Perfect detections of every window, in its steps, as rows; and their source."""
-    source = task.source(purpose)
+    source = task.training.source(purpose)
     rows = {name: [] for name in ("video", "clock", "segment", "score", "label")}
     for sample in source.samples:
         clock = np.array([sample.start / sample.fps, 1 / sample.fps, sample.duration])
@@ -187,8 +189,8 @@ def test_perfect_windows_score_one(extracted):
     settings = config(extracted, post__framewise=0.5, post__nms=Nms(method="hard"))
     task = detection.make(settings)
     rows, source = rows_of(task)
-    found = task.score({"windows": np.int32(len(source))}, rows)
-    assert tuple(found) == task.metrics
+    found = task.evaluation.score({"windows": np.int32(len(source))}, rows)
+    assert tuple(found) == task.evaluation.metrics
     for name in ("mAP", "recall@0.7@1x", "accuracy", "edit", "f1@50"):
         assert found[name] == pytest.approx(1.0), name
 
@@ -197,7 +199,7 @@ def test_the_end_of_a_run(extracted):
     task = detection.make(config(extracted, post__nms=Nms(method="hard"), post__pictures=1))
     rows, source = rows_of(task)
     ending = Ending("val", source.ids, rows, {}, {}, [], None, source, VIEW, True)
-    extra = task.conclude(ending)
+    extra = task.evaluation.conclude(ending)
     assert set(extra.files) == {"detections.json", "errors.txt", "timeline.html"}
     stored = json.loads(extra.files["detections.json"])["results"]
     assert set(stored) == {"v6", "v7", "v8"} and len(stored["v6"]) == 2
@@ -225,7 +227,7 @@ def test_the_end_of_a_run_with_empty_videos_and_doubled_truth(extracted, tmp_pat
     rows, source = rows_of(task)
     rows["score"][rows["video"] == 7] = 0
     ending = Ending("val", source.ids, rows, {}, {}, [], None, source, VIEW, True)
-    extra = task.conclude(ending)
+    extra = task.evaluation.conclude(ending)
     stored = json.loads(extra.files["detections.json"])["results"]
     assert {name: len(found) for name, found in stored.items()} == {"v6": 2, "v7": 0, "v8": 0}
     assert "v7" in extra.files["timeline.html"]
@@ -235,10 +237,10 @@ def test_the_end_of_a_run_with_empty_videos_and_doubled_truth(extracted, tmp_pat
     assert last[0] == "all" and last[-1] == "4"
     # Frames of a video without any segment count too.
     given = {"windows": np.int32(len(source))}
-    right = task.score(given, rows)
+    right = task.evaluation.score(given, rows)
     rows["score"][rows["video"] == 8, 0] = 0.9
     rows["segment"][rows["video"] == 8, 0] = [0, 20]
-    wrong = task.score(given, rows)
+    wrong = task.evaluation.score(given, rows)
     assert wrong["accuracy"] < right["accuracy"] and wrong["f1@10"] < right["f1@10"]
 
 
@@ -247,12 +249,12 @@ def test_describe_joins_windows(extracted):
     rows, source = rows_of(task)
     own = rows["video"] == rows["video"][0]
     assert own.sum() > 1
-    line = task.describe({name: column[own] for name, column in rows.items()}, top=5)
+    line = task.prediction.describe({name: column[own] for name, column in rows.items()}, top=5)
     video = source[0].video
     wanted = sorted(video.segments.tolist())
     assert sorted(row["segment"] for row in line["segments"]) == wanted
     assert line["duration"] == 20 and line["timeline"].startswith("<svg")
-    assert json.dumps(line) and task.recording(source[0]) == video.id
+    assert json.dumps(line) and task.prediction.recording(source[0]) == video.id
 
 
 @pytest.mark.parametrize(
@@ -304,10 +306,10 @@ def test_features_are_learnt_and_predicted(extracted, tmp_path):
 def test_a_class_agnostic_model_needs_classes_to_be_scored(extracted, tmp_path):
     """Training may begin only where its detections can be scored; prediction says "action"."""
     task = detection.make(config(extracted, model__classes=1))
-    assert len(task.source("train")) == 6
+    assert len(task.training.source("train")) == 6
     for purpose in ("val", "test"):
         with pytest.raises(UserError, match=r"config\.post\.merging\.classifier='' with model\.cl"):
-            task.source(purpose)
+            task.training.source(purpose)
     names = [f"v{index}" for index in range(6, 9)]
     table = {"results": {name: [0.2, 0.8] for name in names}, "class": ["class0", "class1"]}
     path = tmp_path / "classifier.json"
@@ -339,23 +341,23 @@ def test_framewise_scores_need_a_rate(extracted, tmp_path):
     path.write_text(json.dumps(notes))
     task = detection.make(config(extracted, data__annotations=str(path), post__framewise=0.5))
     with pytest.raises(UserError, match=r"notes\.json: video 'v6' has no fps .*framewise=-1"):
-        task.score({"windows": np.int32(len(source))}, rows)
+        task.evaluation.score({"windows": np.int32(len(source))}, rows)
 
 
 def test_the_contract_of_an_artefact(extracted, drawn):
     """Segments and scores of all points: what `infer` chooses the best from."""
     settings = config(extracted)
     task = detection.make(settings)
-    contract = task.contract()
+    contract = task.shipping.contract()
     assert {name: port.shape for name, port in contract.inputs.items()} == {
         "features": (32, 4),
         "valid": (32,),
     }
     rng = np.random.default_rng(0)
     outputs = outputs_of(rng.normal(size=(48, 2)), rng.uniform(0, 4, (48, 2)), settings)
-    batch = batch_of(task, task.source("val"), "val", 1)
+    batch = batch_of(task, task.training.source("val"), "val", 1)
     found = contract.call(lambda **_: outputs, {name: batch[name] for name in contract.inputs})
-    best = task.infer(lambda **_: outputs, batch, "val")
+    best = task.evaluation.infer(lambda **_: outputs, batch, "val")
     order = np.argsort(-np.asarray(found["score"][0]).ravel(), kind="stable")
     np.testing.assert_allclose(best["score"][0], np.asarray(found["score"][0]).ravel()[order])
     np.testing.assert_allclose(best["segment"][0], found["segment"][0][order // 2])
@@ -368,24 +370,26 @@ def test_the_contract_of_an_artefact(extracted, drawn):
 def test_a_timeline_is_written(extracted, tmp_path):
     task = detection.make(config(extracted))
     rows, source = rows_of(task)
-    line = task.describe({name: column[:1] for name, column in rows.items()})
-    assert task.drawn == ".html"
-    task.render(source[0], tmp_path / "page.html", [{"start": 0.0, "end": 20.0, **line}], 0)
+    line = task.prediction.describe({name: column[:1] for name, column in rows.items()})
+    assert task.prediction.drawn == ".html"
+    task.prediction.render(
+        source[0], tmp_path / "page.html", [{"start": 0.0, "end": 20.0, **line}], 0
+    )
     page = (tmp_path / "page.html").read_text()
     assert "<title>v6</title>" in page and line["timeline"] in page
 
 
 def test_frames_reach_the_backbone(drawn):
     task = detection.make(config(videos=drawn))
-    batch = batch_of(task, task.source("train"), count=1)
+    batch = batch_of(task, task.training.source("train"), count=1)
     assert batch["frames"].shape == (1, 32, 32, 32, 3)
-    arguments, _ = task.inputs(batch, {}, jax.random.key(0), VIEW)
+    arguments, _ = task.training.inputs(batch, {}, jax.random.key(0), VIEW)
     wanted = (batch["frames"][0, 0, 0, 0] - np.array([123.675, 116.28, 103.53])) / np.array(
         [58.395, 57.12, 57.375]
     )
     np.testing.assert_allclose(arguments["video"][0, 0, 0, 0], wanted, atol=1e-5)
-    variables = jax.eval_shape(task.model.init, jax.random.key(0), **arguments)
-    shapes = jax.eval_shape(lambda v: task.model.apply(v, **arguments), variables)
+    variables = jax.eval_shape(task.training.model.init, jax.random.key(0), **arguments)
+    shapes = jax.eval_shape(lambda v: task.training.model.apply(v, **arguments), variables)
     assert shapes["logits"].shape == (1, 48, 2)
 
 
@@ -409,7 +413,9 @@ def test_whole_videos_are_not_opened_for_their_length(drawn, tmp_path):
             post__merging__single=True,
         )
     )
-    example = task.prepare(task.source("val")[0], np.random.default_rng(0), VIEW, "val")
+    example = task.training.prepare(
+        task.training.source("val")[0], np.random.default_rng(0), VIEW, "val"
+    )
     assert example["frames"].shape == (32, 32, 32, 3)
     np.testing.assert_allclose(example["clock"], [0, 0.25, 8])
 

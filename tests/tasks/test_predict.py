@@ -9,6 +9,7 @@ import shutil
 import command
 import numpy as np
 import pytest
+from altered import changed
 from command import ROOT
 
 from jaxact import config as schema
@@ -48,7 +49,7 @@ def trained(request, clips, tmp_path_factory):
     found.data.videos = str(clips / "clips")
     run = open_run(found, tmp_path_factory.mktemp("run"))
     state, _ = restore.start(run, run.plan().rows[0].view, say)
-    Journal(run.workdir, found, 1, 1, run.task.classes).close()
+    Journal(run.workdir, found, 1, 1, run.task.training.classes).close()
     folder = run.workdir / "checkpoints"
     files = checkpoint.Checkpoints(folder, found.save, "top1", True, say)
     files.save(state, None)
@@ -293,7 +294,7 @@ def test_a_window_that_breaks_counts_against_its_own_recording(trained, clips, t
     videos, _, listed = some(clips, tmp_path)
     wanted = predicted(trained, Request(str(videos), window=0.5, stride=0.4))
     run = open_run(predict.with_names(config("rgb"), trained[1], ""), trained[1])
-    real = run.task.windows
+    real = run.task.prediction.windows
 
     @dataclasses.dataclass
     class Broken:
@@ -308,7 +309,7 @@ def test_a_window_that_breaks_counts_against_its_own_recording(trained, clips, t
             broken = clip.id.endswith(f"{listed[0].id}.mp4") and index == 2
             yield Broken(window.start, window.end) if broken else window
 
-    run = dataclasses.replace(run, task=dataclasses.replace(run.task, windows=windows))
+    run = dataclasses.replace(run, task=changed(run.task, windows=windows))
     lines = []
     request = Request(str(videos), window=0.5, stride=0.4)
     with pytest.raises(UserError, match="1 of 3 inputs failed; the first: a picture is lost"):

@@ -217,11 +217,11 @@ def test_the_loss_is_the_weighted_sum(root):
     task = relation.make(config)
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 3)), jnp.float32)
     labels, mask = jnp.array([0, 1, 2, 0, 1]), jnp.array([True, True, True, True, False])
-    terms = task.loss({"logits": logits}, {"label": labels, "mask": mask}, {})
+    terms = task.training.loss({"logits": logits}, {"label": labels, "mask": mask}, {})
     means = {name: float(each[:4].mean()) for name, each in terms.items()}
     share = np.asarray(jax.nn.softmax(logits[:4]), np.float64)
     own = share[range(4), np.asarray(labels[:4])]
-    counts = np.bincount(task.source("train").labels(), minlength=3)
+    counts = np.bincount(task.training.source("train").labels(), minlength=3)
     weight = (counts.sum() / (3 * counts))[np.asarray(labels[:4])]
     assert means["ce"] == pytest.approx(-(weight * np.log(own)).sum() / weight.sum(), rel=1e-5)
     assert means["acc"] == pytest.approx(0.2 * (1 - own.mean()), rel=1e-5)
@@ -266,7 +266,7 @@ def test_evaluation_does_not_augment(root):
     config = tiny(root, augment=Augment(1.0, 0.5, 1.0, 1.0))
     task = relation.make(config)
     batch = {"crops": np.full((1, 2, 4, 4, 3), 124, np.uint8), "place": np.ones((1, 8))}
-    arguments, targets = task.inputs(batch, {}, None, None)
+    arguments, targets = task.training.inputs(batch, {}, None, None)
     wanted = (124 - np.array(config.data.mean)) / np.array(config.data.std)
     np.testing.assert_allclose(arguments["crops"][0, 0, 0, 0], wanted, rtol=1e-5)
     assert targets is None
@@ -351,7 +351,7 @@ def test_the_training_stream_keeps_frames_together(root):
     """Every pair once an epoch; frames two at a time; any step reached by itself."""
     config = tiny(root, batch_size=4, data__mix=2, data__balance="none")
     task = relation.make(config)
-    source = task.source("train")
+    source = task.training.source("train")
     stage = open_run(config, pathlib.Path("unused")).plan().rows[0].view
 
     def ids(start, end):
@@ -372,10 +372,10 @@ def test_everything_goes_to_worker_processes(root):
     """As the pipeline sends it: the task, and the source without a pixel."""
     cloudpickle = pytest.importorskip("cloudpickle")
     task = relation.make(tiny(root, data__balance="both"))
-    source = task.source("train")
+    source = task.training.source("train")
     copied, pairs = pickle.loads(cloudpickle.dumps((task, source)))
     stage = open_run(tiny(root), pathlib.Path("unused")).plan().rows[0].view
-    ours = task.prepare(source[3], None, stage, "train")
+    ours = task.training.prepare(source[3], None, stage, "train")
     theirs = copied.prepare(pairs[3], None, stage, "train")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
@@ -622,7 +622,7 @@ def test_weights_of_the_original(root, tmp_path):
         tmp_path / "best_model.pth",
         {"model_state_dict": {k: writer.view(2 * v) for k, v in tensors.items()}},
     )
-    found, report = run.task.weights(path, variables)
+    found, report = run.task.shipping.weights(path, variables)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), found, variables)
     assert report.startswith(f"weights from {path} (simplename pair classifier)")
 

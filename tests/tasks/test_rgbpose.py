@@ -127,7 +127,7 @@ def test_numbers_of_the_published_recipes(variant):
     assert len(config.stages) == 1 and view.augment == "full"
     assert not any(config.stages[0].label_smoothing + config.stages[0].mixup)
     assert not any(config.stages[0].cutmix)
-    assert task.views("val") == f"1 clip x 1 crop, no flip, {data.test_size} px"
+    assert task.evaluation.views("val") == f"1 clip x 1 crop, no flip, {data.test_size} px"
 
 
 def test_schedules_of_the_published_recipes():

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from altered import changed
 
 from jaxact.config import UserError
 from jaxact.data.pipeline import eval_batches
@@ -60,7 +61,7 @@ def opened(clips, tmp_path, streams="rgb+pose", **fields):
     found = config(clips, **fields)
     found.model.streams = streams
     run = open_run(found, tmp_path)
-    run = dataclasses.replace(run, task=dataclasses.replace(run.task, model=Net(), counted=None))
+    run = dataclasses.replace(run, task=changed(run.task, model=Net(), counted=None))
     stage = run.plan(1).rows[-1].view
     return run, stage, initial_variables(run, stage)
 
@@ -116,7 +117,7 @@ def test_parts_together_are_all_views(clips, fields):
 def test_every_part_of_every_example_comes_once_in_order(clips):
     found = config(clips, test=Views(clips=4), clips_at_once=2)
     task = action.make(found)
-    source = task.source("test")
+    source = task.training.source("test")
     batches = list(eval_batches(found, task, source, None, "test", 3))
     assert [b["id"].tolist() for b in batches] == [
         *[[0, 1, 2]] * 2,
@@ -126,7 +127,7 @@ def test_every_part_of_every_example_comes_once_in_order(clips):
     for number, batch in enumerate(batches):
         for place, record in enumerate(batch["id"].tolist()):
             if record >= 0:
-                alone = task.prepare(source[record], None, None, "test", part=number % 2)
+                alone = task.training.prepare(source[record], None, None, "test", part=number % 2)
                 np.testing.assert_array_equal(batch["rgb"][place], alone["rgb"])
 
 
@@ -139,7 +140,7 @@ def test_twenty_clips_are_the_mean_of_twenty_single_ones(clips, tmp_path, averag
     single = make_eval_step(opened(clips, tmp_path, average=average)[0].task, "test")
     wanted = []
     for clip in source:
-        every = task.prepare(clip, None, stage, "test")
+        every = task.training.prepare(clip, None, stage, "test")
         one_by_one = []
         for view in range(20):
             batch = {k: v[None, view : view + 1] for k, v in every.items() if np.ndim(v)}
@@ -160,14 +161,14 @@ def test_an_example_that_breaks_in_a_later_part_is_left_out(clips, tmp_path, cap
     run, stage, variables = opened(clips, tmp_path, test=Views(clips=3), clips_at_once=1)
     run.config.input.broken = "skip"
     wanted = rows_of(run, stage, variables)
-    prepare = run.task.prepare
+    prepare = run.task.training.prepare
 
     def breaking(clip, rng, stage, purpose, part=0):
         if clip.id == "test0002" and part >= 1:
             raise UserError(f"{clip.id}: cannot be decoded")
         return prepare(clip, rng, stage, purpose, part=part)
 
-    broken = dataclasses.replace(run, task=dataclasses.replace(run.task, prepare=breaking))
+    broken = dataclasses.replace(run, task=changed(run.task, prepare=breaking))
     program = make_eval_step(broken.task, "test")
     scores, rows, ids = evaluation.evaluate(broken, program, variables, "test", stage)
     assert ids == [
@@ -195,7 +196,7 @@ def test_double_mirrors_frames_and_maps_as_arrays(clips, kind):
     )
     one = plain.prepare(plain.source("test")[0], None, None, "test")
     batch = {k: jnp.asarray(v)[None] for k, v in one.items()}
-    once, twice = (task.infer(apply, batch, "test") for task in (plain, double))
+    once, twice = (task.evaluation.infer(apply, batch, "test") for task in (plain, double))
     channels = {"joints": 17, "limbs": 17, "both": 34}[kind]
     rgb = np.asarray(once["rgb"]).reshape(1, 2, 32, 32, 3)
     pose = np.asarray(once["pose"]).reshape(1, 4, 16, 16, channels)
@@ -294,4 +295,4 @@ def test_metrics_are_named_as_they_are_scored(clips, tmp_path, streams):
     run, stage, variables = opened(clips, tmp_path, streams)
     program = make_eval_step(run.task, "val")
     scores, _, _ = evaluation.evaluate(run, program, variables, "val", stage)
-    assert tuple(scores) == run.task.metrics
+    assert tuple(scores) == run.task.evaluation.metrics

@@ -15,7 +15,7 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.evaluate import metrics
 from jaxact.ops import losses
-from jaxact.task import Task
+from jaxact.task import Evaluation, Prediction, Shipping, Task, Training
 
 
 @dataclasses.dataclass
@@ -122,19 +122,32 @@ def make(config: Config) -> Task:
         return {"top1": top1, "nll": metrics.nll(metrics.softmax(rows["scores"]), rows["label"])}
 
     return Task(
-        model=model,
-        classes=tuple("abcdefgh"[: config.model.classes]),
-        source=lambda purpose: Source(config, purpose),
-        prepare=_prepare,
-        shapes=lambda stage, purpose: {"x": ((stage.size,), np.float32), "label": ((), np.int32)},
-        inputs=inputs,
-        loss=loss,
-        infer=lambda apply, batch, purpose: apply(x=batch["x"]),
-        measure=measure,
-        rows=lambda outputs, batch: {"scores": outputs, "label": batch["label"]},
-        score=score,
-        example=lambda path: [],
-        describe=lambda row, top=5: {"scores": row["scores"].tolist()},
-        audit=lambda example: "" if not isinstance(example[0], str) else "blob 3 cannot be read",
-        sampler=sampler,
+        training=Training(
+            model=model,
+            classes=tuple("abcdefgh"[: config.model.classes]),
+            source=lambda purpose: Source(config, purpose),
+            prepare=_prepare,
+            shapes=lambda stage, purpose: {
+                "x": ((stage.size,), np.float32),
+                "label": ((), np.int32),
+            },
+            inputs=inputs,
+            loss=loss,
+            sampler=sampler,
+        ),
+        evaluation=Evaluation(
+            infer=lambda apply, batch, purpose: apply(x=batch["x"]),
+            measure=measure,
+            rows=lambda outputs, batch: {"scores": outputs, "label": batch["label"]},
+            score=score,
+        ),
+        prediction=Prediction(
+            example=lambda path: [],
+            describe=lambda row, top=5: {"scores": row["scores"].tolist()},
+        ),
+        shipping=Shipping(
+            audit=lambda example: (
+                "" if not isinstance(example[0], str) else "blob 3 cannot be read"
+            ),
+        ),
     )

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from altered import changed
 from toy import blobs, recipe
 
 from jaxact.config import Group, UserError
@@ -217,7 +218,7 @@ def test_a_model_without_statistics_or_average(tmp_path):
     config = recipe.get_config()
     config.optim.ema = 0.0
     run = open_run(config, tmp_path)
-    run = dataclasses.replace(run, task=dataclasses.replace(run.task, model=Bare()))
+    run = dataclasses.replace(run, task=changed(run.task, model=Bare()))
     view = run.plan().rows[0].view
     now = start(run, view, lambda text: None)[0]
     files = opened(tmp_path)

@@ -89,7 +89,9 @@ def test_every_tiny_recipe_exports(shipped, path):
     assert not [p for p in folder.parent.iterdir() if p != folder]
     assert contract["self_check"]["largest_difference"] <= 1e-5
     assert contract["parameters"] == sum(x.size for x in jax.tree.leaves(variables["params"]))
-    assert contract["task"] == run.config.task and contract["classes"] == list(run.task.classes)
+    assert contract["task"] == run.config.task and contract["classes"] == list(
+        run.task.training.classes
+    )
     assert {"jax", "jaxlib", "jaxact"} <= contract["versions"].keys()
     for port in (*contract["inputs"].values(), *contract["outputs"].values()):
         assert port["meaning"] and port["shape"][0] == "b"
@@ -130,7 +132,7 @@ except ImportError:
 def test_logits_in_a_fresh_process_without_the_model(shipped, tmp_path):
     """Two batch sizes; logits against the model itself, scores against evaluation's."""
     run, variables, folder, contract = shipped(X3D)
-    batch = export.random_inputs(run.task.contract(), 5)
+    batch = export.random_inputs(run.task.shipping.contract(), 5)
     files = [tmp_path / f"{size}.npz" for size in (1, 5)]
     for file, size in zip(files, (1, 5), strict=True):
         part = {name: array[:size] for name, array in batch.items()}
@@ -146,9 +148,9 @@ def test_logits_in_a_fresh_process_without_the_model(shipped, tmp_path):
 
     @jax.jit
     def model(batch, view):
-        apply = functools.partial(run.task.model.apply, variables, train=False)
-        rows = run.task.rows(run.task.infer(apply, view, "test"), view)
-        return apply(**run.task.inputs(batch, {}, None, None)[0]), rows["scores"]
+        apply = functools.partial(run.task.training.model.apply, variables, train=False)
+        rows = run.task.evaluation.rows(run.task.evaluation.infer(apply, view, "test"), view)
+        return apply(**run.task.training.inputs(batch, {}, None, None)[0]), rows["scores"]
 
     heads, scores = model(batch, view)
     want = {**{f"{name}_logits": array for name, array in heads.items()}, "scores": scores}
@@ -183,14 +185,14 @@ def test_the_contract_says_what_the_config_does(shipped):
 
 
 def test_another_recipe_has_another_contract():
-    kinetics = opened(schema.load(X3D, "x3d_m")).task.contract()
+    kinetics = opened(schema.load(X3D, "x3d_m")).task.shipping.contract()
     assert list(kinetics.inputs) == ["rgb"]
     assert kinetics.preprocessing["resize"]["short_side"] == 256
     assert kinetics.preprocessing["frames"]["stride"] == 5
     assert "heatmaps" not in kinetics.preprocessing["inside_the_program"]
-    epam = opened(schema.load(X3D, "epam")).task.contract()
+    epam = opened(schema.load(X3D, "epam")).task.shipping.contract()
     assert epam.preprocessing["views"]["averaged"] == "logits"
-    pose = opened(schema.load(X3D, "pose")).task.contract()
+    pose = opened(schema.load(X3D, "pose")).task.shipping.contract()
     assert list(pose.inputs) == ["keypoint", "score"]
     assert "normalise" not in pose.preprocessing["inside_the_program"]
 
@@ -212,13 +214,13 @@ def test_recomputed_blocks_take_the_form_too():
     config.model.streams, config.model.coarse, config.model.remat = "rgb", (), True
     run = opened(config)
     variables = abstract_variables(run, run.plan(1).rows[-1].view)
-    clip = jax.ShapeDtypeStruct((1, *run.task.contract().inputs["rgb"].shape), np.float32)
+    clip = jax.ShapeDtypeStruct((1, *run.task.shipping.contract().inputs["rgb"].shape), np.float32)
     for form, grouped in (("cpu", False), ("tpu", True), ("cpu", False)):
         with target.traced_for(form):
             jaxpr = str(
-                jax.make_jaxpr(lambda v, x: run.task.model.apply(v, rgb=x, pose=None, train=False))(
-                    variables, clip
-                )
+                jax.make_jaxpr(
+                    lambda v, x: run.task.training.model.apply(v, rgb=x, pose=None, train=False)
+                )(variables, clip)
             )
         groups = {int(n) for n in re.findall(r"feature_group_count=(\d+)", jaxpr)}
         assert (max(groups) > 1) is grouped, form
@@ -227,7 +229,7 @@ def test_recomputed_blocks_take_the_form_too():
 def test_both_forms_agree(shipped):
     """The accelerator's form, run here, gives what the CPU's form gives."""
     run, variables, folder, _ = shipped(X3D)
-    deal = run.task.contract()
+    deal = run.task.shipping.contract()
     batch = export.random_inputs(deal, 2)
     weights = state.flatten(variables)
     with target.traced_for("tpu"):
@@ -256,7 +258,7 @@ def test_a_task_without_a_contract(toy):
     assert model.classes == ("a", "b", "c")
     for size in (1, 4, 7):
         x = np.random.default_rng(size).normal(size=(size, 8)).astype(np.float32)
-        want = run.task.model.apply(variables, x=x, train=False)
+        want = run.task.training.model.apply(variables, x=x, train=False)
         np.testing.assert_allclose(model(x=x)["output"], want, rtol=0, atol=1e-5)
 
 
@@ -293,7 +295,7 @@ def changed(contract, **fields):
 
 def test_inputs_of_different_lengths(shipped):
     run, _, folder, _ = shipped(X3D)
-    batch = export.random_inputs(run.task.contract(), 2)
+    batch = export.random_inputs(run.task.shipping.contract(), 2)
     batch["score"] = batch["score"][:1]
     with pytest.raises(UserError, match="rgb 2, keypoint 2, score 1"):
         exported.load(folder)(**batch)

@@ -115,7 +115,7 @@ def test_predictions_are_those_of_the_named_weights(whole):
     batch = next(eval_batches(run.config, run.task, run.source("test"), view, "test", 21))
     averaged = restore.stored_variables(weights)
     raw = {"params": weights["params"], **weights["model_state"]}
-    scores = [run.task.model.apply(v, batch["x"], train=False) for v in (averaged, raw)]
+    scores = [run.task.training.model.apply(v, batch["x"], train=False) for v in (averaged, raw)]
     np.testing.assert_allclose(stored["scores"], scores[0], atol=1e-5)
     assert np.abs(stored["scores"] - scores[1]).max() > 1e-3
     right = stored["scores"].argmax(1) == stored["label"]

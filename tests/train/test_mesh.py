@@ -307,7 +307,13 @@ def rows_read(rows, start=2, end=5):
     config = recipe.get_config()
     task = blobs.make(config)
     stream = pipeline.train_batches(
-        config, task, task.source("train"), blobs.Stage(sampler="natural", size=8), start, end, rows
+        config,
+        task,
+        task.training.source("train"),
+        blobs.Stage(sampler="natural", size=8),
+        start,
+        end,
+        rows,
     )
     return list(stream)
 
@@ -327,7 +333,7 @@ def test_hosts_evaluate_each_example_once(count):
     config = recipe.get_config()
     config.data.held_out = count
     task = blobs.make(config)
-    source = task.source("val")
+    source = task.training.source("val")
     view = blobs.Stage(sampler="natural", size=8)
     found = []
     for rows in ((0, 1, 2, 5), (3, 4, 6, 7)):

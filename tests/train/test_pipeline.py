@@ -81,7 +81,7 @@ def toy(purpose="train", **changes):
         place, field = name.split("__") if "__" in name else ("", name)
         setattr(getattr(config, place) if place else config, field, value)
     task = blobs.make(config)
-    source = task.source(purpose)
+    source = task.training.source(purpose)
     rows = schedule.resolve(config, schedule.epoch_steps(len(source), config.batch_size)).rows
     return Toy(config, task, source, rows[0].view)
 
@@ -102,7 +102,7 @@ def same(one, other):
 def test_a_batch_holds_what_the_task_promises():
     found = toy()
     batch = batches(found, 0, 1)[0]
-    shapes = found.task.shapes(found.stage, "train")
+    shapes = found.task.training.shapes(found.stage, "train")
     assert batch.keys() == {"id", "mask", *shapes}
     for name, (shape, dtype) in shapes.items():
         assert batch[name].shape == (8, *shape) and batch[name].dtype == dtype

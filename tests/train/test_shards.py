@@ -107,10 +107,10 @@ def batches(config, folder, workers=0, test=True):
     config = dataclasses.replace(config, input=dataclasses.replace(config.input, workers=workers))
     run = open_run(config, folder)
     stage = run.plan().rows[0].view
-    source = run.task.source("train")
+    source = run.task.training.source("train")
     yield from train_batches(config, run.task, source, stage, 0, 2)
     if test:
-        source = run.task.source("test")
+        source = run.task.training.source("test")
         yield from eval_batches(config, run.task, source, stage, "test", 2)
 
 
@@ -133,7 +133,7 @@ def test_batches_are_those_of_the_files(pairs, recipe, tmp_path):
 def test_the_suffix_is_found_in_shards_too(pairs, tmp_path):
     """Detection with `video_suffix` empty takes whichever file an id has."""
     held = changed(pairs["adatad"][1], video_suffix="")
-    source = open_run(held, tmp_path / "w").task.source("test")
+    source = open_run(held, tmp_path / "w").task.training.source("test")
     assert all(sample.path.endswith(".mp4") for sample in source.samples)
 
 
@@ -180,7 +180,7 @@ def test_picture_caches_tell_files_from_shards(pairs, tmp_path):
 def test_the_audit_sees_the_same_pictures(pairs, tmp_path):
     looks = []
     for config in pairs["crop"]:
-        source = open_run(config, tmp_path / "w").task.source("train")
+        source = open_run(config, tmp_path / "w").task.training.source("train")
         looks.append([audit.inspect(picture) for picture in source.pictures])
     assert looks[0] == looks[1] and not looks[0][0].error
 
@@ -194,13 +194,15 @@ def test_what_is_not_in_the_shards_is_named(pairs, tmp_path):
         shutil.copy(path, clips)
     config = changed(files, videos=prepared(clips, tmp_path / "set"))
     run = open_run(config, tmp_path / "w")
-    stage, test = run.plan(10).rows[0].view, run.task.source("test")
+    stage, test = run.plan(10).rows[0].view, run.task.training.source("test")
     with pytest.raises(UserError, match=f"{source[0].name}: not in shards .*which have 7 media"):
         list(eval_batches(config, run.task, test, stage, "test", 2))
     failed: dict[int, str] = {}
     list(eval_batches(config, run.task, test, stage, "test", 2, failed))
     assert list(failed) == [0] and "not in shards" in failed[0]
-    assert "not in shards" in run.task.audit(test[0]) and not run.task.audit(test[1])
+    assert "not in shards" in run.task.shipping.audit(test[0]) and not run.task.shipping.audit(
+        test[1]
+    )
 
 
 @pytest.mark.parametrize("recipe", ["x3d", "crop", "adatad"])
@@ -213,7 +215,7 @@ def test_predict_takes_a_place_in_shards(pairs, recipe, tmp_path):
         place, folder = held.data.videos, files.data.videos
     if recipe == "x3d":
         held.model.streams, held.model.coarse = "rgb", ()  # what predicts without poses
-    example = open_run(held, tmp_path / "w").task.example
+    example = open_run(held, tmp_path / "w").task.prediction.example
     ids = [name.removeprefix(place) for name in example(place).ids]
     assert ids == [name.removeprefix(folder) for name in example(folder).ids]
     assert len(ids) > 4

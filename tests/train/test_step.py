@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from altered import changed
 from toy import blobs, recipe
 
 from jaxact import config as schema
@@ -93,7 +94,7 @@ def clips(config, count, seed=0):
     view = type("View", (), {"size": config.stages[0].size, "augment": "none"})
     rng, found = np.random.default_rng(seed), []
     for _ in range(count):
-        batch = random_batch(task.shapes(view, "train"), config.batch_size)
+        batch = random_batch(task.training.shapes(view, "train"), config.batch_size)
         batch["rgb"] = rng.integers(0, 256, batch["rgb"].shape, dtype=np.uint8)
         batch["keypoint"] = rng.uniform(2, 14, batch["keypoint"].shape).astype(np.float32)
         batch["score"] = np.ones(batch["score"].shape, np.float32)
@@ -131,13 +132,13 @@ def test_traces_are_counted_by_shape_and_trained_set(tmp_path):
 
     def loss(*arguments):
         counts["train"] += 1
-        return run.task.loss(*arguments)
+        return run.task.training.loss(*arguments)
 
     def infer(*arguments):
         counts["eval"] += 1
-        return run.task.infer(*arguments)
+        return run.task.evaluation.infer(*arguments)
 
-    counting = dataclasses.replace(run.task, loss=loss, infer=infer)
+    counting = changed(run.task, loss=loss, infer=infer)
     plan = run.plan()
     assert len({row.program for row in plan.rows}) == 3 and len(plan.rows) == 6
     results = loop.train(dataclasses.replace(run, task=counting))
@@ -376,11 +377,11 @@ def test_alphas_of_zero_are_off_exactly():
 
     @jax.jit
     def mixed(batch, hyper, key):
-        return task.inputs(batch, hyper, key, view)
+        return task.training.inputs(batch, hyper, key, view)
 
     @jax.jit
     def plain(batch):
-        return task.inputs(batch, {}, None, None)[0]
+        return task.training.inputs(batch, {}, None, None)[0]
 
     config.data.test_size = 16
     for seed in range(3):
@@ -395,13 +396,14 @@ def test_alphas_of_zero_are_off_exactly():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32)
     hard = jnp.asarray(np.eye(3, dtype=np.float32)[batch["label"]])
     outputs = {"rgb": logits, "pose": logits}
-    loss = task.loss(outputs, {"fine": hard}, off)
+    loss = task.training.loss(outputs, {"fine": hard}, off)
     entropy = -jax.nn.log_softmax(logits)[np.arange(4), batch["label"]]
     np.testing.assert_allclose(loss["rgb"], entropy, rtol=1e-6)
     assert (
         float(
             jnp.abs(
-                task.loss(outputs, {"fine": hard}, {**off, "label_smoothing": 0.3})["rgb"] - entropy
+                task.training.loss(outputs, {"fine": hard}, {**off, "label_smoothing": 0.3})["rgb"]
+                - entropy
             ).max()
         )
         > 1e-3

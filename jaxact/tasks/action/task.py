@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxact import config as schema
 from jaxact.ops import heatmap, losses, mirror, mixing
-from jaxact.task import Batch, Contract, Hyper, Task
+from jaxact.task import Batch, Contract, Evaluation, Hyper, Prediction, Shipping, Task, Training
 from jaxact.tasks.action import config as action_config
 from jaxact.tasks.action import (
     dataset,
@@ -48,31 +48,39 @@ def make(config: Config) -> Task:
     model = networks.build(config.model, config.dtype)
     bound = functools.partial
     return Task(
-        model=model,
-        counted=networks.countable(model),
-        classes=names,
-        source=bound(dataset.source, data, streams, classes),
-        prepare=bound(eval_views.example, data, streams, skeleton),
-        shapes=bound(eval_views.shapes, data, streams, skeleton),
-        inputs=bound(_inputs, config, skeleton),
-        loss=bound(_loss, config),
-        infer=bound(_infer, config, skeleton),
-        measure=measure,
-        rows=rows,
-        score=bound(score, config),
-        metrics=metric_names(streams),
-        example=bound(predict_inputs.examples, data, streams, classes),
-        describe=bound(describe, config, names),
-        audit=bound(dataset.audit, streams),
-        weights=bound(_load_foreign, config.model.network),
-        grow=resnet3d.extend_inputs,
-        thumbnail=bound(dataset.thumbnail, streams),
-        parts=bound(eval_views.parts, data),
-        views=bound(eval_views.text, data),
-        windows=bound(sliding_windows.windows, data, streams),
-        render=bound(render.render, skeleton),
-        contract=bound(_contract, config, streams, skeleton),
-        survey=dataset.survey,
+        training=Training(
+            model=model,
+            classes=names,
+            source=bound(dataset.source, data, streams, classes),
+            prepare=bound(eval_views.example, data, streams, skeleton),
+            shapes=bound(eval_views.shapes, data, streams, skeleton),
+            inputs=bound(_inputs, config, skeleton),
+            loss=bound(_loss, config),
+        ),
+        evaluation=Evaluation(
+            infer=bound(_infer, config, skeleton),
+            measure=measure,
+            rows=rows,
+            score=bound(score, config),
+            metrics=metric_names(streams),
+            parts=bound(eval_views.parts, data),
+            views=bound(eval_views.text, data),
+        ),
+        prediction=Prediction(
+            example=bound(predict_inputs.examples, data, streams, classes),
+            describe=bound(describe, config, names),
+            windows=bound(sliding_windows.windows, data, streams),
+            render=bound(render.render, skeleton),
+        ),
+        shipping=Shipping(
+            counted=networks.countable(model),
+            audit=bound(dataset.audit, streams),
+            weights=bound(_load_foreign, config.model.network),
+            grow=resnet3d.extend_inputs,
+            thumbnail=bound(dataset.thumbnail, streams),
+            contract=bound(_contract, config, streams, skeleton),
+            survey=dataset.survey,
+        ),
     )
 
 

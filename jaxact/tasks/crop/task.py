@@ -24,7 +24,17 @@ from jaxact import config as schema
 from jaxact.evaluate import metrics
 from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses, mixing
-from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.task import (
+    Batch,
+    Contract,
+    Evaluation,
+    Hyper,
+    Port,
+    Prediction,
+    Shipping,
+    Task,
+    Training,
+)
 from jaxact.tasks.crop import audit, dataset, network, stage_change
 from jaxact.tasks.crop import classes as class_table
 from jaxact.tasks.crop import longtail_scores as parts_of
@@ -51,32 +61,40 @@ def make(config: Config) -> Task:
     scoring = crop_scores.Scoring(config, table, counted, before)
     features = jax.jit(lambda v, image: model.apply(v, image, train=False)["features"])
     return Task(
-        model=model,
-        counted=model.clone(implementation="conv"),
-        classes=table.names,
-        meanings=class_table.as_rows(classes),
-        source=bound(_source, data, scoring),
-        prepare=bound(dataset.prepare, data),
-        shapes=bound(dataset.shapes, data),
-        inputs=bound(_inputs, config, sizes),
-        loss=bound(_loss, config, _facts(config, counted, before)),
-        infer=bound(_infer, config, counted),
-        measure=_measure,
-        rows=_rows,
-        score=scoring.score,
-        example=bound(_example, data),
-        describe=bound(_describe, table),
-        audit=dataset.audit,
-        weights=bound(_load_foreign, config),
-        sampler=bound(dataset.sampler, data),
-        thumbnail=dataset.thumbnail,
-        views=bound(dataset.view_text, data, schema.carried(schema.reached(config), "size")),
-        contract=bound(_contract, config),
-        metrics=scoring.names(),
-        watch=_watch,
-        enter=bound(stage_change.enter, bound(_normalised, data), features),
-        survey=bound(_survey, data, table),
-        conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
+        training=Training(
+            model=model,
+            classes=table.names,
+            source=bound(_source, data, scoring),
+            prepare=bound(dataset.prepare, data),
+            shapes=bound(dataset.shapes, data),
+            inputs=bound(_inputs, config, sizes),
+            loss=bound(_loss, config, _facts(config, counted, before)),
+            sampler=bound(dataset.sampler, data),
+            watch=_watch,
+            enter=bound(stage_change.enter, bound(_normalised, data), features),
+        ),
+        evaluation=Evaluation(
+            infer=bound(_infer, config, counted),
+            measure=_measure,
+            rows=_rows,
+            score=scoring.score,
+            views=bound(dataset.view_text, data, schema.carried(schema.reached(config), "size")),
+            metrics=scoring.names(),
+            conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
+        ),
+        prediction=Prediction(
+            example=bound(_example, data),
+            describe=bound(_describe, table),
+        ),
+        shipping=Shipping(
+            counted=model.clone(implementation="conv"),
+            meanings=class_table.as_rows(classes),
+            audit=dataset.audit,
+            weights=bound(_load_foreign, config),
+            thumbnail=dataset.thumbnail,
+            contract=bound(_contract, config),
+            survey=bound(_survey, data, table),
+        ),
     )
 
 

@@ -27,7 +27,17 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.ops import detection_losses, segments
-from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.task import (
+    Batch,
+    Contract,
+    Evaluation,
+    Hyper,
+    Port,
+    Prediction,
+    Shipping,
+    Task,
+    Training,
+)
 from jaxact.tasks.detection import dataset, examples, network, nms, postprocess
 from jaxact.tasks.detection import mean_ap as scoring
 from jaxact.tasks.detection import scoring as detection_scores
@@ -42,27 +52,35 @@ def make(config: Config) -> Task:
     names = dataset.class_names(data, classes)
     bound = functools.partial
     return Task(
-        model=network.build(config.model, config.dtype),
-        classes=names,
-        source=bound(_source, config, names),
-        prepare=bound(examples.prepare, data, classes),
-        shapes=bound(examples.shapes, data),
-        inputs=bound(_inputs, config),
-        loss=bound(_loss, config),
-        infer=bound(_infer, config),
-        measure=_measure,
-        rows=_rows,
-        score=bound(detection_scores.score, config),
-        example=bound(dataset.examples, data),
-        describe=bound(detection_scores.describe, config, names),
-        recording=lambda sample: sample.video.id,
-        audit=bound(examples.audit, data),
-        weights=_load_foreign,
-        metrics=detection_scores.metric_names(config),
-        conclude=bound(detection_scores.conclude, config, names),
-        render=detection_scores.render,
-        drawn=".html",
-        contract=bound(_contract, config),
+        training=Training(
+            model=network.build(config.model, config.dtype),
+            classes=names,
+            source=bound(_source, config, names),
+            prepare=bound(examples.prepare, data, classes),
+            shapes=bound(examples.shapes, data),
+            inputs=bound(_inputs, config),
+            loss=bound(_loss, config),
+        ),
+        evaluation=Evaluation(
+            infer=bound(_infer, config),
+            measure=_measure,
+            rows=_rows,
+            score=bound(detection_scores.score, config),
+            metrics=detection_scores.metric_names(config),
+            conclude=bound(detection_scores.conclude, config, names),
+        ),
+        prediction=Prediction(
+            example=bound(dataset.examples, data),
+            describe=bound(detection_scores.describe, config, names),
+            recording=lambda sample: sample.video.id,
+            render=detection_scores.render,
+            drawn=".html",
+        ),
+        shipping=Shipping(
+            audit=bound(examples.audit, data),
+            weights=_load_foreign,
+            contract=bound(_contract, config),
+        ),
     )
 
 

@@ -26,7 +26,17 @@ from jaxact.models import relation
 from jaxact.models.relation import Relation
 from jaxact.models.specs import BACKBONES, FUSIONS
 from jaxact.ops import losses, relation_losses
-from jaxact.task import Batch, Contract, Hyper, Port, Task
+from jaxact.task import (
+    Batch,
+    Contract,
+    Evaluation,
+    Hyper,
+    Port,
+    Prediction,
+    Shipping,
+    Task,
+    Training,
+)
 from jaxact.tasks.relation import augment as relation_augment
 from jaxact.tasks.relation import dataset, scoring, spatial_features
 from jaxact.tasks.relation.config import Config, Model, Stage
@@ -41,32 +51,40 @@ def make(config: Config) -> Task:
     data, classes, bound = config.data, tuple(config.data.classes), functools.partial
     seen = bool(config.model.backbone)
     return Task(
-        model=_network(config.model, len(classes), config.dtype),
-        classes=classes,
-        source=bound(dataset.source, data),
-        prepare=bound(dataset.prepare, data, seen),
-        shapes=bound(dataset.shapes, data, seen),
-        inputs=bound(_inputs, config),
-        loss=bound(_loss, config),
-        infer=bound(_infer, config),
-        measure=_measure,
-        rows=_rows,
-        score=bound(scoring.score, classes),
-        example=bound(dataset.examples, data),
-        describe=bound(scoring.describe, classes),
-        audit=bound(dataset.audit, data, seen),
-        weights=_load_foreign if seen else None,
-        sampler=bound(dataset.sampler, data),
-        arrange=bound(dataset.arrange, data),
-        thumbnail=bound(_thumbnail, config) if seen else None,
-        recording=_frame,
-        render=bound(scoring.render, classes),
-        drawn=".png",
-        contract=bound(_contract, config),
-        metrics=scoring.names(classes),
-        watch=_watch,
-        survey=bound(dataset.survey, classes),
-        conclude=bound(scoring.conclude, config),
+        training=Training(
+            model=_network(config.model, len(classes), config.dtype),
+            classes=classes,
+            source=bound(dataset.source, data),
+            prepare=bound(dataset.prepare, data, seen),
+            shapes=bound(dataset.shapes, data, seen),
+            inputs=bound(_inputs, config),
+            loss=bound(_loss, config),
+            sampler=bound(dataset.sampler, data),
+            arrange=bound(dataset.arrange, data),
+            watch=_watch,
+        ),
+        evaluation=Evaluation(
+            infer=bound(_infer, config),
+            measure=_measure,
+            rows=_rows,
+            score=bound(scoring.score, classes),
+            metrics=scoring.names(classes),
+            conclude=bound(scoring.conclude, config),
+        ),
+        prediction=Prediction(
+            example=bound(dataset.examples, data),
+            describe=bound(scoring.describe, classes),
+            recording=_frame,
+            render=bound(scoring.render, classes),
+            drawn=".png",
+        ),
+        shipping=Shipping(
+            audit=bound(dataset.audit, data, seen),
+            weights=_load_foreign if seen else None,
+            thumbnail=bound(_thumbnail, config) if seen else None,
+            contract=bound(_contract, config),
+            survey=bound(dataset.survey, classes),
+        ),
     )
 
 

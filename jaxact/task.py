@@ -6,6 +6,7 @@ base class and no registry: the trainer calls these functions and knows nothing 
 
 import dataclasses
 import importlib
+import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ class Ending:
     history: Sequence[dict[str, Any]]  # the rows of metrics.jsonl
     variables: Any  # that were tested
     source: "Source"
-    stage: Any  # whose data and shape fields the evaluation saw
+    stage_data: "StageData"  # what the evaluation was prepared with
     pictures: bool  # is there a report to draw figures for?
 
 
@@ -64,6 +65,10 @@ class Extra:
     numbers: dict[str, Any] = dataclasses.field(default_factory=dict)  # further in results.json
     files: dict[str, str] = dataclasses.field(default_factory=dict)  # path in the work dir -> text
     figures: Sequence[Any] = ()  # `evaluate.figures.Figure`, for the report
+
+
+class StageData(types.SimpleNamespace):
+    """The data and shape fields of a row of the plan, as attributes: what a loader sees of it."""
 
 
 class Source(Protocol):
@@ -92,26 +97,26 @@ class Window(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What training needs. Shapes: b examples. `stage` holds the data and shape fields in force."""
+    """What training needs. Shapes: b examples."""
 
     model: Any
     """The flax module; called as `model.apply(variables, **arguments, train=bool)`."""
     classes: tuple[str, ...]
     """Class names in the order of the labels; () when the task has none."""
     source: Callable[[str], Source]
-    """purpose -> examples. Raises UserError for missing or invalid annotations."""
+    """split -> examples. Raises UserError for missing or invalid annotations."""
     prepare: Callable[..., dict[str, np.ndarray]]
-    """(example, rng, stage, purpose) -> one example's arrays, of the shapes that `shapes` gives;
-    with `part=number` where the views of that purpose come in parts."""
+    """(example, rng, stage_data, split) -> one example's arrays, of the shapes that `shapes` gives;
+    with `part=number` where the views of that split come in parts."""
     shapes: Callable[[Any, str], dict[str, tuple[tuple[int, ...], Any]]]
-    """(stage, purpose) -> name -> (shape of one example, dtype); needs no data."""
+    """(stage_data, split) -> name -> (shape of one example, dtype); needs no data."""
     inputs: Callable[[Batch, Hyper, Any, Any], tuple[dict[str, Any], Any]]
-    """(batch, hyper, key, stage) -> (keyword arguments of the model, targets). Runs under jit.
-    `stage` is None in evaluation, where a batch has no views axis any more."""
+    """(batch, hyper, key, stage_data) -> (keyword arguments of the model, targets). Runs under jit.
+    `stage_data` is None in evaluation, where a batch has no views axis any more."""
     loss: Callable[[Outputs, Any, Hyper], dict[str, Any]]
     """(outputs, targets, hyper) -> named, weighted losses f32[b]; their sum is minimised."""
     sampler: Callable[[Source, Any], np.ndarray | None] | None = None
-    """(train source, stage) -> f64[n] sampling weights, or None for each example once an epoch."""
+    """(train source, stage_data) -> f64[n] sampling weights; None = each example once an epoch."""
     arrange: Callable[[Source, np.ndarray, np.random.Generator], np.ndarray] | None = None
     """(train source, records i64[n] drawn for an epoch, rng) -> the same records in the order they
     are read; keeps together what is read from one file. None = as drawn."""
@@ -131,7 +136,7 @@ class Evaluation:
     """What evaluation needs. Shapes: b examples, v views of one example."""
 
     infer: Callable[[Callable[..., Outputs], Batch, str], Outputs]
-    """(apply, batch, purpose) -> outputs of evaluation, views averaged in bounded memory. Under
+    """(apply, batch, split) -> outputs of evaluation, views averaged in bounded memory. Under
     jit; `apply(**arguments)` runs the model."""
     measure: Callable[[Outputs, Batch], Any]
     """(outputs, batch) -> masked metric pytree of sums: batches merge by addition. Under jit."""
@@ -141,10 +146,10 @@ class Evaluation:
     """(merged metrics, rows of the whole split) -> final numbers."""
     metrics: tuple[str, ...] = ()
     """Names that `score` gives: another eval.metric is refused at the start; () = not told."""
-    views: Callable[[str], str] = lambda purpose: ""
-    """purpose -> how an example is seen in evaluation, in words, for logs and results."""
-    parts: Callable[[str], int] = lambda purpose: 1
-    """purpose -> parts that an example's views come in. Each is prepared and inferred by itself and
+    views: Callable[[str], str] = lambda split: ""
+    """split -> how an example is seen in evaluation, in words, for logs and results."""
+    parts: Callable[[str], int] = lambda split: 1
+    """split -> parts that an example's views come in. Each is prepared and inferred by itself and
     the outputs are averaged: memory does not grow with the number of views."""
     conclude: Callable[[Ending], Extra] | None = None
     """What the task adds to results.json, the work dir and the report."""
@@ -184,15 +189,15 @@ class Shipping:
     """(arrays of a checkpoint of ours by path, the model's by path) -> (the former, made larger
     where a part of the model grew, and notes for the report); None = as they are."""
     contract: Callable[..., Contract] | None = None
-    """([stage]) -> what `export` ships, at the shapes of the last stage if none is given; None =
-    the model's outputs on the arrays of `shapes` that reach it."""
+    """([stage_data]) -> what `export` ships, at the shapes of the last stage if none is given;
+    None = the model's outputs on the arrays of `shapes` that reach it."""
     counted: Any = None
     """The same module written so that every multiplication is a convolution or a matrix product,
     for exact MAC counts; None = `model`."""
     meanings: Sequence[dict[str, str]] = ()
     """What each class stands for beside its name, as config.json keeps it; () = nothing."""
     survey: Callable[[dict[str, Source]], tuple[Sequence[str], str]] | None = None
-    """Sources by purpose -> (what is suspicious in the data as a whole, a line each; a table)."""
+    """Sources by split -> (what is suspicious in the data as a whole, a line each; a table)."""
     thumbnail: Callable[[Any], np.ndarray | None] | None = None
     """Example -> u8[t, h, w, 3] for the report, or None."""
 

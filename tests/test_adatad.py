@@ -49,16 +49,16 @@ def test_every_variant_is_a_task(variant, tmp_path):
     run = open_run(config, tmp_path)
     setup.known_metric(run)
     schedule = run.plan(100)
-    variables = abstract_variables(run, schedule.rows[0].view)
+    variables = abstract_variables(run, schedule.rows[0].stage_data)
     groups = optimizer.resolve_groups(config.optim, variables["params"])
     used = set(groups.member.values())
     assert used == {group.name for group in config.optim.groups}
     if variant.partition("_")[0] in ("composed", "drawn") and "_" in variant:
         return  # the same code with other groups
     loss = jax.eval_shape(
-        lambda v, b: step_loss(run.task, v, b, schedule.rows[0].view),
+        lambda v, b: step_loss(run.task, v, b, schedule.rows[0].stage_data),
         variables,
-        abstract_batch(run.task, schedule.rows[0].view, "train", 1),
+        abstract_batch(run.task, schedule.rows[0].stage_data, "train", 1),
     )
     assert all(leaf.shape == (1,) for leaf in loss.values())
 
@@ -152,7 +152,7 @@ ACTIVITYNET = 6_051_328 + 3_072 + 790_793 + 1_006_860
 def test_what_learns(variant, learns, everything, tmp_path):
     config = schema.load(RECIPE, variant)
     run = open_run(config, tmp_path)
-    variables = abstract_variables(run, run.plan(100).rows[0].view)
+    variables = abstract_variables(run, run.plan(100).rows[0].stage_data)
     groups = optimizer.resolve_groups(config.optim, variables["params"])
     flat = state.flatten(variables["params"])
     assert sum(leaf.size for leaf in flat.values()) == everything
@@ -426,7 +426,7 @@ def test_a_long_video_takes_no_more_memory(tmp_path, monkeypatch):
     config = schema.load(RECIPE, "tiny")
     config.data.overlap, config.input.threads, config.post.nms.most = 0.0, 1, 2000
     run = open_run(config, tmp_path)
-    variables = initial_variables(run, run.plan(1).rows[-1].view)
+    variables = initial_variables(run, run.plan(1).rows[-1].stage_data)
     monkeypatch.setattr(predict, "load", lambda *_: (variables, "fresh"))
     rng = np.random.default_rng(0)
     most = {}

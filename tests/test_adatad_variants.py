@@ -81,7 +81,7 @@ def test_a_twin_works(variant, drawn, tmp_path):
     config = twin(variant, drawn)
     schema.validate(config)
     run = open_run(config, tmp_path)
-    stage = run.plan().rows[0].view
+    stage = run.plan().rows[0].stage_data
     fresh = state.flatten(drawn_variables(run, stage)["params"])
     results = loop.train(run)
     assert results["steps"] == 2 and 0 <= results["scores"]["mAP"] <= 1
@@ -121,7 +121,7 @@ def test_a_frozen_backbone_is_trained_on_plain_frames():
     other modes, so it has their augmentation."""
 
     def look(name):
-        return resolve(schema.load(RECIPE, name), 100).rows[0].view.augment
+        return resolve(schema.load(RECIPE, name), 100).rows[0].stage_data.augment
 
     plain = {name for name in (*VARIANTS, "composed_frozen") if look(name) == "none"}
     assert plain == {"frozen"} and look("composed_frozen") == look("") == "full"

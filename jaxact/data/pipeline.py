@@ -77,15 +77,15 @@ class _Positions:
 class _Load:
     """Position -> one example's arrays with `id` and `mask`."""
 
-    def __init__(self, task: Task, source: Any, stage: Any, purpose: str, config: Config):
+    def __init__(self, task: Task, source: Any, stage_data: Any, split: str, config: Config):
         # Not the task: worker processes get this object, and a task may hold what only runs here.
-        self.prepare, self.source, self.stage, self.purpose = (
+        self.prepare, self.source, self.stage_data, self.split = (
             task.training.prepare,
             source,
-            stage,
-            purpose,
+            stage_data,
+            split,
         )
-        self.shapes = task.training.shapes(stage, purpose)
+        self.shapes = task.training.shapes(stage_data, split)
         self.seed, self.skip = config.seed, config.input.broken == "skip"
         self.order: Callable[[int], int] | None = None
         self.size = self.parts = 1  # evaluation: examples in a batch, parts of each
@@ -104,7 +104,7 @@ class _Load:
         draw = position if self.order is not None else record
         rng = np.random.default_rng((self.seed, draw, 1))
         try:
-            found = self.prepare(self.source[record], rng, self.stage, self.purpose, **which)
+            found = self.prepare(self.source[record], rng, self.stage_data, self.split, **which)
         except UserError as error:
             self.refuse(record, error)
             return self.padding(record)
@@ -161,7 +161,7 @@ def train_batches(
     config: Config,
     task: Task,
     source: Any,
-    stage: Any,
+    stage_data: Any,
     start: int,
     end: int,
     rows: Sequence[int] | None = None,
@@ -170,7 +170,7 @@ def train_batches(
 
     With `rows` only those of every batch: what one of several hosts reads.
     """
-    weights = task.training.sampler(source, stage) if task.training.sampler else None
+    weights = task.training.sampler(source, stage_data) if task.training.sampler else None
     order = Order(
         len(source),
         config.batch_size,
@@ -178,7 +178,7 @@ def train_batches(
         () if weights is None else tuple(float(w) for w in weights),
         functools.partial(task.training.arrange, source) if task.training.arrange else None,
     )
-    load = _Load(task, source, stage, "train", config)
+    load = _Load(task, source, stage_data, "train", config)
     load.order = order
     size = config.batch_size
     return _run(load, _Positions(start * size, end * size, size, rows), config)
@@ -188,20 +188,20 @@ def eval_batches(
     config: Config,
     task: Task,
     source: Any,
-    stage: Any,
-    purpose: str,
+    stage_data: Any,
+    split: str,
     size: int,
     failed: dict[int, str] | None = None,
     rows: Sequence[int] | None = None,
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Every example once, in order; the last batch is padded with mask = False.
 
-    Where examples come in parts, `task.parts(purpose)` batches in a row hold the parts of the same
+    Where examples come in parts, `task.parts(split)` batches in a row hold the parts of the same
     examples. With `failed`, examples that cannot be read are masked out and their reasons put
     there (which takes threads: no worker processes are started). `rows` as in `train_batches`.
     """
-    load = _Load(task, source, stage, purpose, config)
-    load.size, load.parts, load.failed = size, task.evaluation.parts(purpose), failed
+    load = _Load(task, source, stage_data, split, config)
+    load.size, load.parts, load.failed = size, task.evaluation.parts(split), failed
     if failed is not None:
         threads = dataclasses.replace(config.input, workers=0)
         config = dataclasses.replace(config, input=threads)

@@ -28,8 +28,10 @@ def bench(run: Run, count: int = 10) -> dict[str, Any]:
         per_epoch, note = 100, f"no pipeline figures: {error}"
     schedule = run.plan(per_epoch)
     row = schedule.rows[0]
-    state, groups = start(run, row.view, workdir.say)
-    batch = mesh.split(random_batch(run.task.training.shapes(row.view, "train"), size), run.mesh)
+    state, groups = start(run, row.stage_data, workdir.say)
+    batch = mesh.split(
+        random_batch(run.task.training.shapes(row.stage_data, "train"), size), run.mesh
+    )
     step = make_train_step(config, run.task, schedule, groups, row, run.layout, state)
     begin = time.perf_counter()
     lowered = step.lower(state, batch)
@@ -77,7 +79,7 @@ def device_only(compiled: Any, state: Any, batch: Any, count: int) -> tuple[Any,
 
 def pipeline_only(run: Run, row: Any, count: int) -> float:
     """Examples per second of the host pipeline, after its first batch."""
-    stream = train_batches(run.config, run.task, run.source("train"), row.view, 0, count + 1)
+    stream = train_batches(run.config, run.task, run.source("train"), row.stage_data, 0, count + 1)
     next(stream)
     begin = time.perf_counter()
     read = sum(1 for _ in itertools.islice(stream, count))
@@ -86,7 +88,7 @@ def pipeline_only(run: Run, row: Any, count: int) -> float:
 
 def together(run: Run, row: Any, compiled: Any, state: Any, count: int) -> float:
     """Examples per second of training as the loop does it, after its first step."""
-    stream = train_batches(run.config, run.task, run.source("train"), row.view, 0, count + 1)
+    stream = train_batches(run.config, run.task, run.source("train"), row.stage_data, 0, count + 1)
     done, begin = 0, time.perf_counter()
     for batch in ahead(stream, lambda b: mesh.split(b, run.mesh)):
         state, metrics = compiled(state, batch)

@@ -43,8 +43,8 @@ def check(run: Run, out: Callable[[str], None] = print) -> None:
         out(f"# the training split cannot be read ({error}); epochs of {NOMINAL} steps are assumed")
     out(f"# plan: {schedule.total} steps, {schedule.per_epoch} an epoch")
     out(schedule.table())
-    stage = schedule.rows[0].view
-    variables = abstract_variables(run, stage)
+    stage_data = schedule.rows[0].stage_data
+    variables = abstract_variables(run, stage_data)
     groups = optimizer.resolve_groups(run.config.optim, variables["params"])
     out("# parameters")
     for row in cost.table(variables["params"]):
@@ -55,10 +55,10 @@ def check(run: Run, out: Callable[[str], None] = print) -> None:
         out(warning)
     programs = {row.program for row in schedule.rows}
     out(f"# {len(programs)} training program(s) to compile, and one for each evaluation shape")
-    for purpose, text in view_texts(run.task).items():
-        out(f"# {purpose} views: {text}")
-    for purpose in ("train", "val", "test"):
-        shapes_and_costs(run, stage, purpose, variables, out)
+    for split, text in view_texts(run.task).items():
+        out(f"# {split} views: {text}")
+    for split in ("train", "val", "test"):
+        shapes_and_costs(run, stage_data, split, variables, out)
     bytes_of_state(run, variables, groups, out)
     if missing is not None:
         raise missing
@@ -66,27 +66,27 @@ def check(run: Run, out: Callable[[str], None] = print) -> None:
 
 
 def shapes_and_costs(
-    run: Run, stage: Any, purpose: str, variables: Any, out: Callable[[str], None]
+    run: Run, stage_data: Any, split: str, variables: Any, out: Callable[[str], None]
 ) -> None:
     """Batch shapes, bytes on each device, and MACs of one example at those shapes."""
-    size = run.config.batch_size if purpose == "train" else eval_size(run.config)
-    batch = abstract_batch(run.task, stage, purpose, size)
+    size = run.config.batch_size if split == "train" else eval_size(run.config)
+    batch = abstract_batch(run.task, stage_data, split, size)
     total = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in batch.values())
     each = total / mesh.shards(run.mesh) / 2**20
-    parts = 1 if purpose == "train" else run.task.evaluation.parts(purpose)
+    parts = 1 if split == "train" else run.task.evaluation.parts(split)
     note = f"; {parts} such parts of the views of an example" if parts > 1 else ""
-    out(f"# {purpose} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
+    out(f"# {split} batch: {each:.1f} MiB on each of {run.mesh.size} device(s){note}")
     for name, leaf in batch.items():
         out(f"{name:<12} {leaf.dtype}{list(leaf.shape)}")
-    one = abstract_batch(run.task, stage, purpose, 1)
+    one = abstract_batch(run.task, stage_data, split, 1)
     model = run.task.shipping.counted or run.task.training.model
 
     def example(variables: Any, batch: Any) -> Any:
         apply = functools.partial(model.apply, variables, train=False)
-        if purpose != "train":
-            return run.task.evaluation.infer(apply, batch, purpose)
+        if split != "train":
+            return run.task.evaluation.infer(apply, batch, split)
         hyper = {name: np.float32(0) for name in value_names(run.config)}
-        return apply(**run.task.training.inputs(batch, hyper, jax.random.key(0), stage)[0])
+        return apply(**run.task.training.inputs(batch, hyper, jax.random.key(0), stage_data)[0])
 
     macs = parts * cost.macs(example, variables, one)
     out(f"{macs:,} multiply-adds for one example (forward, convolutions and matrix products)")
@@ -113,9 +113,9 @@ def audit(run: Run, out: Callable[[str], None]) -> None:
     problems: list[str] = []
     counts: dict[str, int] = {}
     sources: dict[str, Any] = {}
-    for purpose in ("train", "val", "test"):
-        source = sources[purpose] = run.source(purpose)
-        counts[purpose] = len(source)
+    for split in ("train", "val", "test"):
+        source = sources[split] = run.source(split)
+        counts[split] = len(source)
         for index in range(len(source)):
             found = run.task.shipping.audit(source[index])
             if found:

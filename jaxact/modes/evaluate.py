@@ -7,7 +7,7 @@ from jaxact.train import mesh, predictions
 from jaxact.train.evaluation import evaluate, say_views
 from jaxact.train.finish import concluded
 from jaxact.train.predictions import write_predictions
-from jaxact.train.restore import evaluated, load, view_of
+from jaxact.train.restore import evaluated, load, stage_data_of
 from jaxact.train.run import Run
 from jaxact.train.step import make_eval_step
 from jaxact.train.workdir import say, write_json
@@ -15,30 +15,30 @@ from jaxact.train.workdir import say, write_json
 
 def evaluate_split(run: Run, where: str) -> dict[str, Any]:
     """Scores of `config.eval.split`; writes predictions/<split>.npz and eval_<split>.json."""
-    purpose = run.config.eval.split
-    source = run.source(purpose)
-    stage = view_of(run, where)
-    variables, origin = load(run, where, stage, evaluated(run, stage, purpose))
+    split = run.config.eval.split
+    source = run.source(split)
+    stage_data = stage_data_of(run, where)
+    variables, origin = load(run, where, stage_data, evaluated(run, stage_data, split))
     seen = say_views(run.task)
     scores, rows, ids = evaluate(
-        run, make_eval_step(run.task, purpose), variables, purpose, stage, source
+        run, make_eval_step(run.task, split), variables, split, stage_data, source
     )
-    stored = run.workdir / "predictions" / f"{purpose}.npz"
+    stored = run.workdir / "predictions" / f"{split}.npz"
     before = predictions.stored(stored)
     own = mesh.own(variables, run.mesh)
-    made = predictions.of(own, origin, run.workdir, run.task.evaluation.views(purpose))
+    made = predictions.of(own, origin, run.workdir, run.task.evaluation.views(split))
     if before.weights and before != made:
         say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
     write_predictions(stored, ids, rows, made)
     found = {
-        "split": purpose,
+        "split": split,
         "checkpoint": origin,
         "examples": len(ids),
         **seen,
         "scores": scores,
     }
     ending = Ending(
-        split=purpose,
+        split=split,
         ids=ids,
         rows=rows,
         scores=scores,
@@ -46,9 +46,9 @@ def evaluate_split(run: Run, where: str) -> dict[str, Any]:
         history=(),
         variables=variables,
         source=source,
-        stage=stage,
+        stage_data=stage_data,
         pictures=False,
     )
     found |= concluded(run, ending).numbers
-    write_json(run.workdir / f"eval_{purpose}.json", found)
+    write_json(run.workdir / f"eval_{split}.json", found)
     return found

@@ -22,7 +22,7 @@ from jaxact.config import UserError
 from jaxact.ops import target
 from jaxact.task import Contract, Port
 from jaxact.train import restore, schedule, state, workdir
-from jaxact.train.restore import reaching, view_of
+from jaxact.train.restore import reaching, stage_data_of
 from jaxact.train.run import Run
 
 # Programs: file -> (platforms, the one whose form it has). Some operations have another form on
@@ -53,16 +53,16 @@ def export(run: Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[s
       Unequal: the self-check failed; nothing is left.
     """
     _possible(output, batch)
-    stage = view_of(run, where)
-    deal = contract_of(run, stage)
+    stage_data = stage_data_of(run, where)
+    deal = contract_of(run, stage_data)
     inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in deal.inputs.items()}
 
     def outputs(variables: Any, batch: dict[str, Any]) -> Any:
         apply = functools.partial(run.task.training.model.apply, variables, train=False)
         return deal.call(apply, batch)
 
-    variables, origin = restore.load(run, where, stage, (outputs, inputs))
-    return write(run, variables, origin, output, batch, stage)
+    variables, origin = restore.load(run, where, stage_data, (outputs, inputs))
+    return write(run, variables, origin, output, batch, stage_data)
 
 
 def _possible(output: pathlib.Path, batch: int) -> None:
@@ -80,7 +80,7 @@ def write(
     origin: str,
     output: pathlib.Path,
     batch: int = 0,
-    stage: Any = None,
+    stage_data: Any = None,
 ) -> dict[str, Any]:
     """Writes variables as an artefact to a new folder, checks it, returns its contract.
 
@@ -89,9 +89,9 @@ def write(
     Raises: as `export`.
     """
     _possible(output, batch)
-    stage = stage or schedule.last_view(run.config)
+    stage_data = stage_data or schedule.last_stage_data(run.config)
     weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
-    deal = contract_of(run, stage)
+    deal = contract_of(run, stage_data)
     part = draft(output)  # renamed when it is whole
     part.mkdir(parents=True)
     try:
@@ -111,11 +111,11 @@ def write(
     return written
 
 
-def contract_of(run: Run, stage: Any) -> Contract:
+def contract_of(run: Run, stage_data: Any) -> Contract:
     """What the task says, or the model on the arrays of an example that reach it."""
     if run.task.shipping.contract is not None:
-        return run.task.shipping.contract(stage)
-    shapes = run.task.training.shapes(stage, "predict")
+        return run.task.shipping.contract(stage_data)
+    shapes = run.task.training.shapes(stage_data, "predict")
     free = {name: shape for name, shape in shapes.items() if name not in RESERVED}
 
     def arguments(batch: Any) -> Any:

@@ -14,9 +14,9 @@ from jaxact.data.pipeline import eval_batches, read_ahead
 from jaxact.modes import window_merging
 from jaxact.train.evaluation import results
 from jaxact.train.restore import (
-    PURPOSE,
+    PREDICT,
     load,
-    view_of,
+    stage_data_of,
 )
 from jaxact.train.run import Run, eval_size
 from jaxact.train.step import EvalStep, make_eval_step
@@ -101,10 +101,10 @@ def predict(run: Run, where: str, request: Request, emit: Callable[[str], None])
     if request.window and request.window < request.stride:
         say(f"--stride={request.stride} is longer than --window: parts are not looked at")
     files = _files(task, source, request.render) if request.render else []
-    stage = view_of(run, where)
-    variables, _ = load(run, where, stage)
-    program = make_eval_step(task, PURPOSE)
-    job = Job(run, request, source, files, stage, variables, program, emit)
+    stage_data = stage_data_of(run, where)
+    variables, _ = load(run, where, stage_data)
+    program = make_eval_step(task, PREDICT)
+    job = Job(run, request, source, files, stage_data, variables, program, emit)
     (job.windowed if request.window else job.joined if task.prediction.recording else job.whole)()
     if job.failed:
         first = job.failed[min(job.failed)]
@@ -131,7 +131,7 @@ class Job:
     request: Request
     source: Any
     files: list[pathlib.Path]  # to render to, one for each example; [] = none
-    stage: Any
+    stage_data: Any
     variables: Any
     program: EvalStep
     emit: Callable[[str], None]
@@ -143,7 +143,7 @@ class Job:
         config, task = self.run.config, self.run.task
         size = eval_size(config)
         stream = eval_batches(
-            config, task, self.source, self.stage, PURPOSE, size, failed=self.failed
+            config, task, self.source, self.stage_data, PREDICT, size, failed=self.failed
         )
         for numbers, found in self.found(stream):
             for number, row in zip(numbers.tolist(), found, strict=True):
@@ -158,8 +158,10 @@ class Job:
         config, task, source = self.run.config, self.run.task, self.source
         assert task.prediction.recording is not None
         size = eval_size(config)
-        stream = eval_batches(config, task, source, self.stage, PURPOSE, size, failed=self.failed)
-        program = make_eval_step(task, PURPOSE)
+        stream = eval_batches(
+            config, task, source, self.stage_data, PREDICT, size, failed=self.failed
+        )
+        program = make_eval_step(task, PREDICT)
         name, kept, first = "", list[dict[str, np.ndarray]](), 0
 
         def close() -> None:
@@ -222,8 +224,8 @@ class Job:
     ) -> Generator[dict[str, np.ndarray], None, None]:
         """Batches of windows, as `eval_batches` gives them of examples; `id` counts the windows."""
         task = self.run.task
-        size, parts = eval_size(self.run.config), task.evaluation.parts(PURPOSE)
-        shapes = task.training.shapes(self.stage, PURPOSE)
+        size, parts = eval_size(self.run.config), task.evaluation.parts(PREDICT)
+        shapes = task.training.shapes(self.stage_data, PREDICT)
 
         def batch(group: list[tuple[int, Any]], part: int) -> dict[str, np.ndarray]:
             full = {n: np.zeros((size, *shape), dtype) for n, (shape, dtype) in shapes.items()}

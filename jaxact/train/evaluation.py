@@ -66,31 +66,31 @@ def results(
 
 
 def evaluate(
-    run: Run, program: EvalStep, variables: Any, purpose: str, stage: Any, source: Any = None
+    run: Run, program: EvalStep, variables: Any, split: str, stage_data: Any, source: Any = None
 ) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:
     """(scores, rows [n, ...] in the order of the source, ids) of one split.
 
     Metric pytrees are sums, so batches merge by addition; padding is masked by the task and dropped
     here.
     """
-    source = run.source(purpose) if source is None else source
+    source = run.source(split) if source is None else source
     merged, kept, ids = None, [], []
     size = eval_size(run.config)
     mine = mesh.rows(run.mesh, size)
-    stream = eval_batches(run.config, run.task, source, stage, purpose, size, rows=mine)
+    stream = eval_batches(run.config, run.task, source, stage_data, split, size, rows=mine)
     for numbers, metrics, rows in results(program, variables, stream, run.mesh):
         merged = metrics if merged is None else jax.tree.map(lambda a, b: a + b, merged, metrics)
         kept.append(rows)
         ids += [source.ids[i] for i in numbers]
     if not ids:
-        raise UserError(f"no example of the {purpose} split could be read")
+        raise UserError(f"no example of the {split} split could be read")
     rows = {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
     return run.task.evaluation.score(jax.device_get(merged), rows), rows, ids
 
 
 def view_texts(task: Task) -> dict[str, str]:
     """How val and test see an example, in words; {} where the task has no views to speak of."""
-    found = {purpose: task.evaluation.views(purpose) for purpose in ("val", "test")}
+    found = {split: task.evaluation.views(split) for split in ("val", "test")}
     return found if any(found.values()) else {}
 
 

@@ -34,22 +34,22 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     run, config = fit.run, fit.run.config
     best = fit.files.best()
     variables, kind = best_variables(fit, best)
-    purpose = config.eval.split
+    split = config.eval.split
     # As the validation that chose it saw its examples.
-    stage = (fit.plan.rows[-1] if best is None else fit.plan.stage(max(best - 1, 0))).view
-    scores, rows, ids = evaluate(run, fit.programs[purpose], variables, purpose, stage)
+    stage_data = (fit.plan.rows[-1] if best is None else fit.plan.row(max(best - 1, 0))).stage_data
+    scores, rows, ids = evaluate(run, fit.programs[split], variables, split, stage_data)
     step = int(fit.state.step)
-    if not any(row["split"] == purpose and row["step"] == step for row in fit.book.rows):
-        fit.book.add(step, purpose, scores)
+    if not any(row["split"] == split and row["step"] == step for row in fit.book.rows):
+        fit.book.add(step, split, scores)
     shared = selection(run, fit.book.rows, ids)
     tested = fit.files.folder / str(step if best is None else best)
     origin = predictions.of(
-        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.evaluation.views(purpose)
+        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.evaluation.views(split)
     )
-    stored = run.workdir / "predictions" / f"{purpose}.npz"
+    stored = run.workdir / "predictions" / f"{split}.npz"
     predictions.write_predictions(stored, ids, rows, origin)
     results: dict[str, Any] = {
-        "split": purpose,
+        "split": split,
         "scores": scores,
         **say_views(run.task),
         **({"selected_on_test": True} if shared else {}),
@@ -64,21 +64,21 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         "versions": workdir.versions(),
     }
     ending = Ending(
-        split=purpose,
+        split=split,
         ids=ids,
         rows=rows,
         scores=scores,
         best_val=results["best_val"],
         history=fit.book.rows,
         variables=variables,
-        source=run.source(purpose),
-        stage=stage,
+        source=run.source(split),
+        stage_data=stage_data,
         pictures=config.save.report,
     )
     extra = concluded(run, ending)
     results |= extra.numbers
     shown = ", ".join(f"{k} {v:.4f}" for k, v in scores.items())
-    workdir.say(f"{purpose} ({kind} weights of step {best}): {shown}")
+    workdir.say(f"{split} ({kind} weights of step {best}): {shown}")
     if config.save.report and hosts.first():
         page = run.workdir / "report.html"
         summary.write_report(page, run, results, fit.book.rows, rows, ids, extra.figures)

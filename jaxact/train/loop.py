@@ -66,7 +66,9 @@ def steps(fit: Fit) -> str:
     for row, start, end in plan.segments(step):
         stage_change.enter(fit, row, start)
         mine = mesh.rows(run.mesh, size)
-        host = train_batches(config, run.task, run.source("train"), row.view, start, end, mine)
+        host = train_batches(
+            config, run.task, run.source("train"), row.stage_data, start, end, mine
+        )
         with contextlib.closing(timed(fit, host)) as stream:
             batches = ahead(stream, lambda batch: mesh.split(batch, run.mesh))
             begin = time.monotonic()
@@ -84,7 +86,7 @@ def steps(fit: Fit) -> str:
                     flush(fit, step)
                     fit.progress.busy += time.monotonic() - begin
                     log(fit, step, size)
-                    stop = milestones(fit, step, row.view, last)
+                    stop = milestones(fit, step, row.stage_data, last)
                     begin = time.monotonic()
                     if stop:
                         return stop
@@ -162,12 +164,12 @@ def log(fit: Fit, step: int, size: int) -> None:
     workdir.say(fit.progress.line(step, step / fit.plan.per_epoch, shown))
 
 
-def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
+def milestones(fit: Fit, step: int, stage_data: Any, last: bool) -> str:
     """Validation, checkpoint, early stop and signals; returns a reason to stop or ""."""
     config = fit.run.config
     scores = None
     if last or due(fit, step, config.eval.every, config.eval.first, "eval"):
-        scores = validate(fit, step, stage)
+        scores = validate(fit, step, stage_data)
     if last or scores or fit.signal or save_due(fit, step):
         fit.files.save(fit.state, scores)
     if fit.signal:
@@ -177,11 +179,11 @@ def milestones(fit: Fit, step: int, stage: Any, last: bool) -> str:
     return over(fit) if scores and not last else ""
 
 
-def validate(fit: Fit, step: int, stage: Any) -> dict[str, float]:
+def validate(fit: Fit, step: int, stage_data: Any) -> dict[str, float]:
     """Scores of the validation split with the averaged weights where there are any."""
     begin = time.monotonic()
     variables = states.weights(fit.state, ema=True)
-    scores, _, ids = evaluate(fit.run, fit.programs["val"], variables, "val", stage)
+    scores, _, ids = evaluate(fit.run, fit.programs["val"], variables, "val", stage_data)
     metric = fit.run.config.eval.metric
     if metric not in scores:
         raise schema.UserError(

@@ -18,17 +18,17 @@ from jaxact.train.state import TrainState, flatten, unflatten, weights
 from jaxact.train.step import make_eval_step
 from jaxact.train.workdir import mention, recorded, say
 
-PURPOSE = "predict"
+PREDICT = "predict"
 
 Computed = tuple[Callable[[Any, Any], Any], Any]  # (variables, batch) -> results; abstract batch
 
 
-def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
+def start(run: Run, stage_data: Any, say: Any) -> tuple[TrainState, Groups]:
     """A state at step 0: fresh, or partly from `config.init_from`, with a written report.
 
     Of several checkpoints each fills what it holds, in their order.
     """
-    variables = drawn_variables(run, stage)
+    variables = drawn_variables(run, stage_data)
     if run.config.init_from:
         reports = []
         for path in _paths(run.config.init_from):
@@ -49,7 +49,7 @@ def start(run: Run, stage: Any, say: Any) -> tuple[TrainState, Groups]:
     return jax.jit(filled, out_shardings=places)(variables), groups
 
 
-def view_of(run: Run, where: str) -> Any:
+def stage_data_of(run: Run, where: str) -> Any:
     """The data and shape fields that the checkpoint of `--checkpoint` was validated with.
 
     Those of its step, if its run had this schedule; else those of the last row.
@@ -58,7 +58,7 @@ def view_of(run: Run, where: str) -> Any:
     try:
         folder = find_checkpoint(path)
     except UserError:  # a foreign file, or nothing: whoever loads it says so
-        return schedule.last_view(run.config)
+        return schedule.last_stage_data(run.config)
     else:
         stored = recorded(folder.parent.parent / "config.json")
         if folder.name.isdigit() and stored:
@@ -67,9 +67,11 @@ def view_of(run: Run, where: str) -> Any:
             same = all(stored["config"].get(k) == now[k] for k in ("stages", "length"))
             if per_epoch and same:
                 return (
-                    schedule.resolve(run.config, per_epoch).stage(max(int(folder.name) - 1, 0)).view
+                    schedule.resolve(run.config, per_epoch)
+                    .row(max(int(folder.name) - 1, 0))
+                    .stage_data
                 )
-    return schedule.last_view(run.config)
+    return schedule.last_stage_data(run.config)
 
 
 def _paths(listed: str) -> list[pathlib.Path]:
@@ -169,7 +171,7 @@ def create(config: Config, groups: Groups, variables: Any) -> TrainState:
     return TrainState(jnp.int32(0), params, variables, groups.init(params), ema)
 
 
-def load(run: Run, where: str, stage: Any, used: Computed | None = None) -> tuple[Any, str]:
+def load(run: Run, where: str, stage_data: Any, used: Computed | None = None) -> tuple[Any, str]:
     """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir.
 
     `used` is what will be computed with them; None = predictions.
@@ -178,25 +180,25 @@ def load(run: Run, where: str, stage: Any, used: Computed | None = None) -> tupl
     """
     path = pathlib.Path(where) if where else run.workdir
     if where and path.is_file():
-        fresh = drawn_variables(run, stage)
+        fresh = drawn_variables(run, stage_data)
         variables, report = load_weights(run, path, fresh)
         say(report.splitlines()[0])
-        _complete(path, fresh, variables, used or evaluated(run, stage, PURPOSE))
+        _complete(path, fresh, variables, used or evaluated(run, stage_data, PREDICT))
         return run.layout.place(variables), str(path)
     if not path.exists():
         raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
     folder = find_checkpoint(path)
     stored = checkpoint.read_weights(folder)
-    same_shapes(abstract_variables(run, stage), stored, folder)
+    same_shapes(abstract_variables(run, stage_data), stored, folder)
     kind = "ema" if stored.get("ema") else "raw"
     say(f"{kind} weights of {folder}")
     mention(run.config, path)
     return run.layout.place(stored_variables(stored)), str(folder)
 
 
-def evaluated(run: Run, stage: Any, purpose: str) -> Computed:
+def evaluated(run: Run, stage_data: Any, split: str) -> Computed:
     """The scores of a batch in evaluation."""
-    return make_eval_step(run.task, purpose).whole, abstract_batch(run.task, stage, purpose, 1)
+    return make_eval_step(run.task, split).whole, abstract_batch(run.task, stage_data, split, 1)
 
 
 def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) -> None:

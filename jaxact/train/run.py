@@ -33,14 +33,14 @@ class Run:
         """Where each array of the state lies."""
         return Layout(self.mesh, self.config.mesh.min_size)
 
-    def source(self, purpose: str) -> Any:
+    def source(self, split: str) -> Any:
         """The examples of one split, opened once."""
-        if purpose not in self.sources:
-            found = self.task.training.source(purpose)
+        if split not in self.sources:
+            found = self.task.training.source(split)
             if len(found) == 0:
-                raise UserError(f"the {purpose} split has no examples; see config.data")
-            self.sources[purpose] = found
-        return self.sources[purpose]
+                raise UserError(f"the {split} split has no examples; see config.data")
+            self.sources[split] = found
+        return self.sources[split]
 
     def plan(self, per_epoch: int | None = None) -> schedule.Plan:
         """The resolved schedule; without a given epoch length the training split is counted."""
@@ -63,19 +63,19 @@ def eval_size(config: Config) -> int:
     return config.eval.batch_size or config.batch_size
 
 
-def abstract_batch(task: Task, stage: Any, purpose: str, size: int, sharding: Any = None) -> Any:
+def abstract_batch(task: Task, stage_data: Any, split: str, size: int, sharding: Any = None) -> Any:
     """Shapes and dtypes of a batch, without data."""
     shapes: dict[str, Any] = {"id": ((), np.int32), "mask": ((), np.bool_)}
-    shapes |= task.training.shapes(stage, purpose)
+    shapes |= task.training.shapes(stage_data, split)
     return {
         name: jax.ShapeDtypeStruct((size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
     }
 
 
-def abstract_variables(run: Run, stage: Any) -> Any:
+def abstract_variables(run: Run, stage_data: Any) -> Any:
     """Shapes of the model's variables, without computing anything."""
-    arguments = _arguments(run, stage)
+    arguments = _arguments(run, stage_data)
     return jax.eval_shape(
         lambda key, named: run.task.training.model.init(
             {"params": key, "dropout": key}, **named, train=False
@@ -85,11 +85,14 @@ def abstract_variables(run: Run, stage: Any) -> Any:
     )
 
 
-def _arguments(run: Run, stage: Any) -> Any:
-    batch = abstract_batch(run.task, stage, "train", 1)
+def _arguments(run: Run, stage_data: Any) -> Any:
+    batch = abstract_batch(run.task, stage_data, "train", 1)
     hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in value_names(run.config)}
     return jax.eval_shape(
-        lambda b, h, k: run.task.training.inputs(b, h, k, stage)[0], batch, hyper, jax.random.key(0)
+        lambda b, h, k: run.task.training.inputs(b, h, k, stage_data)[0],
+        batch,
+        hyper,
+        jax.random.key(0),
     )
 
 
@@ -99,15 +102,15 @@ def value_names(config: Any) -> list[str]:
     return [f.name for f in fields if f.metadata.get("kind") == "value"]
 
 
-def drawn_variables(run: Run, stage: Any) -> Any:
+def drawn_variables(run: Run, stage_data: Any) -> Any:
     """Fresh variables from the seed, the same on each host."""
     key = jax.random.key(run.config.seed)
-    return initialise(run.task.training.model, key, **_arguments(run, stage), train=False)
+    return initialise(run.task.training.model, key, **_arguments(run, stage_data), train=False)
 
 
-def initial_variables(run: Run, stage: Any) -> Any:
+def initial_variables(run: Run, stage_data: Any) -> Any:
     """Fresh variables from the seed, on the devices."""
-    return run.layout.place(drawn_variables(run, stage))
+    return run.layout.place(drawn_variables(run, stage_data))
 
 
 def drawn_and_frozen(config: Config, groups: Groups, train: str, params: Any) -> str:

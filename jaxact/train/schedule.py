@@ -7,7 +7,6 @@ the row. Both are functions of the step alone, so a resumed run needs no state f
 import bisect
 import dataclasses
 import math
-import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxact.config import Config, UserError, reached, require, steps
+from jaxact.task import StageData
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One resolved stage: steps [start, end), its value ramps, data, shape and trained groups."""
 
     index: int
@@ -30,9 +30,9 @@ class Row:
     train: str
 
     @property
-    def view(self) -> types.SimpleNamespace:
+    def stage_data(self) -> StageData:
         """The data and shape fields as attributes: what `Task.prepare` sees."""
-        return types.SimpleNamespace(**self.data, **self.shape)
+        return StageData(**self.data, **self.shape)
 
     @property
     def program(self) -> tuple[Any, ...]:
@@ -44,13 +44,13 @@ class Row:
 class Plan:
     """All rows, the base learning-rate curve and the step counts they were resolved with."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PlanRow, ...]
     unreachable: tuple[int, ...]  # indices of config rows that start at or after the end
     total: int  # steps
     per_epoch: int  # steps
     curve: "Curve"
 
-    def stage(self, step: int) -> Row:
+    def row(self, step: int) -> PlanRow:
         """The row in force at a step."""
         return self.rows[bisect.bisect_right([row.start for row in self.rows], step) - 1]
 
@@ -71,7 +71,7 @@ class Plan:
         found["lr"] = floor + found["lr"] * (self.curve(step, jnp) - floor)
         return found
 
-    def segments(self, start: int) -> Iterator[tuple[Row, int, int]]:
+    def segments(self, start: int) -> Iterator[tuple[PlanRow, int, int]]:
         """What is left from a step on: (row, first step, end step)."""
         for row in self.rows:
             if row.end > start:
@@ -224,19 +224,19 @@ def resolve(config: Any, per_epoch: int) -> Plan:
             config.stages[i].start,
             "later than the row before it",
         )
-    rows: list[Row] = []
+    rows: list[PlanRow] = []
     before = _initial(config.stages[0])
     for i, row in enumerate(config.stages):
         before = _carry(row, i, before)
         if starts[i] < total:
             end = min(starts[i + 1], total) if i + 1 < len(starts) else total
-            rows.append(Row(i, starts[i], end, **before))
+            rows.append(PlanRow(i, starts[i], end, **before))
         before = {**before, "values": {k: (v[1], v[1]) for k, v in before["values"].items()}}
     late = tuple(i for i in range(len(starts)) if starts[i] >= total)
     return Plan(tuple(rows), late, total, per_epoch, base)
 
 
-def last_view(config: Any) -> types.SimpleNamespace:
+def last_stage_data(config: Any) -> StageData:
     """What `Task.prepare` sees in the last row that training reaches; needs no data.
 
     Rows are carried over but not placed in time: of an epoch of unknown length no step is known.
@@ -245,7 +245,7 @@ def last_view(config: Any) -> types.SimpleNamespace:
     before = _initial(rows[0])
     for row in rows:
         before = _carry(row, config.stages.index(row), before)
-    return types.SimpleNamespace(**before["data"], **before["shape"])
+    return StageData(**before["data"], **before["shape"])
 
 
 def _initial(stage: Any) -> dict[str, Any]:

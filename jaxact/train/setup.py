@@ -50,10 +50,10 @@ def open_fit(run: Run) -> Fit:
     """Plan, state (restored where there is one), compiled programs."""
     config, say = run.config, workdir.say
     plan = run.plan()
-    first = plan.rows[0].view
+    first = plan.rows[0].stage_data
     known_metric(run)
-    for purpose in ("val", config.eval.split):
-        run.source(purpose)  # what is wrong with it is said now, not after the first epoch
+    for split in ("val", config.eval.split):
+        run.source(split)  # what is wrong with it is said now, not after the first epoch
     make_folder(run.workdir)
     evaluation = config.eval
     files = checkpoint.Checkpoints(
@@ -125,15 +125,15 @@ def compile_programs(fit: Fit) -> None:
         step = make_train_step(
             run.config, run.task, fit.plan, fit.groups, row, run.layout, fit.state
         )
-        batch = abstract_batch(run.task, row.view, "train", run.config.batch_size, sharding)
+        batch = abstract_batch(run.task, row.stage_data, "train", run.config.batch_size, sharding)
         compiled = step.lower(fit.state, batch).compile()
         fit.programs[row.program] = compiled
         workdir.say(
             f"compiled the step of stage {row.index} in {time.monotonic() - begin:.1f} s; "
             f"{memory(compiled)}"
         )
-    for purpose in {"val", run.config.eval.split}:
-        fit.programs[purpose] = make_eval_step(run.task, purpose)
+    for split in {"val", run.config.eval.split}:
+        fit.programs[split] = make_eval_step(run.task, split)
 
 
 def memory(compiled: Any) -> str:

@@ -10,12 +10,12 @@ from jaxact.data.pipeline import eval_batches
 from jaxact.train import mesh, run, workdir
 from jaxact.train import state as states
 from jaxact.train.evaluation import ahead
-from jaxact.train.schedule import Row
+from jaxact.train.schedule import PlanRow
 from jaxact.train.setup import Fit
 from jaxact.train.state import TrainState
 
 
-def enter(fit: Fit, row: Row, start: int) -> None:
+def enter(fit: Fit, row: PlanRow, start: int) -> None:
     """Lets `Task.enter` change the state where a segment begins at its row's first step.
 
     The checkpoint of that step holds the state before the change, so a run that resumes there makes
@@ -31,7 +31,7 @@ def enter(fit: Fit, row: Row, start: int) -> None:
     def batches() -> Iterator[Any]:
         source = fit.run.source("train")
         size = run.eval_size(fit.run.config)
-        stream = eval_batches(fit.run.config, fit.run.task, source, row.view, "val", size)
+        stream = eval_batches(fit.run.config, fit.run.task, source, row.stage_data, "val", size)
         if mesh.several(fit.run.mesh):  # each host by itself: the same numbers on all
             return ahead(stream, jax.device_put)
         return ahead(stream, lambda batch: mesh.split(batch, fit.run.mesh))

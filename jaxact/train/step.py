@@ -16,7 +16,7 @@ from jaxact.train import mesh as meshes
 from jaxact.train import optimizer
 from jaxact.train import state as states
 from jaxact.train.optimizer import Groups
-from jaxact.train.schedule import Plan, Row
+from jaxact.train.schedule import Plan, PlanRow
 from jaxact.train.sharding import Layout
 from jaxact.train.state import TrainState
 
@@ -47,7 +47,7 @@ def make_train_step(
     task: Task,
     plan: Plan,
     groups: Groups,
-    row: Row,
+    row: PlanRow,
     layout: Layout | None = None,
     state: TrainState | None = None,
 ) -> Any:
@@ -58,7 +58,7 @@ def make_train_step(
     shapes) stays split as that says, and layers gather what they compute with.
     """
     optim, seed = config.optim, config.seed
-    active, stage = groups.active(row.train), row.view
+    active, stage_data = groups.active(row.train), row.stage_data
 
     def losses(
         trained: states.Flat,
@@ -71,7 +71,7 @@ def make_train_step(
         everything = {**kept, **trained}
         params = states.unflatten(layout.gather(everything) if layout else everything)
         key_inputs, key_dropout = jax.random.split(key)
-        arguments, targets = task.training.inputs(batch, hyper, key_inputs, stage)
+        arguments, targets = task.training.inputs(batch, hyper, key_inputs, stage_data)
         with still(groups, active):
             outputs, new_state = task.training.model.apply(
                 {"params": params, **model_state},
@@ -163,13 +163,13 @@ class EvalStep:
     close: Callable[[Any, Batch], tuple[Any, dict[str, Any]]]  # (sum of outputs, batch) -> result
 
 
-def make_eval_step(task: Task, purpose: str) -> EvalStep:
-    """The programs of one purpose; each is compiled when it is first used."""
-    parts = task.evaluation.parts(purpose)
+def make_eval_step(task: Task, split: str) -> EvalStep:
+    """The programs of one split; each is compiled when it is first used."""
+    parts = task.evaluation.parts(split)
 
     def infer(variables: Any, batch: Batch) -> Any:
         apply = functools.partial(task.training.model.apply, variables, train=False)
-        return task.evaluation.infer(apply, batch, purpose)
+        return task.evaluation.infer(apply, batch, split)
 
     def result(outputs: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
         return task.evaluation.measure(outputs, batch), task.evaluation.rows(outputs, batch)

@@ -176,10 +176,10 @@ def main():
     run = open_run(config, pathlib.Path("."))
     plan = run.plan(100)
     row = plan.rows[0]
-    state, groups = start(run, row.view, lambda text: None)
+    state, groups = start(run, row.stage_data, lambda text: None)
     step = make_train_step(config, run.task, plan, groups, row, run.layout, state)
     batch = abstract_batch(
-        run.task, row.view, "train", config.batch_size, mesh.batch_sharding(run.mesh)
+        run.task, row.stage_data, "train", config.batch_size, mesh.batch_sharding(run.mesh)
     )
     compiled = step.lower(state, batch).compile()
     found = collectives(compiled.as_text())

@@ -28,7 +28,7 @@ from jaxact import config as schema
 from jaxact.data import video
 from jaxact.modes import predict
 from jaxact.train import mesh
-from jaxact.train.restore import PURPOSE
+from jaxact.train.restore import PREDICT
 from jaxact.train.run import eval_size, initial_variables, open_run
 from jaxact.train.step import make_eval_step
 
@@ -59,9 +59,9 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     """One row."""
     config = schema.load(*recipe.split(":", 1))
     run = open_run(config, Path("."))
-    task, stage = run.task, run.plan(100).rows[-1].view
+    task, stage = run.task, run.plan(100).rows[-1].stage_data
     variables = initial_variables(run, stage)
-    program = make_eval_step(task, PURPOSE)
+    program = make_eval_step(task, PREDICT)
 
     def whole(file: Path) -> float:
         source = task.prediction.example(str(file))
@@ -81,7 +81,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     begin = time.perf_counter()
     for index in range(len(source)):
-        window = task.training.prepare(source[index], rng, stage, PURPOSE)
+        window = task.training.prepare(source[index], rng, stage, PREDICT)
     decode = time.perf_counter() - begin
     size = eval_size(config)
     arrays = {name: np.stack([array] * size) for name, array in window.items()}

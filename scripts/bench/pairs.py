@@ -31,7 +31,7 @@ def measured(config: Any, pairs: int) -> dict[str, float]:
     """Pairs a second, frames decoded and MiB kept, from an empty memory."""
     task = tasks.make(config)
     source = task.training.source("train")
-    stage = schedule.resolve(config, 1).rows[-1].view
+    stage = schedule.resolve(config, 1).rows[-1].stage_data
     crops.KEPT.clear()
     decoded, decode, most = 0, crops.decode, 0
 

@@ -64,7 +64,7 @@ def main() -> None:
     task, poses = run.task, command.POSES.value
     given = (command.INPUT.value, poses) if poses else (command.INPUT.value,)
     source = task.prediction.example(*given)
-    stage = run.plan(1).rows[-1].view
+    stage = run.plan(1).rows[-1].stage_data
     variables, _ = restore.load(run, command.CHECKPOINT.value, stage)
     parts = task.evaluation.parts("predict")
 
@@ -73,7 +73,7 @@ def main() -> None:
             for part in range(parts):
                 found.arrays(part)
 
-    program = make_eval_step(task, restore.PURPOSE)
+    program = make_eval_step(task, restore.PREDICT)
     request = predict.Request("", "", window, stride)
 
     def whole(record: int) -> None:

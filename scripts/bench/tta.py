@@ -45,22 +45,22 @@ def measure(arguments: list[str], rounds: int) -> dict:
     sys.argv = ["tta", *arguments]  # the parser of the config looks here
     command.parse(sys.argv)
     run = open_run(command.loaded_config(), pathlib.Path(command.WORKDIR.value))
-    stage, purpose = run.plan(1).rows[-1].view, "test"
+    stage, split = run.plan(1).rows[-1].stage_data, "test"
     variables, _ = restore.load(run, command.CHECKPOINT.value, stage)
-    program = make_eval_step(run.task, purpose)
+    program = make_eval_step(run.task, split)
     size = eval_size(run.config)
-    batch = abstract_batch(run.task, stage, purpose, size)
+    batch = abstract_batch(run.task, stage, split, size)
     step = program.whole if program.parts == 1 else program.infer
     compiled = step.lower(variables, batch).compile().memory_analysis()
-    source = run.source(purpose)
+    source = run.source(split)
     before, times = held(), []
     for _ in range(rounds + 1):  # the first one compiles
         begin = time.perf_counter()
-        scores, _, ids = evaluation.evaluate(run, program, variables, purpose, stage, source)
+        scores, _, ids = evaluation.evaluate(run, program, variables, split, stage, source)
         times.append(time.perf_counter() - begin)
     feed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     return {
-        "views": run.task.evaluation.views(purpose),
+        "views": run.task.evaluation.views(split),
         "parts": program.parts,
         "examples": len(ids),
         "scores": scores,

@@ -292,13 +292,13 @@ def test_arrays_have_the_promised_shapes(folder, augment, keep_ratio):
     data = annotated(folder, keep_ratio=keep_ratio)
     data.test = Views(scales=(1.0, 1.25), crops=5 if keep_ratio else 1)
     data.test_size = 20
-    for purpose in ("train", "val", "test"):
+    for split in ("train", "val", "test"):
         row = stage(augment=augment)
-        picture = dataset.source(data, purpose)[0]
-        found = dataset.prepare(data, picture, rng(), row, purpose)
-        wanted = dataset.shapes(data, row, purpose)
+        picture = dataset.source(data, split)[0]
+        found = dataset.prepare(data, picture, rng(), row, split)
+        wanted = dataset.shapes(data, row, split)
         assert {k: (v.shape, v.dtype) for k, v in found.items()} == wanted
-        assert found["image"].shape[-3:] == ((24, 24, 3) if purpose == "train" else (20, 20, 3))
+        assert found["image"].shape[-3:] == ((24, 24, 3) if split == "train" else (20, 20, 3))
     assert found["image"].shape[0] == (10 if keep_ratio else 2)
     assert dataset.shapes(Data(), stage(32), "val")["image"][0] == (1, 32, 32, 3)
 

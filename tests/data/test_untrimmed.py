@@ -127,15 +127,13 @@ def test_features_stretched_to_a_length():
 
 def test_arrays_have_the_promised_shapes(drawn):
     data = settings(drawn)
-    for purpose in ("train", "val"):
-        source = dataset.source(data, 2, purpose)
-        assert len(source) == {"train": 3, "val": 6}[purpose] and len(set(source.ids)) == len(
-            source
-        )
-        wanted = examples.shapes(data, FULL, purpose)
+    for split in ("train", "val"):
+        source = dataset.source(data, 2, split)
+        assert len(source) == {"train": 3, "val": 6}[split] and len(set(source.ids)) == len(source)
+        wanted = examples.shapes(data, FULL, split)
         for index in range(len(source)):
             found = examples.prepare(
-                data, 2, source[index], np.random.default_rng(index), FULL, purpose
+                data, 2, source[index], np.random.default_rng(index), FULL, split
             )
             assert {k: (np.shape(v), np.asarray(v).dtype) for k, v in found.items()} == {
                 k: (shape, np.dtype(kind)) for k, (shape, kind) in wanted.items()

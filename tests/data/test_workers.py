@@ -73,17 +73,17 @@ def configs(tmp_path_factory):
     return loaded
 
 
-@pytest.mark.parametrize("purpose", ["train", "val"])
+@pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, purpose, tmp_path):
+def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, split, tmp_path):
     config = configs[recipe]
     task = tasks.make(config)
-    stage = schedule.resolve(config, 2).rows[0].view
-    load = pipeline._Load(task, task.training.source(purpose), stage, purpose, config)
+    stage = schedule.resolve(config, 2).rows[0].stage_data
+    load = pipeline._Load(task, task.training.source(split), stage, split, config)
     file = tmp_path / "load.pkl"
     file.write_bytes(pickle.dumps(load))
     found = json.loads(without_jax(LOAD, str(file)))
-    for name, (shape, dtype) in task.training.shapes(stage, purpose).items():
+    for name, (shape, dtype) in task.training.shapes(stage, split).items():
         assert found[name] == [list(shape), str(np.dtype(dtype))], name
 
 

@@ -78,9 +78,9 @@ def trained(name, group, shape, batches, mixed=True):
     run = dataclasses.replace(run, mesh=grid)
     plan = run.plan(10)
     row = plan.rows[0]
-    state, groups = start(run, row.view, lambda text: None)
+    state, groups = start(run, row.stage_data, lambda text: None)
     step = make_train_step(config, run.task, plan, groups, row, run.layout, state)
-    form = abstract_batch(run.task, row.view, "train", BATCH, mesh.batch_sharding(grid))
+    form = abstract_batch(run.task, row.stage_data, "train", BATCH, mesh.batch_sharding(grid))
     compiled = step.lower(state, form).compile()
     losses = []
     for number in range(batches):

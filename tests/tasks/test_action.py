@@ -62,8 +62,8 @@ def view(augment="none", size=32):
     return types.SimpleNamespace(augment=augment, size=size)
 
 
-def prepared(task, clip, purpose="test", augment="none", seed=0, size=32):
-    return task.training.prepare(clip, np.random.default_rng(seed), view(augment, size), purpose)
+def prepared(task, clip, split="test", augment="none", seed=0, size=32):
+    return task.training.prepare(clip, np.random.default_rng(seed), view(augment, size), split)
 
 
 def test_absent_people_stand_where_nothing_is_drawn():
@@ -102,11 +102,11 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_prepare_gives_what_shapes_promise(clips, name):
     task = action.make(config(clips, **VARIANTS[name]))
-    for purpose in PURPOSES:
-        source = task.training.source("test" if purpose == "predict" else purpose)
-        for augment in ("full", "light", "none") if purpose == "train" else ("none",):
-            shapes = task.training.shapes(view(augment), purpose)
-            found = prepared(task, source[3], purpose, augment)
+    for split in PURPOSES:
+        source = task.training.source("test" if split == "predict" else split)
+        for augment in ("full", "light", "none") if split == "train" else ("none",):
+            shapes = task.training.shapes(view(augment), split)
+            found = prepared(task, source[3], split, augment)
             assert found.keys() == shapes.keys()
             for key, (shape, dtype) in shapes.items():
                 assert (found[key].shape, found[key].dtype) == (shape, np.dtype(dtype)), key
@@ -121,19 +121,19 @@ def test_a_table_of_clips_without_poses(clips, tmp_path):
     fields |= dict(data__train_split="all", data__val_split="all")
     task = action.make(config(streams="rgb", **fields))
     assert task.training.classes == ("a", "b")
-    for purpose in PURPOSES:
-        source = task.training.source("test" if purpose == "predict" else purpose)
-        assert [int(prepared(task, clip, purpose)["label"]) for clip in source] == [0, 1, 0, 1]
+    for split in PURPOSES:
+        source = task.training.source("test" if split == "predict" else split)
+        assert [int(prepared(task, clip, split)["label"]) for clip in source] == [0, 1, 0, 1]
     with pytest.raises(UserError, match=r"no keypoints.*model.streams=rgb"):
-        action.make(config(**fields)).source("train")
+        action.make(config(**fields)).training.source("train")
 
 
 def test_training_draws_differ_and_evaluation_does_not(clips):
     task = action.make(config(clips))
     clip = task.training.source("train")[0]
-    for purpose, differ in (("train", True), ("test", False)):
-        one, other = (prepared(task, clip, purpose, "full", seed) for seed in (0, 1))
-        again = prepared(task, clip, purpose, "full", 0)
+    for split, differ in (("train", True), ("test", False)):
+        one, other = (prepared(task, clip, split, "full", seed) for seed in (0, 1))
+        again = prepared(task, clip, split, "full", 0)
         for name in ("rgb", "keypoint"):
             assert (one[name] != other[name]).any() == differ
             np.testing.assert_array_equal(one[name], again[name])
@@ -167,9 +167,9 @@ def test_rgb_frames_are_every_nth_pose_frame(counted, rgb, pose):
     fields |= dict(data__people=1, data__test=Views(clips=3))
     task = action.make(config(**fields))
     seen = set()
-    for purpose in ("train", "test"):
+    for split in ("train", "test"):
         for seed in range(3):
-            found = prepared(task, counted, purpose, seed=seed)
+            found = prepared(task, counted, split, seed=seed)
             seen.add(found["rgb"].tobytes())
             frames, joints = numbers(found)
             np.testing.assert_array_equal(frames, joints[..., :: pose // rgb])
@@ -333,7 +333,7 @@ def test_mirrored_maps_are_those_of_mirrored_joints(kind):
         return {"pose": pose.reshape(pose.shape[0], -1)}
 
     found.data.test = Views(flip=True)
-    outputs = action.make(found).infer(apply, batch, "test")["pose"]
+    outputs = action.make(found).evaluation.infer(apply, batch, "test")["pose"]
     swap = skeletons.COCO17.swap
     keypoint, score = batch["keypoint"][:, 0], batch["score"][:, 0]
     _, mirror, mirror_score = geometry.flip(None, keypoint.copy(), score, (32, 32), swap)
@@ -396,7 +396,7 @@ def test_the_loss_is_four_weighted_entropies_of_the_given_labels(labels):
 def test_clips_trained_and_tested_on_are_found(clips, tmp_path):
     found = config(clips)
     task = action.make(found)
-    sources = {purpose: task.training.source(purpose) for purpose in ("train", "val", "test")}
+    sources = {split: task.training.source(split) for split in ("train", "val", "test")}
     findings, table = task.shipping.survey(sources)
     assert findings == [] and "val, test            8 ids        8 videos" in table
     clip = sources["train"].clips[3]
@@ -551,16 +551,16 @@ def test_one_batch_is_learnt_by_heart(clips, tmp_path):
     assert sorted(clip.label for clip in eight.clips) == list(range(8))
     run.sources.update(train=eight, val=eight)
     plan = run.plan()
-    state, groups = start(run, plan.rows[0].view, lambda text: None)
+    state, groups = start(run, plan.rows[0].stage_data, lambda text: None)
     step = make_train_step(found, run.task, plan, groups, plan.rows[0])
     losses = []
-    for batch in train_batches(found, run.task, eight, plan.rows[0].view, 0, plan.total):
+    for batch in train_batches(found, run.task, eight, plan.rows[0].stage_data, 0, plan.total):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 1.1 * (1.0 + 1.5) * np.log(2) / 2 < losses[0] / 5
     program = make_eval_step(run.task, "val")
     variables = {"params": state.params, **state.model_state}
-    scores, rows, _ = evaluate(run, program, variables, "val", plan.rows[0].view, eight)
+    scores, rows, _ = evaluate(run, program, variables, "val", plan.rows[0].stage_data, eight)
     assert scores["top1"] > 0.99, rows["scores"].argmax(1)
     assert scores["rgb_top1"] >= 0.75 and scores["pose_top1"] >= 0.75
 
@@ -620,7 +620,7 @@ def test_foreign_weights_start_a_training(epam, clips, unnamed, tmp_path):
     found.data.annotations, found.data.videos = str(unnamed), str(clips / "clips")
     found.data.train_split = "train"
     run = open_run(found, tmp_path)
-    state, _ = start(run, run.plan().rows[0].view, lambda text: None)
+    state, _ = start(run, run.plan().rows[0].stage_data, lambda text: None)
     for path, key in (
         ("head/rgb", "rgb_cls_head.fc_cls.weight"),
         ("head/pose", "pose_cls_head.fc_cls.weight"),

@@ -143,20 +143,20 @@ def test_dynamic_weights_are_part_of_the_state(annotations, tmp_path):
     config.optim.accumulate = 2
     run = open_run(config, tmp_path)
     row = run.plan().rows[0]
-    fresh = abstract_variables(run, row.view)
+    fresh = abstract_variables(run, row.stage_data)
     groups = optimizer.resolve_groups(config.optim, fresh["params"])
     begun = jax.eval_shape(lambda v: restore.create(config, groups, v), fresh)
     update = step.make_train_step(config, run.task, run.plan(), groups, row)
-    after, _ = jax.eval_shape(update, begun, abstract_batch(run.task, row.view, "train", 4))
+    after, _ = jax.eval_shape(update, begun, abstract_batch(run.task, row.stage_data, "train", 4))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, begun)
     names = {f"mean_{name}" for name in HEADS}
     for tree in (after.model_state, after.ema["model_state"]):
         assert set(tree["balance"]["head"]) == names
-    batch = abstract_batch(run.task, row.view, "val", 4)
+    batch = abstract_batch(run.task, row.stage_data, "val", 4)
     _, rows = jax.eval_shape(step.make_eval_step(run.task, "val").whole, fresh, batch)
     assert "crop_scores" in rows
     off = open_run(small(annotations), tmp_path)
-    assert "balance" not in abstract_variables(off, row.view)
+    assert "balance" not in abstract_variables(off, row.stage_data)
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_head_drawn_anew_replaces_its_average_and_starts_its_optimiser(annotat
     config = small(annotations, "crt")
     config.stages[0].size, config.length = 32, "10 steps"
     run = open_run(config, tmp_path)
-    made, groups = start(run, run.plan().rows[0].view, lambda text: None)
+    made, groups = start(run, run.plan().rows[0].stage_data, lambda text: None)
 
     def worn(tree):
         return jax.tree.map(lambda x: x + jnp.ones_like(x), tree)
@@ -347,7 +347,7 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
         history=(),
         variables=initialise(task.training.model, jax.random.key(0), shape),
         source=source,
-        stage=schedule.last_view(config),
+        stage=schedule.last_stage_data(config),
         pictures=True,
     )
     figure = task.evaluation.conclude(end).figures[-1]
@@ -487,7 +487,7 @@ def test_views_and_mirror_images_are_averaged_as_probabilities(annotations, tau)
     config.data.test.scales, config.data.test.flip = (1.0, 1.5), True
     task = tasks.make(config)
     views = np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), np.uint8)
-    assert task.training.shapes(schedule.last_view(config), "test")["image"][0][0] == 2
+    assert task.training.shapes(schedule.last_stage_data(config), "test")["image"][0][0] == 2
 
     def network(image):
         left = image[:, :, :4].mean((2, 3))  # not the same mirrored

@@ -27,7 +27,7 @@ from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.config import Config, Stage
 from jaxact.train import finish, loop, optimizer, restore, schedule, setup, state, step
-from jaxact.train.restore import start, view_of
+from jaxact.train.restore import stage_data_of, start
 from jaxact.train.run import (
     abstract_batch,
     abstract_variables,
@@ -72,13 +72,13 @@ def grown(annotations, tmp_path_factory):
         scores = iter([0.9, 0.1])
         found = loop.evaluate
 
-        def evaluated(run, program, variables, purpose, stage, source=None):
-            numbers, *rest = found(run, program, variables, purpose, stage, source)
+        def evaluated(run, program, variables, split, stage, source=None):
+            numbers, *rest = found(run, program, variables, split, stage, source)
             return {**numbers, "top5": next(scores)}, *rest
 
-        def tested(run, program, variables, purpose, stage, source=None):
+        def tested(run, program, variables, split, stage, source=None):
             sides.append(stage.size)
-            return found(run, program, variables, purpose, stage, source)
+            return found(run, program, variables, split, stage, source)
 
         patch.setattr(loop, "evaluate", evaluated)
         patch.setattr(finish, "evaluate", tested)
@@ -90,12 +90,12 @@ def test_the_best_is_tested_at_the_size_it_was_chosen_at(grown):
     run, results, sides = grown
     assert results["best_step"] == results["steps"] // 2 and sides == [32]
     # Evaluation, prediction and export know it from the work dir ...
-    assert view_of(run, "").size == 32
+    assert stage_data_of(run, "").size == 32
     last = str(run.workdir / "checkpoints" / str(results["steps"]))
-    assert view_of(run, last).size == 40 and view_of(run, last).augment == "light"
+    assert stage_data_of(run, last).size == 40 and stage_data_of(run, last).augment == "light"
     # ... as long as it had this schedule.
     other = dataclasses.replace(run.config, stages=(Stage(size=48),))
-    assert view_of(dataclasses.replace(run, config=other), "").size == 48
+    assert stage_data_of(dataclasses.replace(run, config=other), "").size == 48
     assert evaluate.evaluate_split(run, "")["scores"] == results["scores"]
     assert results["views"]["val"] == (
         "32 or 40 px (the stage's), squeezed to a square, scales 1, 1 crop, not mirrored"
@@ -141,8 +141,8 @@ def test_the_staged_leaves_are_evaluated_and_predicted(annotations, tmp_path, ca
     config = small(annotations, "leaves_staged")
     config.data.test_size = 32
     run = open_run(config, tmp_path)
-    variables = initial_variables(run, schedule.last_view(config))
-    made, _ = start(run, schedule.last_view(config), lambda text: None)
+    variables = initial_variables(run, schedule.last_stage_data(config))
+    made, _ = start(run, schedule.last_stage_data(config), lambda text: None)
     from jaxact.train import checkpoint
 
     files = checkpoint.Checkpoints(tmp_path / "checkpoints", config.save, "acc", True)
@@ -187,11 +187,11 @@ def test_a_head_on_random_features_is_warned_of(annotations, tmp_path, capfd):
     # Not where all is trained, and not where weights are given.
     for changed in (small(annotations), dataclasses.replace(config, init_from="x")):
         run = open_run(changed, tmp_path)
-        variables = abstract_variables(run, run.plan().rows[0].view)
+        variables = abstract_variables(run, run.plan().rows[0].stage_data)
         groups = optimizer.resolve_groups(changed.optim, variables["params"])
         assert not drawn_and_frozen(changed, groups, ".*", variables["params"])
     run = open_run(small(annotations, "advanced"), tmp_path)
-    variables = abstract_variables(run, run.plan().rows[0].view)
+    variables = abstract_variables(run, run.plan().rows[0].stage_data)
     groups = optimizer.resolve_groups(run.config.optim, variables["params"])
     text = drawn_and_frozen(run.config, groups, "head", variables["params"])
     assert "stage 0 (train='head')" in text and "\n" not in text
@@ -212,7 +212,7 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     config.model.kind, config.data.test.flip = "multitask", True
     run = open_run(config, tmp_path)
     assert "severity_head_acc" not in run.task.evaluation.metrics
-    stage = run.plan().rows[0].view
+    stage = run.plan().rows[0].stage_data
     fresh = abstract_variables(run, stage)
     assert set(fresh["params"]["head"]) == {"label", "crop", "disease"}
     row = run.plan().rows[0]
@@ -383,7 +383,7 @@ def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations,
     lines = [",".join(row[k] for k in place) for row in rows]
     bare.write_text("\n".join(lines).replace("file,class", "file,label"), encoding="utf-8")
     config = small(bare)
-    table = tasks.make(config).meanings
+    table = tasks.make(config).shipping.meanings
     assert [row["name"] for row in table] == sorted(name for name, *_ in leaves.CLASSES)
     names = {"classes": [row["name"] for row in table], "class_table": table}
     (tmp_path / "config.json").write_text(json.dumps({"config": {}, **names}))
@@ -392,7 +392,7 @@ def test_runs_of_bare_names_are_predicted_without_their_annotations(annotations,
     data = named(config, tmp_path)
     task = tasks.make(dataclasses.replace(config, data=data))
     assert (
-        task.training.classes == tasks.make(config).classes
+        task.training.classes == tasks.make(config).training.classes
         and task.prediction.describe.args[0].crops == ()
     )
 
@@ -417,7 +417,7 @@ def test_worker_processes_change_nothing(annotations):
         config = small(annotations)
         config.input.workers = workers
         task = tasks.make(config)
-        stage = schedule.last_view(config)
+        stage = schedule.last_stage_data(config)
         return list(train_batches(config, task, task.training.source("train"), stage, 0, 3))
 
     for one, other in zip(batches(0), batches(1), strict=True):

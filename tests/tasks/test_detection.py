@@ -85,12 +85,10 @@ def config(features=None, videos=None, **fields):
     return found
 
 
-def batch_of(task, source, purpose="train", count=2):
+def batch_of(task, source, split="train", count=2):
     """Prepared examples, stacked."""
     rng = np.random.default_rng(0)
-    rows = [
-        task.training.prepare(source[i % len(source)], rng, VIEW, purpose) for i in range(count)
-    ]
+    rows = [task.training.prepare(source[i % len(source)], rng, VIEW, split) for i in range(count)]
     found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     return found | {"id": np.arange(count, dtype=np.int32), "mask": np.ones(count, bool)}
 
@@ -147,7 +145,7 @@ def test_inference_keeps_the_best_of_points_and_classes(extracted):
         batch,
         "val",
     )
-    assert one["score"].shape == (1, 48) and agnostic.classes == ("class0", "class1")
+    assert one["score"].shape == (1, 48) and agnostic.training.classes == ("class0", "class1")
 
 
 def test_the_loss_is_a_sum_over_the_batch(extracted):
@@ -168,9 +166,9 @@ def test_the_loss_is_a_sum_over_the_batch(extracted):
         np.testing.assert_allclose(terms[name], 2 * halved[name], rtol=1e-6)
 
 
-def rows_of(task, purpose="val"):
+def rows_of(task, split="val"):
     """Perfect detections of every window, in its steps, as rows; and their source."""
-    source = task.training.source(purpose)
+    source = task.training.source(split)
     rows = {name: [] for name in ("video", "clock", "segment", "score", "label")}
     for sample in source.samples:
         clock = np.array([sample.start / sample.fps, 1 / sample.fps, sample.duration])
@@ -307,9 +305,9 @@ def test_a_class_agnostic_model_needs_classes_to_be_scored(extracted, tmp_path):
     """Training may begin only where its detections can be scored; prediction says "action"."""
     task = detection.make(config(extracted, model__classes=1))
     assert len(task.training.source("train")) == 6
-    for purpose in ("val", "test"):
+    for split in ("val", "test"):
         with pytest.raises(UserError, match=r"config\.post\.merging\.classifier='' with model\.cl"):
-            task.training.source(purpose)
+            task.training.source(split)
     names = [f"v{index}" for index in range(6, 9)]
     table = {"results": {name: [0.2, 0.8] for name in names}, "class": ["class0", "class1"]}
     path = tmp_path / "classifier.json"
@@ -324,11 +322,11 @@ def test_a_class_agnostic_model_needs_classes_to_be_scored(extracted, tmp_path):
     scored = detection.make(given)
     rows, source = rows_of(scored)
     rows["label"] = np.zeros_like(rows["label"])
-    found = scored.score({"windows": np.int32(len(source))}, rows)
+    found = scored.evaluation.score({"windows": np.int32(len(source))}, rows)
     labels = np.concatenate([sample.video.labels for sample in source.samples[::2]])
     assert set(labels.tolist()) == {0, 1}
     assert found["recall@0.7@5x"] == pytest.approx(0.5)  # all of class1, none of class0
-    line = scored.describe({name: column[:1] for name, column in rows.items()})
+    line = scored.prediction.describe({name: column[:1] for name, column in rows.items()})
     assert {row["label"] for row in line["segments"]} == {"action"}
 
 
@@ -362,7 +360,7 @@ def test_the_contract_of_an_artefact(extracted, drawn):
     np.testing.assert_allclose(best["score"][0], np.asarray(found["score"][0]).ravel()[order])
     np.testing.assert_allclose(best["segment"][0], found["segment"][0][order // 2])
     assert set(contract.outputs) == set(found)
-    frames = detection.make(config(videos=drawn)).contract()
+    frames = detection.make(config(videos=drawn)).shipping.contract()
     assert frames.inputs["frames"].shape == (32, 32, 32, 3) and frames.inputs["frames"].high == 255
     assert frames.preprocessing["afterwards"]["nms"]["sigma"] == 0.7
 

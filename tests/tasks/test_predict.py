@@ -48,7 +48,7 @@ def trained(request, clips, tmp_path_factory):
     found.data.annotations = str(clips / "annotations.pkl")
     found.data.videos = str(clips / "clips")
     run = open_run(found, tmp_path_factory.mktemp("run"))
-    state, _ = restore.start(run, run.plan().rows[0].view, say)
+    state, _ = restore.start(run, run.plan().rows[0].stage_data, say)
     Journal(run.workdir, found, 1, 1, run.task.training.classes).close()
     folder = run.workdir / "checkpoints"
     files = checkpoint.Checkpoints(folder, found.save, "top1", True, say)

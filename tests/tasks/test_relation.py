@@ -101,7 +101,7 @@ def test_presets(name):
     assert (config.eval.metric, config.eval.patience, config.seed) == ("mpca", 15, 42)
     assert config.data.train_interval == (10 if name == "debug" else 1)
     run = open_run(config, pathlib.Path("unused"))
-    variables = abstract_variables(run, run.plan(10).rows[0].view)
+    variables = abstract_variables(run, run.plan(10).rows[0].stage_data)
     assert cost.table(variables["params"])[-1].parameters == total
     groups = optimizer.resolve_groups(optim, variables["params"])
     rates = {group.name: (group.lr, group.frozen) for group in groups.groups}
@@ -116,7 +116,7 @@ def test_spatial_features_alone_by_name():
     """Of the presets, on real scenes too."""
     config = schema.load(RECIPE, "geometry")
     run = open_run(config, pathlib.Path("unused"))
-    view = run.plan(10).rows[0].view
+    view = run.plan(10).rows[0].stage_data
     params = abstract_variables(run, view)["params"]
     assert set(params) == {"spatial", "relation0", "relation1", "relation2", "label"}
     assert optimizer.resolve_groups(config.optim, params).trainable == {"all"}
@@ -137,7 +137,7 @@ def test_other_fusions_through_the_task():
         config = schema.load(RECIPE)
         config.model.fusion = fusion
         run = open_run(config, pathlib.Path("unused"))
-        variables = abstract_variables(run, run.plan(10).rows[0].view)
+        variables = abstract_variables(run, run.plan(10).rows[0].stage_data)
         assert cost.table(variables["params"])[-1].parameters == total
 
 
@@ -228,7 +228,9 @@ def test_the_loss_is_the_weighted_sum(root):
     each = [own[[0, 3]].mean(), own[1], own[2]]
     assert means["mpca"] == pytest.approx(0.3 * np.var(each, ddof=1), rel=1e-4)
     config.loss.mpca_mode, config.loss.kind = "mean", "focal"
-    other = relation.make(config).loss({"logits": logits}, {"label": labels, "mask": mask}, {})
+    other = relation.make(config).training.loss(
+        {"logits": logits}, {"label": labels, "mask": mask}, {}
+    )
     assert float(other["mpca"][0]) == pytest.approx(0.3 * (1 - np.mean(each)), rel=1e-5)
     wanted = -weight * (1 - own) ** 2 * np.log(own)
     np.testing.assert_allclose(other["ce"][:4], wanted, rtol=1e-4)
@@ -275,7 +277,7 @@ def test_evaluation_does_not_augment(root):
 def test_an_untrained_model_answers_evenly(root):
     """Its cross entropy on drawn scenes is ln 3."""
     run = open_run(tiny(root), pathlib.Path("unused"))
-    stage = run.plan().rows[0].view
+    stage = run.plan().rows[0].stage_data
     variables = initial_variables(run, stage)
     program = make_eval_step(run.task, "val")
     scores, rows, ids = evaluation.evaluate(run, program, variables, "val", stage)
@@ -352,7 +354,7 @@ def test_the_training_stream_keeps_frames_together(root):
     config = tiny(root, batch_size=4, data__mix=2, data__balance="none")
     task = relation.make(config)
     source = task.training.source("train")
-    stage = open_run(config, pathlib.Path("unused")).plan().rows[0].view
+    stage = open_run(config, pathlib.Path("unused")).plan().rows[0].stage_data
 
     def ids(start, end):
         stream = train_batches(config, task, source, stage, start, end)
@@ -374,9 +376,9 @@ def test_everything_goes_to_worker_processes(root):
     task = relation.make(tiny(root, data__balance="both"))
     source = task.training.source("train")
     copied, pairs = pickle.loads(cloudpickle.dumps((task, source)))
-    stage = open_run(tiny(root), pathlib.Path("unused")).plan().rows[0].view
+    stage = open_run(tiny(root), pathlib.Path("unused")).plan().rows[0].stage_data
     ours = task.training.prepare(source[3], None, stage, "train")
-    theirs = copied.prepare(pairs[3], None, stage, "train")
+    theirs = copied.training.prepare(pairs[3], None, stage, "train")
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
@@ -394,7 +396,7 @@ def changed(config, folder):
     """{name: is it another after the training of a work dir than before?}"""
     stored = checkpoint.read_weights(folder / "checkpoints" / "2")
     run = open_run(config, folder)
-    before = initial_variables(run, run.plan(1).rows[0].view)
+    before = initial_variables(run, run.plan(1).rows[0].stage_data)
     first = state.flatten(before)
     last = state.flatten({"params": stored["params"], **stored["model_state"]})
     return {name: not np.array_equal(first[name], last[name]) for name in first}
@@ -563,10 +565,10 @@ def test_other_inputs_have_a_step(root, fields):
     run = open_run(tiny(root, **fields), pathlib.Path("unused"))
     plan = run.plan()
     row = plan.rows[0]
-    variables = abstract_variables(run, row.view)
+    variables = abstract_variables(run, row.stage_data)
     groups = optimizer.resolve_groups(run.config.optim, variables["params"])
     fresh = jax.eval_shape(lambda v: restore.create(run.config, groups, v), variables)
-    batch = abstract_batch(run.task, row.view, "train", 4)
+    batch = abstract_batch(run.task, row.stage_data, "train", 4)
     assert ("place" in batch) == (run.config.data.scene != "off")
     step = make_train_step(run.config, run.task, plan, groups, row)
     _, metrics = jax.eval_shape(step, fresh, batch)
@@ -614,7 +616,7 @@ def test_weights_of_the_original(root, tmp_path):
     """A checkpoint under the original's names starts a training."""
     config = tiny(root)
     run = open_run(config, tmp_path)
-    stage = run.plan(1).rows[0].view
+    stage = run.plan(1).rows[0].stage_data
     variables = jax.device_get(initial_variables(run, stage))
     tensors = table.invert(names.tables({}, variables)[0], variables)
     assert "person_encoder.0.weight" in tensors and "backbone.backbone.0.weight" in tensors

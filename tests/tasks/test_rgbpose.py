@@ -49,7 +49,7 @@ def parameters(tmp_path, variant):
     """Numbers in the parameters that a run of the variant would train."""
     config, _ = made(variant)
     run = open_run(config, tmp_path)
-    view = run.plan(100).rows[0].view
+    view = run.plan(100).rows[0].stage_data
     return cost.table(abstract_variables(run, view)["params"])[-1].parameters
 
 
@@ -100,7 +100,7 @@ PINNED = {
 @pytest.mark.parametrize("variant", PINNED)
 def test_numbers_of_the_published_recipes(variant):
     config, task = made(variant)
-    view = open_run(config, ROOT).plan(10).rows[0].view
+    view = open_run(config, ROOT).plan(10).rows[0].stage_data
     data, optim, model = config.data, config.optim, config.model
     streams = model.streams.split("+")
     frames = [{"rgb": data.rgb_frames, "pose": data.pose_frames}[name] for name in streams]
@@ -181,7 +181,7 @@ def test_paths_that_do_not_meet_are_an_error(tmp_path):
     config.data.scale = 1.0
     run = open_run(config, tmp_path)
     with pytest.raises(UserError, match=r"the RGB map is \(2, 8, 8\), the pose map \(4, 16, 16\)"):
-        abstract_variables(run, run.plan(10).rows[0].view)
+        abstract_variables(run, run.plan(10).rows[0].stage_data)
 
 
 # -------------------------------------------------------------------------------------- end to end
@@ -202,7 +202,7 @@ def runs(clips, tmp_path_factory):
         config, _ = made("tiny", network="slowonly", streams=stream, exchange=Exchange())
         config.seed = seed
         run = open_run(config, root / stream)
-        state, _ = start(run, run.plan(4).rows[0].view, lambda line: None)
+        state, _ = start(run, run.plan(4).rows[0].stage_data, lambda line: None)
         files = checkpoint.Checkpoints(
             root / stream / "checkpoints", config.save, "top1", True, lambda line: None
         )
@@ -239,7 +239,7 @@ def test_a_fusion_starts_with_what_its_parts_learned(runs, clips, tmp_path):
     )
     config.init_from = f"{root / 'rgb'},{root / 'pose'}"
     run = open_run(config, tmp_path)
-    found, _ = start(run, run.plan().rows[0].view, lambda line: None)
+    found, _ = start(run, run.plan().rows[0].stage_data, lambda line: None)
     for stream in ("rgb", "pose"):
         stored = checkpoint.read_weights(find_checkpoint(root / stream))["params"]
         for path, value in jax.tree_util.tree_leaves_with_path(stored):

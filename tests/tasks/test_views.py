@@ -62,14 +62,14 @@ def opened(clips, tmp_path, streams="rgb+pose", **fields):
     found.model.streams = streams
     run = open_run(found, tmp_path)
     run = dataclasses.replace(run, task=changed(run.task, model=Net(), counted=None))
-    stage = run.plan(1).rows[-1].view
+    stage = run.plan(1).rows[-1].stage_data
     return run, stage, initial_variables(run, stage)
 
 
-def rows_of(run, stage, variables, purpose="test"):
-    program = make_eval_step(run.task, purpose)
-    _, rows, ids = evaluation.evaluate(run, program, variables, purpose, stage)
-    assert ids == run.source(purpose).ids
+def rows_of(run, stage, variables, split="test"):
+    program = make_eval_step(run.task, split)
+    _, rows, ids = evaluation.evaluate(run, program, variables, split, stage)
+    assert ids == run.source(split).ids
     return rows
 
 
@@ -101,13 +101,14 @@ def test_parts_together_are_all_views(clips, fields):
     spec = Views(clips=6, crops=3 if fields else 1)
     whole = action.make(config(clips, test=spec, clips_at_once=6, **fields))
     apart = action.make(config(clips, test=spec, clips_at_once=2, **fields))
-    assert (whole.parts("test"), apart.parts("test")) == (1, 3)
-    for clip in list(whole.source("test"))[:2]:
-        wanted = whole.prepare(clip, np.random.default_rng(0), None, "test")
+    assert (whole.evaluation.parts("test"), apart.evaluation.parts("test")) == (1, 3)
+    for clip in list(whole.training.source("test"))[:2]:
+        wanted = whole.training.prepare(clip, np.random.default_rng(0), None, "test")
         parts = [
-            apart.prepare(clip, np.random.default_rng(0), None, "test", part=k) for k in range(3)
+            apart.training.prepare(clip, np.random.default_rng(0), None, "test", part=k)
+            for k in range(3)
         ]
-        for name, (shape, _) in apart.shapes(None, "test").items():
+        for name, (shape, _) in apart.training.shapes(None, "test").items():
             assert all(part[name].shape == shape for part in parts)
             if name != "label":
                 joined = np.concatenate([part[name] for part in parts])
@@ -163,10 +164,10 @@ def test_an_example_that_breaks_in_a_later_part_is_left_out(clips, tmp_path, cap
     wanted = rows_of(run, stage, variables)
     prepare = run.task.training.prepare
 
-    def breaking(clip, rng, stage, purpose, part=0):
+    def breaking(clip, rng, stage, split, part=0):
         if clip.id == "test0002" and part >= 1:
             raise UserError(f"{clip.id}: cannot be decoded")
-        return prepare(clip, rng, stage, purpose, part=part)
+        return prepare(clip, rng, stage, split, part=part)
 
     broken = dataclasses.replace(run, task=changed(run.task, prepare=breaking))
     program = make_eval_step(broken.task, "test")

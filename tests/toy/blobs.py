@@ -69,16 +69,16 @@ class Net(nn.Module):
 
 
 class Source:
-    def __init__(self, config: Config, purpose: str):
-        count = config.data.examples if purpose == "train" else config.data.held_out
-        rng = np.random.default_rng(purpose == "train")
+    def __init__(self, config: Config, split: str):
+        count = config.data.examples if split == "train" else config.data.held_out
+        rng = np.random.default_rng(split == "train")
         self.labels = np.arange(count) % config.model.classes
         centres = np.random.default_rng(7).normal(size=(config.model.classes, 4))
         noise = rng.normal(size=(count, 4)) * 0.7
         self.x = np.repeat(centres[self.labels] + noise, 4, 1).astype(np.float32)
-        self.pause = config.data.pause if purpose == "train" else config.data.rest
-        self.bad = (config.data.poison, config.data.broken) if purpose == "train" else (-1, -1)
-        self.ids = [f"{purpose}{i}" for i in range(count)]
+        self.pause = config.data.pause if split == "train" else config.data.rest
+        self.bad = (config.data.poison, config.data.broken) if split == "train" else (-1, -1)
+        self.ids = [f"{split}{i}" for i in range(count)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,12 +91,12 @@ class Source:
         return x, self.labels[index]
 
 
-def _prepare(example: Any, rng: Any, stage: Any, purpose: str) -> dict[str, np.ndarray]:
+def _prepare(example: Any, rng: Any, stage: Any, split: str) -> dict[str, np.ndarray]:
     x, label = example
     if isinstance(x, str):
         raise UserError("blob 3 cannot be read")
     x = x.reshape(4, 4)[:, : stage.size // 4].reshape(-1)
-    noise = rng.normal(0, 0.1, x.shape) if purpose == "train" else 0.0
+    noise = rng.normal(0, 0.1, x.shape) if split == "train" else 0.0
     return {"x": (x + noise).astype(np.float32), "label": np.int32(label)}
 
 
@@ -125,9 +125,9 @@ def make(config: Config) -> Task:
         training=Training(
             model=model,
             classes=tuple("abcdefgh"[: config.model.classes]),
-            source=lambda purpose: Source(config, purpose),
+            source=lambda split: Source(config, split),
             prepare=_prepare,
-            shapes=lambda stage, purpose: {
+            shapes=lambda stage, split: {
                 "x": ((stage.size,), np.float32),
                 "label": ((), np.int32),
             },
@@ -136,7 +136,7 @@ def make(config: Config) -> Task:
             sampler=sampler,
         ),
         evaluation=Evaluation(
-            infer=lambda apply, batch, purpose: apply(x=batch["x"]),
+            infer=lambda apply, batch, split: apply(x=batch["x"]),
             measure=measure,
             rows=lambda outputs, batch: {"scores": outputs, "label": batch["label"]},
             score=score,

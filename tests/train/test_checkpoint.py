@@ -24,7 +24,7 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def fresh(run):
     """A state at step 0."""
-    return start(run, run.plan().rows[0].view, lambda text: None)[0]
+    return start(run, run.plan().rows[0].stage_data, lambda text: None)[0]
 
 
 def at(fresh, step):
@@ -189,7 +189,7 @@ def test_another_model_is_told_by_its_first_array(tmp_path, run, fresh):
     config = recipe.get_config()
     config.model.classes = 5
     other = open_run(config, tmp_path)
-    now = start(other, other.plan().rows[0].view, lambda text: None)[0]
+    now = start(other, other.plan().rows[0].stage_data, lambda text: None)[0]
     files = opened(tmp_path, best=1, latest=1)
     with pytest.raises(UserError, match=r"head/bias is \(3,\) there and \(5,\) here"):
         files.restore(now)
@@ -219,7 +219,7 @@ def test_a_model_without_statistics_or_average(tmp_path):
     config.optim.ema = 0.0
     run = open_run(config, tmp_path)
     run = dataclasses.replace(run, task=changed(run.task, model=Bare()))
-    view = run.plan().rows[0].view
+    view = run.plan().rows[0].stage_data
     now = start(run, view, lambda text: None)[0]
     files = opened(tmp_path)
     files.save(at(now, 1), {"top1": 1.0})
@@ -243,7 +243,7 @@ def started(folder, origin, **model):
         setattr(config.model, name, value)
     run = open_run(config, folder)
     said = []
-    found, _ = start(run, run.plan().rows[0].view, said.append)
+    found, _ = start(run, run.plan().rows[0].stage_data, said.append)
     return found, said, (folder / "init_report.txt").read_text()
 
 
@@ -298,7 +298,7 @@ def test_frozen_groups_are_evaluated_with_their_weights(tmp_path):
     config = recipe.get_config()
     config.optim.groups = (Group("body", "^body", frozen=True), Group("head", ".*"))
     run = open_run(config, tmp_path)
-    now = start(run, run.plan().rows[0].view, lambda text: None)[0]
+    now = start(run, run.plan().rows[0].stage_data, lambda text: None)[0]
     files = opened(tmp_path)
     files.save(at(now, 3), {"top1": 1.0})
     files.close()
@@ -312,6 +312,6 @@ def blobs_variables(stored):
     from jaxact.train.restore import stored_variables
 
     found = stored_variables(stored)
-    net = blobs.make(recipe.get_config()).model
+    net = blobs.make(recipe.get_config()).training.model
     assert np.isfinite(net.apply(found, np.ones((2, 8), np.float32), train=False)).all()
     return found

@@ -16,7 +16,7 @@ from jaxact.config import UserError
 from jaxact.tasks.crop import network
 from jaxact.tasks.crop.config import Model
 from jaxact.train import optimizer
-from jaxact.train.schedule import last_view, resolve
+from jaxact.train.schedule import last_stage_data, resolve
 
 ROOT = pathlib.Path(__file__).parents[2]
 RECIPE = ROOT / "configs" / "crop.py"
@@ -60,7 +60,7 @@ def test_all_fifty_rows(found, truth, place):
     for row in truth:
         step = row["epoch"] * PER_EPOCH + place
         values = {name: float(x) for name, x in under_jit(jnp.int32(step)).items()}
-        stage = found.stage(step)
+        stage = found.row(step)
         # The table gives five digits.
         np.testing.assert_allclose(values["lr"], row["lr"], rtol=5e-5, err_msg=str(row))
         # Factors on the floor of the curve are the only way to get these rates exactly.
@@ -71,8 +71,11 @@ def test_all_fifty_rows(found, truth, place):
             assert values[name] == pytest.approx(row[name]), (name, row)
         assert values["focal"] == row["focal"] and values["cosine"] == (row["head"] == "cosine")
         assert (values["mixup_prob"], values["cutmix_prob"]) == pytest.approx((0.7, 0.5))
-        assert stage.view.sampler == row["sampler"] and stage.view.augment == row["augment"]
-        assert stage.view.size == row["size"]
+        assert (
+            stage.stage_data.sampler == row["sampler"]
+            and stage.stage_data.augment == row["augment"]
+        )
+        assert stage.stage_data.size == row["size"]
         trains = TRAINS[row["trains"]]
         if row["head"] == "cosine":  # the linear head rests, the cosine head and centres move
             trains = trains.replace("head", "features")
@@ -158,9 +161,9 @@ def row_at(stages, epoch, epochs=50):
     config = schema.load(RECIPE)
     config.length, config.stages = f"{epochs} epochs", stages
     found = resolve(config, 1)
-    stage = found.stage(epoch)
+    stage = found.row(epoch)
     values = {name: float(x) for name, x in found.hyper(epoch).items()}
-    return {**values, **vars(stage.view), "train": stage.train}
+    return {**values, **vars(stage.stage_data), "train": stage.train}
 
 
 def test_the_resolutions_of_the_guides_contradictions():
@@ -227,7 +230,7 @@ def test_every_variant_resolves():
         found = resolve(config, 50)
         assert found.rows[0].start == 0, name
         # Without the training split the row that evaluation sees is the same.
-        assert last_view(config) == found.rows[-1].view, name
+        assert last_stage_data(config) == found.rows[-1].stage_data, name
         for stage in config.stages:
             assert dataclasses.is_dataclass(stage)
     with pytest.raises(UserError, match="no variant 'leave'"):
@@ -244,12 +247,12 @@ def test_the_last_view_of_stages_that_are_never_reached():
         ("60 steps", 256),  # one of two steps would do
     ):
         config.length = length
-        assert last_view(config).size == size, length
+        assert last_stage_data(config).size == size, length
     config.stages = (config.stages[0], type(config.stages[0])(start="5 steps", size=64))
     config.length = "1 epochs"
-    assert last_view(config).size == 64
+    assert last_stage_data(config).size == 64
     config.length = "5 steps"
-    assert last_view(config).size == 224
+    assert last_stage_data(config).size == 224
 
 
 def test_a_step_schedule_needs_milestones_and_has_the_guides():

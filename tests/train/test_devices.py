@@ -37,7 +37,7 @@ def trained(run, grid, batches):
 
     run = dataclasses.replace(run, mesh=grid)
     plan = run.plan(10)
-    state, groups = start(run, plan.rows[0].view, lambda text: None)
+    state, groups = start(run, plan.rows[0].stage_data, lambda text: None)
     step = make_train_step(run.config, run.task, plan, groups, plan.rows[0])
     losses, statistics = [], []
     for batch in batches:
@@ -61,7 +61,7 @@ def evaluated(run, grid):
     from jaxact.train.step import make_eval_step
 
     run = dataclasses.replace(run, mesh=grid)
-    view = run.plan().rows[0].view
+    view = run.plan().rows[0].stage_data
     variables = initial_variables(run, view)
     scores, rows, ids = evaluate(run, make_eval_step(run.task, "val"), variables, "val", view)
     return {"scores": scores, "ids": ids, "rows": rows["scores"].tolist()}
@@ -78,7 +78,7 @@ def report():
     nowhere = pathlib.Path("unused")
     found = {}
     run = open_run(toy(), nowhere)
-    view = run.plan().rows[0].view
+    view = run.plan().rows[0].stage_data
     batches = list(train_batches(run.config, run.task, run.source("train"), view, 0, 5))
     batches[3]["mask"][[1, 6]] = False  # the mean is over what is left, on whatever device
     found["toy"] = [trained(run, grid, batches) for grid in meshes()]

@@ -33,7 +33,7 @@ def opened(config):
 def perturbed(run):
     """Variables as after some training: nothing zero, nothing equal, variances above 0."""
     rng = np.random.default_rng(0)
-    fresh = initial_variables(run, run.plan(1).rows[-1].view)
+    fresh = initial_variables(run, run.plan(1).rows[-1].stage_data)
 
     def moved(path, leaf):
         leaf = np.asarray(leaf)
@@ -97,7 +97,7 @@ def test_every_tiny_recipe_exports(shipped, path):
         assert port["meaning"] and port["shape"][0] == "b"
     platforms = [name for row in contract["programs"] for name in row["platforms"]]
     assert sorted(platforms) == ["cpu", "cuda", "rocm", "tpu"]
-    deal = export.contract_of(run, run.plan(1).rows[-1].view)
+    deal = export.contract_of(run, run.plan(1).rows[-1].stage_data)
     found = exported.load(folder)(**export.random_inputs(deal, 2))
     for name, array in found.items():
         assert np.isfinite(array).all(), name
@@ -213,7 +213,7 @@ def test_recomputed_blocks_take_the_form_too():
     config = schema.load(X3D, "tiny")
     config.model.streams, config.model.coarse, config.model.remat = "rgb", (), True
     run = opened(config)
-    variables = abstract_variables(run, run.plan(1).rows[-1].view)
+    variables = abstract_variables(run, run.plan(1).rows[-1].stage_data)
     clip = jax.ShapeDtypeStruct((1, *run.task.shipping.contract().inputs["rgb"].shape), np.float32)
     for form, grouped in (("cpu", False), ("tpu", True), ("cpu", False)):
         with target.traced_for(form):

@@ -111,7 +111,7 @@ def test_predictions_are_those_of_the_named_weights(whole):
     run = open_run(config(), workdir)
     folder = workdir / "checkpoints" / str(results["best_step"])
     weights = checkpoint.read_weights(folder)
-    view = run.plan().rows[0].view
+    view = run.plan().rows[0].stage_data
     batch = next(eval_batches(run.config, run.task, run.source("test"), view, "test", 21))
     averaged = restore.stored_variables(weights)
     raw = {"params": weights["params"], **weights["model_state"]}
@@ -126,8 +126,8 @@ def test_a_checkpoint_chosen_on_what_is_tested_is_said(tmp_path, monkeypatch, ca
     """Both splits with the same examples; one validation alone chooses nothing."""
     apart = blobs.Source.__init__
 
-    def same(self, config, purpose):
-        apart(self, config, "train" if purpose == "train" else "test")
+    def same(self, config, split):
+        apart(self, config, "train" if split == "train" else "test")
 
     monkeypatch.setattr(blobs.Source, "__init__", same)
     results = train(tmp_path / "often")

@@ -56,9 +56,11 @@ def compiled(run):
     from jaxact.train.step import make_train_step
 
     plan = run.plan(10)
-    state, groups = restore.start(run, plan.rows[0].view, lambda text: None)
+    state, groups = restore.start(run, plan.rows[0].stage_data, lambda text: None)
     step = make_train_step(run.config, run.task, plan, groups, plan.rows[0], run.layout, state)
-    batch = abstract_batch(run.task, plan.rows[0].view, "train", 8, mesh.batch_sharding(run.mesh))
+    batch = abstract_batch(
+        run.task, plan.rows[0].stage_data, "train", 8, mesh.batch_sharding(run.mesh)
+    )
     return state, step.lower(state, batch).compile()
 
 
@@ -162,7 +164,7 @@ def report(folder):
     for grid in (one, *grids()):
         run = opened(grid)
         batches = train_batches(
-            run.config, run.task, run.source("train"), run.plan(10).rows[0].view, 0, 5
+            run.config, run.task, run.source("train"), run.plan(10).rows[0].stage_data, 0, 5
         )
         state, numbers = trained(run, list(batches))
         found["training"].append(numbers)

@@ -75,15 +75,15 @@ class Toy:
     stage: object
 
 
-def toy(purpose="train", **changes):
+def toy(split="train", **changes):
     config = recipe.get_config()
     for name, value in changes.items():
         place, field = name.split("__") if "__" in name else ("", name)
         setattr(getattr(config, place) if place else config, field, value)
     task = blobs.make(config)
-    source = task.training.source(purpose)
+    source = task.training.source(split)
     rows = schedule.resolve(config, schedule.epoch_steps(len(source), config.batch_size)).rows
-    return Toy(config, task, source, rows[0].view)
+    return Toy(config, task, source, rows[0].stage_data)
 
 
 def batches(found: Toy, start: int, end: int):

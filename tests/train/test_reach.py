@@ -55,7 +55,7 @@ def opened(tmp_path, **model):
     for name, value in model.items():
         setattr(config.model, name, value)
     run = open_run(config, tmp_path)
-    return run, run.plan(1).rows[-1].view
+    return run, run.plan(1).rows[-1].stage_data
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,8 @@ def test_a_file_that_fills_everything_is_taken(alone, tmp_path):
 def test_a_file_that_fills_a_part_is_refused(alone, tmp_path, model, first):
     """A stream or a classifier as it was drawn would be averaged into every score."""
     run, stage = opened(tmp_path, **model)
-    for purpose in ("val", "test", "predict"):
-        used = restore.evaluated(run, stage, purpose)
+    for split in ("val", "test", "predict"):
+        used = restore.evaluated(run, stage, split)
         with pytest.raises(UserError, match=f"{alone} does not fill") as error:
             restore.load(run, str(alone), stage, used)
         assert first in str(error.value) and "\n" not in str(error.value)

@@ -137,8 +137,8 @@ def test_rows_carry_over_and_ramp():
     )
     rates = [float(found.hyper(step)["lr"]) for step in range(12)]
     np.testing.assert_allclose(rates, [1.0] * 4 + [2.0] * 8)
-    assert [found.stage(step).view.size for step in (0, 7, 8, 11)] == [224, 224, 256, 256]
-    assert {row.view.sampler for row in found.rows} == {"weighted"}
+    assert [found.row(step).stage_data.size for step in (0, 7, 8, 11)] == [224, 224, 256, 256]
+    assert {row.stage_data.sampler for row in found.rows} == {"weighted"}
     assert len({row.program for row in found.rows}) == 2
     assert found.unreachable == (3,) and "stages[3] starts after the end" in found.table()
     assert [(s, e) for _, s, e in found.segments(5)] == [(5, 8), (8, 12)]

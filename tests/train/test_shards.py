@@ -106,7 +106,7 @@ def batches(config, folder, workers=0, test=True):
     fresh()
     config = dataclasses.replace(config, input=dataclasses.replace(config.input, workers=workers))
     run = open_run(config, folder)
-    stage = run.plan().rows[0].view
+    stage = run.plan().rows[0].stage_data
     source = run.task.training.source("train")
     yield from train_batches(config, run.task, source, stage, 0, 2)
     if test:
@@ -194,7 +194,7 @@ def test_what_is_not_in_the_shards_is_named(pairs, tmp_path):
         shutil.copy(path, clips)
     config = changed(files, videos=prepared(clips, tmp_path / "set"))
     run = open_run(config, tmp_path / "w")
-    stage, test = run.plan(10).rows[0].view, run.task.training.source("test")
+    stage, test = run.plan(10).rows[0].stage_data, run.task.training.source("test")
     with pytest.raises(UserError, match=f"{source[0].name}: not in shards .*which have 7 media"):
         list(eval_batches(config, run.task, test, stage, "test", 2))
     failed: dict[int, str] = {}

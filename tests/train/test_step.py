@@ -68,14 +68,16 @@ def steps(config, count, folder, task=None, batches=None) -> History:
     if task is not None:
         run = dataclasses.replace(run, task=task)
     plan = run.plan(None if batches is None else 10)
-    found, groups = restore.start(run, plan.rows[0].view, lambda text: None)
+    found, groups = restore.start(run, plan.rows[0].stage_data, lambda text: None)
     programs = {}
     kept, metrics = [jax.device_get(found)], []
     for row, start, end in plan.segments(0):
         if row.program not in programs:
             programs[row.program] = make_train_step(config, run.task, plan, groups, row)
         if batches is None:
-            stream = train_batches(config, run.task, run.source("train"), row.view, start, end)
+            stream = train_batches(
+                config, run.task, run.source("train"), row.stage_data, start, end
+            )
         else:
             stream = iter(batches[start:end])
         for batch in stream:
@@ -182,7 +184,7 @@ def test_accumulation_counts_real_examples(tmp_path):
         task = dataclasses.replace(blobs.make(config), model=Plain())
         run = open_run(config, tmp_path)
         batch = next(
-            train_batches(config, task, run.source("train"), run.plan().rows[0].view, 0, 1)
+            train_batches(config, task, run.source("train"), run.plan().rows[0].stage_data, 0, 1)
         )
         batch["x"][~mask] = np.nan  # what padding holds must not matter
         return steps(config, 1, tmp_path, task, [{**batch, "mask": mask}])
@@ -264,7 +266,7 @@ def test_frozen_batch_norm_normalises_with_its_running_statistics(tmp_path):
     groups = (Group("body", "^body", frozen=True), Group("head", ".*"))
     config = toy(optim__groups=groups, model__dropout=0.0)
     run = open_run(config, tmp_path)
-    view = run.plan().rows[0].view
+    view = run.plan().rows[0].stage_data
     batch = next(train_batches(config, run.task, run.source("train"), view, 0, 1))
     only = np.array([True] + [False] * 7)
     other = {**batch, "x": np.where(only[:, None], batch["x"], 5.0).astype(np.float32)}
@@ -416,10 +418,10 @@ def test_randomness_is_a_function_of_seed_and_step(tmp_path):
     run = open_run(config, tmp_path)
     plan = run.plan()
     row = plan.rows[0]
-    batch = next(train_batches(config, run.task, run.source("train"), row.view, 0, 1))
+    batch = next(train_batches(config, run.task, run.source("train"), row.stage_data, 0, 1))
 
     def loss(seed, step):
-        start, groups = restore.start(run, row.view, lambda text: None)
+        start, groups = restore.start(run, row.stage_data, lambda text: None)
         other = dataclasses.replace(config, seed=seed)
         program = make_train_step(other, run.task, plan, groups, row)
         return float(program(start.replace(step=jnp.int32(step)), batch)[1]["loss"])

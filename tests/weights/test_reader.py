@@ -141,7 +141,10 @@ def test_a_module_called_module_keeps_its_name(tmp_path):
 
 
 def test_averaged_weights_have_a_counter_beside_them(tmp_path):
-    content = {"n_averaged": writer.view(np.array(4)), "module.w": writer.view(np.ones(2))}
+    content = {
+        "n_averaged": writer.view(np.array(4)),
+        "module.w": writer.view(np.ones(2)),
+    }
     assert set(read(writer.write_zip(tmp_path / "a.pth", content))) == {"n_averaged", "w"}
 
 
@@ -200,7 +203,10 @@ def test_attacks_are_refused_by_name(tmp_path, write, attack):
 def test_getattr_reaches_nothing_real(tmp_path):
     getattr_ = writer.Name("builtins", "getattr")
     for owner in ({}, "text", writer.Name("torch", "float32"), writer.Name("builtins", "list")):
-        content = {"w": writer.view(np.ones(2)), "x": writer.Call(getattr_, (owner, "__class__"))}
+        content = {
+            "w": writer.view(np.ones(2)),
+            "x": writer.Call(getattr_, (owner, "__class__")),
+        }
         with pytest.raises(UserError, match="getattr"):
             read(writer.write_zip(tmp_path / "a.pth", content))
 

@@ -72,11 +72,11 @@ class ClipSource:
         return self.clips[index]
 
 
-def source(data: Data, streams: Streams, classes: int, purpose: str) -> ClipSource:
+def source(data: Data, streams: Streams, classes: int, split: str) -> ClipSource:
     """The clips of one split. Raises UserError for missing or invalid annotations."""
     splits = {"train": data.train_split, "val": data.val_split}
     splits["test"] = data.test_split or data.val_split
-    return ClipSource(read(data, streams, classes, data.annotations, splits[purpose]))
+    return ClipSource(read(data, streams, classes, data.annotations, splits[split]))
 
 
 def read(
@@ -116,7 +116,7 @@ def prepare(
     skeleton: skeletons.Skeleton,
     clip: Clip,
     rng: np.random.Generator,
-    stage: Any,
+    stage_data: Any,
 ) -> dict[str, np.ndarray]:
     """One training example's arrays (see the table above), one draw shared by both streams.
 
@@ -143,7 +143,7 @@ def prepare(
         box = geometry.compact_box(keypoint, size, data.padding, pad=data.imgpad)
         frames, keypoint, size = geometry.crop(frames, keypoint, box, keep_zeros=True)
     frames, keypoint, score, size = _augment(
-        data, skeleton, frames, keypoint, score, size, rng, stage
+        data, skeleton, frames, keypoint, score, size, rng, stage_data
     )
     found: dict[str, Any] = {"label": np.int32(clip.label)}
     if rgb:
@@ -203,31 +203,31 @@ def _augment(
     score: Any,
     size: tuple[int, int],
     rng: np.random.Generator,
-    stage: Any,
+    stage_data: Any,
 ) -> tuple[Any, Any, Any, tuple[int, int]]:
     """Training geometry and colour: resize, random crop, resize, mirror, jitter."""
-    side = (stage.size, stage.size)
-    if stage.augment == "full" and data.short:
+    side = (stage_data.size, stage_data.size)
+    if stage_data.augment == "full" and data.short:
         new = geometry.short_side(size, int(rng.integers(data.short[0], data.short[1] + 1)))
         frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
         box = geometry.offset_box(size, side, rng)
         frames, keypoint, size = geometry.crop(frames, keypoint, box)
-    elif stage.augment == "full":
+    elif stage_data.augment == "full":
         new = geometry.short_side(size, data.resize) if data.keep_ratio else (data.resize,) * 2
         frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
         area, aspect = (data.area[0], data.area[1]), (data.aspect[0], data.aspect[1])
         box = geometry.random_box(size, rng, area, aspect)
         frames, keypoint, size = geometry.crop_resize(frames, keypoint, box, side)
     elif data.keep_ratio:
-        new = geometry.short_side(size, stage.size)
+        new = geometry.short_side(size, stage_data.size)
         frames, keypoint, size = geometry.resize(frames, keypoint, size, new)
         frames, keypoint, size = geometry.crop(frames, keypoint, geometry.centre_box(size, side))
     else:
         frames, keypoint, size = geometry.resize(frames, keypoint, size, side)
-    if stage.augment != "none" and rng.random() < data.flip:
+    if stage_data.augment != "none" and rng.random() < data.flip:
         swap = skeleton.swap
         frames, keypoint, score = geometry.flip(frames, keypoint, score, size, swap)
-    if stage.augment == "full":
+    if stage_data.augment == "full":
         if frames is not None and any(data.jitter):
             brightness, contrast, saturation, hue = data.jitter
             colour = color.draw_colour(rng, brightness, contrast, saturation, hue)
@@ -255,10 +255,10 @@ def audit(streams: Streams, clip: Clip) -> str:
 
 def survey(sources: Mapping[str, Any]) -> tuple[Sequence[str], str]:
     """Clips of the training split that are in another one too, by id or by file; a table."""
-    names = {purpose: {clip.id for clip in source.clips} for purpose, source in sources.items()}
+    names = {split: {clip.id for clip in source.clips} for split, source in sources.items()}
     files = {
-        purpose: {str(pathlib.Path(clip.video).resolve()) for clip in source.clips if clip.video}
-        for purpose, source in sources.items()
+        split: {str(pathlib.Path(clip.video).resolve()) for clip in source.clips if clip.video}
+        for split, source in sources.items()
     }
     findings, lines = [], ["# clips in common"]
     for one, other in itertools.combinations(sources, 2):

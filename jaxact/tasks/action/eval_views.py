@@ -25,21 +25,21 @@ from jaxact.tasks.action.dataset import ABSENT, Streams
 DECODED = 1 << 25  # bytes of decoded frames held at once, of one example
 
 
-def spec(data: Data, purpose: str) -> Views:
-    """The views of a purpose other than training."""
-    return data.val if purpose == "val" else data.test
+def spec(data: Data, split: str) -> Views:
+    """The views of a split other than training."""
+    return data.val if split == "val" else data.test
 
 
-def parts(data: Data, purpose: str) -> int:
+def parts(data: Data, split: str) -> int:
     """Parts that the views come in: equally many clips each, `data.clips_at_once` at most."""
-    clips = spec(data, purpose).clips
+    clips = spec(data, split).clips
     fitting = range(1, min(clips, data.clips_at_once) + 1)
     return clips // max(n for n in fitting if clips % n == 0)
 
 
-def text(data: Data, purpose: str) -> str:
+def text(data: Data, split: str) -> str:
     """The views in words: "10 clips x 3 crops, flip, 256 px"."""
-    found = spec(data, purpose)
+    found = spec(data, split)
     mirror = "flip" if found.flip else "double" if found.double else "no flip"
     clips, crops = (
         f"{n} {word}{'s' if n > 1 else ''}"
@@ -49,13 +49,13 @@ def text(data: Data, purpose: str) -> str:
 
 
 def shapes(
-    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage: Any, purpose: str
+    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage_data: Any, split: str
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, or of one part of its views; dtype), as `prepare` makes it."""
-    train = purpose == "train"
-    side = stage.size if train else data.test_size
-    found = spec(data, purpose)
-    view = () if train else (found.clips // parts(data, purpose) * found.crops,)
+    train = split == "train"
+    side = stage_data.size if train else data.test_size
+    found = spec(data, split)
+    view = () if train else (found.clips // parts(data, split) * found.crops,)
     named: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
     if "rgb" in streams:
         named["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
@@ -83,14 +83,14 @@ class Layout:
 
 
 def layout(
-    data: Data, streams: Streams, clip: Clip, frames: int, size: tuple[int, int], purpose: str
+    data: Data, streams: Streams, clip: Clip, frames: int, size: tuple[int, int], split: str
 ) -> Layout:
     """Chooses frames, people and the box of a clip of `frames` frames of `size` (h, w) px.
 
     Raises:
       UserError: there are no poses, and the model needs them.
     """
-    at = recordings.sample(data, streams, frames, spec(data, purpose).clips, None)
+    at = recordings.sample(data, streams, frames, spec(data, split).clips, None)
     if clip.keypoint is None or clip.score is None:
         if "pose" in streams:
             raise UserError(f"{clip.id}: has no keypoints, and this model needs them")
@@ -105,10 +105,10 @@ def layout(
     return Layout(at, size, box, keypoint, score)
 
 
-def cut(data: Data, place: Layout, purpose: str, frames: Any, keypoint: Any) -> list[Any]:
+def cut(data: Data, place: Layout, split: str, frames: Any, keypoint: Any) -> list[Any]:
     """(frames u8[t, s, s, 3], keypoints) of each crop, s = data.test_size; either may be None."""
     side = (data.test_size, data.test_size)
-    size, crops = place.size, spec(data, purpose).crops
+    size, crops = place.size, spec(data, split).crops
     if place.box is not None:
         frames, keypoint, size = geometry.crop(frames, keypoint, place.box, keep_zeros=True)
     if not data.keep_ratio:
@@ -120,9 +120,9 @@ def cut(data: Data, place: Layout, purpose: str, frames: Any, keypoint: Any) -> 
     return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
 
 
-def small(data: Data, place: Layout, purpose: str, frames: np.ndarray) -> np.ndarray:
+def small(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarray:
     """u8[t, h, w, 3] as decoded -> u8[t, crops, s, s, 3]."""
-    return np.stack([found for found, _ in cut(data, place, purpose, frames, None)], 1)
+    return np.stack([found for found, _ in cut(data, place, split, frames, None)], 1)
 
 
 def decoded(
@@ -145,11 +145,11 @@ def arrays(
     clip: Clip,
     place: Layout,
     look: Callable[[np.ndarray], np.ndarray],
-    purpose: str,
+    split: str,
     part: int,
 ) -> dict[str, np.ndarray]:
     """One part of an example's views; `look` gives u8[t, crops, s, s, 3] of rising numbers."""
-    at = place.shown(part, parts(data, purpose))
+    at = place.shown(part, parts(data, split))
     found: dict[str, Any] = {"label": np.int32(clip.label)}
     if "rgb" in streams:
         wanted, where = np.unique(at["rgb"], return_inverse=True)
@@ -159,7 +159,7 @@ def arrays(
     if "pose" in streams:
         assert place.keypoint is not None and place.score is not None
         steps = at["pose"].reshape(-1)
-        crops = cut(data, place, purpose, None, place.keypoint[:, steps])
+        crops = cut(data, place, split, None, place.keypoint[:, steps])
         points = np.stack([points for _, points in crops])  # crops, p, clips * t, j, 2
         scores = np.repeat(place.score[None][:, :, steps], len(crops), 0)
         found["keypoint"] = _by_view(points, len(at["pose"]), data.people, ABSENT)
@@ -184,18 +184,18 @@ def example(
     skeleton: skeletons.Skeleton,
     clip: Any,
     rng: np.random.Generator,
-    stage: Any,
-    purpose: str,
+    stage_data: Any,
+    split: str,
     part: int = 0,
 ) -> dict[str, np.ndarray]:
     """One example's arrays: a training clip, or one part of the evaluation views."""
-    if purpose == "train":
-        return recordings.prepare(data, streams, skeleton, clip, rng, stage)
-    return prepare(data, streams, clip, purpose, part)
+    if split == "train":
+        return recordings.prepare(data, streams, skeleton, clip, rng, stage_data)
+    return prepare(data, streams, clip, split, part)
 
 
 def prepare(
-    data: Data, streams: Streams, clip: Clip, purpose: str, part: int = 0
+    data: Data, streams: Streams, clip: Clip, split: str, part: int = 0
 ) -> dict[str, np.ndarray]:
     """The arrays of one part of an example's views (the table is in `tasks/action.py`).
 
@@ -203,18 +203,18 @@ def prepare(
       UserError: the video cannot be read, or has far fewer frames than annotated; no poses.
     """
     if "rgb" not in streams:
-        place = layout(data, streams, clip, clip.frames, clip.size, purpose)
-        return arrays(data, streams, clip, place, _nothing, purpose, part)
+        place = layout(data, streams, clip, clip.frames, clip.size, split)
+        return arrays(data, streams, clip, place, _nothing, split, part)
     with Video(clip.video) as video:
         frames = recordings.frame_count(clip, video.frames)
-        place = layout(data, streams, clip, frames, video.size, purpose)
-        look = functools.partial(_read, data, video, place, purpose)
-        return arrays(data, streams, clip, place, look, purpose, part)
+        place = layout(data, streams, clip, frames, video.size, split)
+        look = functools.partial(_read, data, video, place, split)
+        return arrays(data, streams, clip, place, look, split, part)
 
 
-def _read(data: Data, video: Video, place: Layout, purpose: str, wanted: np.ndarray) -> np.ndarray:
+def _read(data: Data, video: Video, place: Layout, split: str, wanted: np.ndarray) -> np.ndarray:
     pieces = decoded(video, wanted)
-    return np.concatenate([small(data, place, purpose, frames) for _, frames in pieces])
+    return np.concatenate([small(data, place, split, frames) for _, frames in pieces])
 
 
 def _nothing(wanted: np.ndarray) -> np.ndarray:

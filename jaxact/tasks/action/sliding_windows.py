@@ -22,7 +22,7 @@ from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Data
 from jaxact.tasks.action.dataset import Streams
 
-PURPOSE = "predict"
+PREDICT = "predict"
 LEAST = 1e-6  # s, below which two moments are the same
 
 
@@ -118,7 +118,7 @@ def windows(
             waiting.popleft()
             look = functools.partial(_look, head)
             arrays = functools.partial(
-                eval_views.arrays, data, streams, head.clip, head.place, look, PURPOSE
+                eval_views.arrays, data, streams, head.clip, head.place, look, PREDICT
             )
             yield Window(head.span.start, head.span.end, arrays)
 
@@ -130,7 +130,7 @@ def _opened(data: Data, streams: Streams, clip: Clip, video: Video, span: Span) 
     count = span.after - span.first
     own = dataclasses.replace(clip, frames=count, keypoint=keypoint, score=score)
     size = video.size if "rgb" in streams else clip.size
-    place = eval_views.layout(data, streams, own, count, size, PURPOSE)
+    place = eval_views.layout(data, streams, own, count, size, PREDICT)
     wanted = np.unique(place.at["rgb"]) + span.first if "rgb" in streams else np.arange(0)
     return _Open(span, own, place, wanted)
 
@@ -147,7 +147,7 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             if not len(union):
                 continue
             chosen = frames[np.searchsorted(numbers, union)]
-            cut = eval_views.small(data, takers[0][0].place, PURPOSE, chosen)
+            cut = eval_views.small(data, takers[0][0].place, PREDICT, chosen)
             # Copies: a view would keep the whole piece alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:

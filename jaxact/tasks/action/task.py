@@ -181,11 +181,16 @@ def _heatmaps(
 
 
 def _inputs(
-    config: Config, skeleton: skeletons.Skeleton, batch: Batch, hyper: Hyper, key: Any, stage: Any
+    config: Config,
+    skeleton: skeletons.Skeleton,
+    batch: Batch,
+    hyper: Hyper,
+    key: Any,
+    stage_data: Any,
 ) -> tuple[dict[str, Any], Any]:
     """Normalised clips and heatmaps; in training also mixed, with soft targets."""
     data, model = config.data, config.model
-    side = data.test_size if stage is None else stage.size
+    side = data.test_size if stage_data is None else stage_data.size
     streams: dict[str, Any] = {"rgb": None, "pose": None}
     if "rgb" in batch:
         mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
@@ -193,7 +198,7 @@ def _inputs(
     if "keypoint" in batch:
         maps = _heatmaps(config, skeleton, batch["keypoint"], batch["score"], side)
         streams["pose"] = maps
-    if stage is None:
+    if stage_data is None:
         return streams, None
     # A skipped example is another's partner in a mixture, but its label is not known.
     label = jnp.where(batch["mask"], batch["label"], -1)
@@ -237,10 +242,10 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
 
 
 def _infer(
-    config: Config, skeleton: skeletons.Skeleton, apply: Any, batch: Batch, purpose: str
+    config: Config, skeleton: skeletons.Skeleton, apply: Any, batch: Batch, split: str
 ) -> Any:
     """Scores f32[b, k] of each stream, averaged over views, a few views in memory at a time."""
-    data, spec = config.data, eval_views.spec(config.data, purpose)
+    data, spec = config.data, eval_views.spec(config.data, split)
     names = [name for name in ("rgb", "keypoint", "score") if name in batch]
     seen = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
 
@@ -271,7 +276,7 @@ def _infer(
 
 
 def _contract(
-    config: Config, streams: dataset.Streams, skeleton: skeletons.Skeleton, stage: Any = None
+    config: Config, streams: dataset.Streams, skeleton: skeletons.Skeleton, stage_data: Any = None
 ) -> Contract:
     """What `export` ships: one view in (the same in every stage), the logits of each head and the
     fused scores out."""

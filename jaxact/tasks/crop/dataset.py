@@ -82,53 +82,53 @@ def _listings(data: Data) -> tuple[Listing, ...]:
     return tuple(annotation_files.parse(name) for name in names if name)
 
 
-def source(data: Data, purpose: str) -> PictureSource:
+def source(data: Data, split: str) -> PictureSource:
     """The pictures of one split.
 
     Raises: UserError for missing or invalid annotations, a class without a training picture, and a
     class of the split that training never sees (both unless data.missing is "allow").
     """
-    found = _split(data, purpose)
-    if purpose == "train" and data.shots:
+    found = _split(data, split)
+    if split == "train" and data.shots:
         found = annotations.few(found, data.shots, data.shots_seed)
     if data.missing == "error":
-        _require_classes(data, found, purpose)
+        _require_classes(data, found, split)
     return PictureSource(found)
 
 
-def _split(data: Data, purpose: str) -> list[Picture]:
+def _split(data: Data, split: str) -> list[Picture]:
     path, field = data.annotations, "train_split"
-    if purpose == "test" and (data.test_annotations or data.test_split):
+    if split == "test" and (data.test_annotations or data.test_split):
         path, field = data.test_annotations or data.annotations, "test_split"
-    elif purpose != "train":
+    elif split != "train":
         path, field = data.val_annotations or data.annotations, "val_split"
-    split = getattr(data, field)
+    named = getattr(data, field)
     known = table(data)
     if prepared.named(path):
-        return [annotations.meant(p, known) for p in prepared.pictures(path, split)]
+        return [annotations.meant(p, known) for p in prepared.pictures(path, named)]
     _listings(data)  # names what is empty before what is missing
     listing = annotation_files.parse(path)
-    if purpose != "train" and "split" not in listing.columns and path == data.annotations:
+    if split != "train" and "split" not in listing.columns and path == data.annotations:
         raise UserError(
-            f"{path}: has no column 'split' to tell {purpose} pictures from training ones; "
+            f"{path}: has no column 'split' to tell {split} pictures from training ones; "
             "allowed: such a column, or config.data.val_annotations"
         )
     folder = annotations.folder_of(listing, data.images)
-    return [annotations.picture(row, known, folder) for row in listing.chosen(split, field)]
+    return [annotations.picture(row, known, folder) for row in listing.chosen(named, field)]
 
 
-def _require_classes(data: Data, found: Sequence[Picture], purpose: str) -> None:
+def _require_classes(data: Data, found: Sequence[Picture], split: str) -> None:
     known = table(data)
-    trained = found if purpose == "train" else _split(data, "train")
+    trained = found if split == "train" else _split(data, "train")
     missing = set(range(len(known.names))) - {p.label for p in trained}
     where = data.annotations
-    if purpose != "train":
+    if split != "train":
         missing &= {p.label for p in found}
-        where = f"{data.annotations} ({purpose})"
+        where = f"{data.annotations} ({split})"
     if missing:
         first = min(missing)
         more = f" (nor have {len(missing) - 1} others)" if len(missing) > 1 else ""
-        seen = "" if purpose == "train" else f" but is in the {purpose} split"
+        seen = "" if split == "train" else f" but is in the {split} split"
         raise UserError(
             f"{where}: class {first} ({known.names[first]}) has no training picture{more}{seen}; "
             "allowed with config.data.missing=allow"
@@ -150,7 +150,7 @@ def balance(data: Data, counts: np.ndarray) -> np.ndarray:
     return class_balance.weights(counts, wanted.weights, wanted.beta, low, high)
 
 
-def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:
+def sampler(data: Data, source: PictureSource, stage_data: Any) -> np.ndarray | None:
     """f64[n] sampling weights of a stage's `sampler`; None = each picture once an epoch.
 
     weighted: 1 / count^power. balanced: 1 / count, so that classes are drawn equally often. mixN:
@@ -158,7 +158,7 @@ def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:
 
     Raises: UserError for another name.
     """
-    kind = stage.sampler
+    kind = stage_data.sampler
     schema.require(kind in SAMPLERS, "stages.sampler", kind, ", ".join(SAMPLERS))
     if kind == "natural":
         return None
@@ -171,14 +171,14 @@ def sampler(data: Data, source: PictureSource, stage: Any) -> np.ndarray | None:
     return share / (each * (per_class > 0).sum()) + (1 - share) / len(labels)
 
 
-def view_spec(data: Data, purpose: str) -> Views:
-    """The views of a purpose other than training."""
-    return data.val if purpose == "val" else data.test
+def view_spec(data: Data, split: str) -> Views:
+    """The views of a split other than training."""
+    return data.val if split == "val" else data.test
 
 
-def view_text(data: Data, sizes: Sequence[int], purpose: str) -> str:
-    """How a purpose other than training sees a picture, in words; `sizes` are those of stages."""
-    spec = view_spec(data, purpose)
+def view_text(data: Data, sizes: Sequence[int], split: str) -> str:
+    """How a split other than training sees a picture, in words; `sizes` are those of stages."""
+    spec = view_spec(data, split)
     of_stages = f"{' or '.join(str(size) for size in dict.fromkeys(sizes))} px (the stage's)"
     size = f"{data.test_size} px" if data.test_size else of_stages
     what = "middle square" if data.keep_ratio else "squeezed to a square"
@@ -188,18 +188,18 @@ def view_text(data: Data, sizes: Sequence[int], purpose: str) -> str:
     return ", ".join(parts)
 
 
-def side_of(data: Data, stage: Any, purpose: str) -> int:
+def side_of(data: Data, stage_data: Any, split: str) -> int:
     """Pixels of the side that the device sees."""
-    return stage.size if purpose == "train" else data.test_size or stage.size
+    return stage_data.size if split == "train" else data.test_size or stage_data.size
 
 
 def prepare(
-    data: Data, picture: Picture, rng: np.random.Generator, stage: Any, purpose: str
+    data: Data, picture: Picture, rng: np.random.Generator, stage_data: Any, split: str
 ) -> dict[str, np.ndarray]:
     """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
-    side, how = side_of(data, stage, purpose), data.interpolation
-    if purpose != "train":
-        pixels = _views(data, picture, side, purpose)
+    side, how = side_of(data, stage_data, split), data.interpolation
+    if split != "train":
+        pixels = _views(data, picture, side, split)
     else:
         image = _load(data, picture, side)
         if data.keep_ratio:
@@ -207,11 +207,11 @@ def prepare(
             short = min(width, height)
             left, top = (width - short) // 2, (height - short) // 2
             image = image.crop((left, top, left + short, top + short))
-        if stage.augment == "none":
+        if stage_data.augment == "none":
             pixels = images.resize(image, (side, side), None, how)
         else:
             options = {"full": data.full, "light": data.light, "strong": data.strong}
-            pixels = augment.augmented(image, options[stage.augment], side, rng, how)
+            pixels = augment.augmented(image, options[stage_data.augment], side, rng, how)
     numbers: dict[str, Any] = {name: np.int32(getattr(picture, name)) for name in _NUMBERS}
     return {"image": pixels, **numbers}
 
@@ -226,8 +226,8 @@ def _load(data: Data, picture: Picture, side: int) -> Any:
     return images.decode(picture.content, side, data.gap, picture.id if not picture.path else "")
 
 
-def _views(data: Data, picture: Picture, side: int, purpose: str) -> np.ndarray:
-    spec = view_spec(data, purpose)
+def _views(data: Data, picture: Picture, side: int, split: str) -> np.ndarray:
+    spec = view_spec(data, split)
     image = _load(data, picture, int(np.ceil(side * max(spec.scales))))
     cut = [
         images.resize(image, (side, side), box, data.interpolation)
@@ -237,10 +237,10 @@ def _views(data: Data, picture: Picture, side: int, purpose: str) -> np.ndarray:
     return np.stack(cut)
 
 
-def shapes(data: Data, stage: Any, purpose: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+def shapes(data: Data, stage_data: Any, split: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
-    side, spec = side_of(data, stage, purpose), view_spec(data, purpose)
-    view = () if purpose == "train" else (len(spec.scales) * spec.crops,)
+    side, spec = side_of(data, stage_data, split), view_spec(data, split)
+    view = () if split == "train" else (len(spec.scales) * spec.crops,)
     found: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((*view, side, side, 3), np.uint8)}
     return {**found, **{name: ((), np.int32) for name in _NUMBERS}}
 

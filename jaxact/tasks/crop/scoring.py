@@ -264,9 +264,9 @@ def _activation_maps(
     rng = np.random.default_rng(0)  # evaluation draws nothing
     images = np.stack(
         [
-            dataset.prepare(config.data, end.source[place[end.ids[i]]], rng, end.stage, end.split)[
-                "image"
-            ][0]
+            dataset.prepare(
+                config.data, end.source[place[end.ids[i]]], rng, end.stage_data, end.split
+            )["image"][0]
             for i in chosen
         ]
     )

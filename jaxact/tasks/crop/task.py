@@ -98,10 +98,10 @@ def make(config: Config) -> Task:
     )
 
 
-def _source(data: Data, scoring: Any, purpose: str) -> PictureSource:
+def _source(data: Data, scoring: Any, split: str) -> PictureSource:
     """The pictures of a split; of validation, those that `eval.metric` can be measured on."""
-    found = dataset.source(data, purpose)
-    if purpose == "val":
+    found = dataset.source(data, split)
+    if split == "val":
         scoring.require_metric(found)
     return found
 
@@ -133,14 +133,14 @@ def _normalised(data: Data, image: Any) -> Any:
 
 
 def _inputs(
-    config: Config, sizes: tuple[int, ...], batch: Batch, hyper: Hyper, key: Any, stage: Any
+    config: Config, sizes: tuple[int, ...], batch: Batch, hyper: Hyper, key: Any, stage_data: Any
 ) -> tuple[dict[str, Any], Any]:
     """Normalised pictures; in training also mixed, with a distribution for each head.
 
     `sizes`: classes of the heads, the label's first; () in evaluation.
     """
     image = _normalised(config.data, batch["image"])
-    if stage is None:
+    if stage_data is None:
         return {"image": image}, None
     mix = mixing.draw(
         key,
@@ -262,7 +262,7 @@ def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
 
 
 def _infer(
-    config: Config, counted: Callable[[], np.ndarray], apply: Any, batch: Batch, purpose: str
+    config: Config, counted: Callable[[], np.ndarray], apply: Any, batch: Batch, split: str
 ) -> Any:
     """Log probabilities f32[b, k] of the mean over views, one view in memory at a time, and the
     probabilities of the other heads."""
@@ -275,7 +275,7 @@ def _infer(
         return {name: jax.nn.softmax(found[name]) for name in names if name in found}
 
     def both(image: Any) -> Any:
-        if not dataset.view_spec(data, purpose).flip:
+        if not dataset.view_spec(data, split).flip:
             return one(image)
         return jax.tree.map(lambda a, b: (a + b) / 2, one(image), one(image[:, :, ::-1]))
 
@@ -349,10 +349,10 @@ def _load_foreign(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
     return found, report
 
 
-def _contract(config: Config, stage: Any = None) -> Contract:
+def _contract(config: Config, stage_data: Any = None) -> Contract:
     """What `export` ships: resized pictures in (of this row's size), probabilities out."""
     last = schema.carried(schema.reached(config), "size")[-1]
-    side = config.data.test_size or (last if stage is None else stage.size)
+    side = config.data.test_size or (last if stage_data is None else stage_data.size)
     ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:

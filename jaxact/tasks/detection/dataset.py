@@ -1,6 +1,6 @@
 """Which videos and windows a split of untrimmed videos has, and what its ground truth is.
 
-    windows = source(data, classes=20, purpose="test")  # every window of every test video
+    windows = source(data, classes=20, split="test")  # every window of every test video
     video, segment, label = truth(data, numbers)  # what its detections are scored against
 
 Videos are numbered by their place in the annotation, whatever the split.
@@ -126,32 +126,32 @@ def _blocked(data: Data, found: Annotation) -> frozenset[str]:
     return ids
 
 
-def _subset(data: Data, purpose: str) -> str:
+def _subset(data: Data, split: str) -> str:
     splits = {"train": data.train_split, "val": data.val_split}
-    return splits.get(purpose, data.test_split or data.val_split)
+    return splits.get(split, data.test_split or data.val_split)
 
 
-def source(data: Data, classes: int, purpose: str) -> Windows:
+def source(data: Data, classes: int, split: str) -> Windows:
     """The windows of one split; in training its videos that have segments.
 
     Raises: UserError for missing or invalid annotations, videos or features.
     """
     found = annotation(data)
     class_names(data, classes)
-    subset = _subset(data, purpose)
+    subset = _subset(data, split)
     blocked = _blocked(data, found)
     chosen = {id(video) for video in found.subset(subset) if video.id not in blocked}
     samples: list[Sample] = []
     rows = [
         (number, video)
         for number, video in enumerate(found.videos)
-        if id(video) in chosen and (purpose != "train" or len(video.labels))
+        if id(video) in chosen and (split != "train" or len(video.labels))
     ]
     if data.features:
         features.check_present(data.features, [f"{data.prefix}{video.id}" for _, video in rows])
     for number, video in rows:
         whole = _measured(data, number, video, _path(data, video.id))
-        samples += [whole] if purpose == "train" else _cut(data, whole)
+        samples += [whole] if split == "train" else _cut(data, whole)
     return Windows(samples)
 
 

@@ -72,7 +72,7 @@ def validate(data: Data) -> None:
 
 
 def prepare(
-    data: Data, classes: int, sample: Sample, rng: np.random.Generator, stage: Any, purpose: str
+    data: Data, classes: int, sample: Sample, rng: np.random.Generator, stage_data: Any, split: str
 ) -> dict[str, np.ndarray]:
     """One window's arrays (see the module's table).
 
@@ -81,7 +81,7 @@ def prepare(
     """
     found: dict[str, Any] = {"video": np.int32(sample.number)}
     start, end = sample.start, sample.end
-    if purpose == "train":
+    if split == "train":
         crop, labels = _training_crop(data, sample, rng)
         start, end = crop.start, crop.end
         labels = np.zeros_like(labels) if classes == 1 else labels
@@ -91,8 +91,8 @@ def prepare(
     if data.features:
         found["features"] = _features(data, sample, start, end)
     else:
-        size = stage.size if purpose == "train" else data.test_size
-        look = footage.draw(rng, data, stage.augment) if purpose == "train" else None
+        size = stage_data.size if split == "train" else data.test_size
+        look = footage.draw(rng, data, stage_data.augment) if split == "train" else None
         found["frames"] = footage.read(
             data, sample.path, _numbers(data, sample, start, end), size, look
         )
@@ -201,9 +201,9 @@ def _numbers(data: Data, sample: Sample, start: int, end: int) -> Any:
     return numbers
 
 
-def shapes(data: Data, stage: Any, purpose: str) -> dict[str, tuple[tuple[int, ...], Any]]:
+def shapes(data: Data, stage_data: Any, split: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
-    train = purpose == "train"
+    train = split == "train"
     found: dict[str, tuple[tuple[int, ...], Any]] = {
         "video": ((), np.int32),
         "valid": ((data.window,), bool),
@@ -212,7 +212,7 @@ def shapes(data: Data, stage: Any, purpose: str) -> dict[str, tuple[tuple[int, .
     if data.features:
         found["features"] = ((data.window, data.channels), np.float32)
     else:
-        side = stage.size if train else data.test_size
+        side = stage_data.size if train else data.test_size
         found["frames"] = ((data.window * data.scale, side, side, 3), np.uint8)
     if train:
         found |= {"segments": ((data.most, 2), np.float32), "labels": ((data.most,), np.int32)}

@@ -120,7 +120,7 @@ def _validate(config: Config) -> None:
 
 
 def _inputs(
-    config: Config, batch: Batch, hyper: Hyper, key: Any, stage: Any
+    config: Config, batch: Batch, hyper: Hyper, key: Any, stage_data: Any
 ) -> tuple[dict[str, Any], Any]:
     """Normalised frames, or features; in training also what each point should find."""
     data, model = config.data, config.model
@@ -131,7 +131,7 @@ def _inputs(
     else:
         video = batch["features"]
     arguments = {"video": video, "mask": mask}
-    if stage is None:
+    if stage_data is None:
         return arguments, None
     points = jnp.asarray(segments.points(data.window, model.ranges))
     real = (batch["labels"] >= 0) & batch["mask"][:, None]
@@ -178,7 +178,7 @@ def _points(outputs: Any) -> tuple[jax.Array, jax.Array]:
     return segments.decode(outputs["points"], outputs["offsets"].astype(jnp.float32)), score
 
 
-def _infer(config: Config, apply: Any, batch: Batch, purpose: str) -> Any:
+def _infer(config: Config, apply: Any, batch: Batch, split: str) -> Any:
     """The best detections of each window: segment f32[b, m, 2] steps, score f32[b, m], label."""
     arguments, _ = _inputs(config, batch, {}, None, None)
     outputs = apply(**arguments)
@@ -207,16 +207,16 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 # ----------------------------------------------------------------------------- files and exports
 
 
-def _source(config: Config, names: tuple[str, ...], purpose: str) -> dataset.Windows:
+def _source(config: Config, names: tuple[str, ...], split: str) -> dataset.Windows:
     """The windows of a split; refused where its detections could not be scored."""
     post, model = config.post, config.model
-    if purpose != "train" and model.classes == 1 < len(names) and not post.merging.classifier:
+    if split != "train" and model.classes == 1 < len(names) and not post.merging.classifier:
         raise UserError(
             f"config.post.merging.classifier='' with model.classes=1 and the {len(names)} classes "
             f"of {config.data.annotations}: detections would have no class to be scored by; "
             "allowed: a file of video-level scores, or a model of all classes"
         )
-    return dataset.source(config.data, model.classes, purpose)
+    return dataset.source(config.data, model.classes, split)
 
 
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
@@ -225,7 +225,7 @@ def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
     return found, report.text(full=True)
 
 
-def _contract(config: Config, stage: Any = None) -> Contract:
+def _contract(config: Config, stage_data: Any = None) -> Contract:
     """What `export` ships: one window in, the segment and the scores of each point out.
 
     The same in every stage.

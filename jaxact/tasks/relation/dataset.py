@@ -115,10 +115,10 @@ def validate(config: Any) -> None:
 # ---------------------------------------------------------------------------------------- examples
 
 
-def source(data: Data, purpose: str) -> PairSource:
+def source(data: Data, split: str) -> PairSource:
     """The labelled pairs of one split. Raises: UserError for missing or invalid labels."""
     if data.annotations:
-        frames = _listed(data, data.annotations)[purpose]
+        frames = _listed(data, data.annotations)[split]
         return PairSource(frames, {"pairs kept": sum(len(frame.pairs) for frame in frames)})
     if not data.root:
         raise UserError(
@@ -130,16 +130,16 @@ def source(data: Data, purpose: str) -> PairSource:
             f"config.data.root={data.root!r} does not exist; allowed: the folder of JRDB-Social"
         )
     scenes = jrdb.splits(data.splits, data.root)
-    if not scenes[purpose]:
+    if not scenes[split]:
         raise UserError(
-            f"config.data.splits={data.splits}: has no {purpose} scenes with labels; allowed: "
+            f"config.data.splits={data.splits}: has no {split} scenes with labels; allowed: "
             f"{', '.join(name for name in scenes if scenes[name])} (config.eval.split)"
         )
     # 0,0: the pictures are not opened for this; boxes are tested against them when they are cut.
     width, height = data.size if data.size != (0, 0) else (jrdb.LONGEST, jrdb.LONGEST)
     rules = jrdb.Rules(
         classes=tuple(data.classes),
-        interval=data.train_interval if purpose == "train" else data.eval_interval,
+        interval=data.train_interval if split == "train" else data.eval_interval,
         policy=data.policy,
         sides=data.sides,
         visible=data.visible,
@@ -149,11 +149,11 @@ def source(data: Data, purpose: str) -> PairSource:
         strict=data.strict,
         images=data.images,
     )
-    frames, found = jrdb.read(data.root, scenes[purpose], rules)
+    frames, found = jrdb.read(data.root, scenes[split], rules)
     if not frames:
         told = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) or "nothing"
         raise UserError(
-            f"config.data.root={data.root}: no {purpose} pair is left of what is listed ({told}); "
+            f"config.data.root={data.root}: no {split} pair is left of what is listed ({told}); "
             "see config.data.size, classes, visible, border"
         )
     return PairSource(frames, found)
@@ -183,9 +183,9 @@ def class_weights(data: Data) -> np.ndarray:
     return (counted.sum() / (len(counted) * np.maximum(counted, 1))).astype(np.float32)
 
 
-def sampler(data: Data, source: PairSource, stage: Any) -> np.ndarray | None:
+def sampler(data: Data, source: PairSource, stage_data: Any) -> np.ndarray | None:
     """f64[n] sampling weights 1 / n_c, or None for each pair once an epoch."""
-    del stage  # the same in every row of the schedule
+    del stage_data  # the same in every row of the schedule
     if data.balance not in ("sampler", "both"):
         return None
     labels = source.labels()
@@ -254,11 +254,11 @@ def prepare(
     with_crops: bool,
     pair: Pair,
     rng: np.random.Generator,
-    stage: Any,
-    purpose: str,
+    stage_data: Any,
+    split: str,
 ) -> dict[str, np.ndarray]:
     """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
-    del rng, purpose  # what is random happens on the device; every purpose sees the same
+    del rng, split  # what is random happens on the device; every split sees the same
     frame = pair.frame
     a, b = (np.asarray(frame.boxes[place]) for place in (pair.a, pair.b))
     found: dict[str, Any] = {
@@ -278,15 +278,15 @@ def prepare(
             log=data.log_distance,
         )
     if with_crops:
-        found["crops"] = crops(data, pair, stage.size)
+        found["crops"] = crops(data, pair, stage_data.size)
     return found
 
 
 def shapes(
-    data: Data, with_crops: bool, stage: Any, purpose: str
+    data: Data, with_crops: bool, stage_data: Any, split: str
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
-    del purpose
+    del split
     count = spatial_features.count(data.places, data.scene)
     found: dict[str, tuple[tuple[int, ...], Any]] = {
         "label": ((), np.int32),
@@ -296,7 +296,7 @@ def shapes(
     if count:
         found["place"] = ((count,), np.float32)
     if with_crops:
-        found["crops"] = ((2, stage.size, stage.size, 3), np.uint8)
+        found["crops"] = ((2, stage_data.size, stage_data.size, 3), np.uint8)
     return found
 
 

@@ -151,17 +151,17 @@ def _validate(config: Config) -> None:
 
 
 def _inputs(
-    config: Config, batch: Batch, hyper: Hyper, key: Any, stage: Any
+    config: Config, batch: Batch, hyper: Hyper, key: Any, stage_data: Any
 ) -> tuple[dict[str, Any], Any]:
     """Normalised crops, in training augmented, and the spatial features; None for what is off."""
     crops = batch.get("crops")
     if crops is not None:
         crops = crops.astype(jnp.float32)
-        if stage is not None:
+        if stage_data is not None:
             crops = relation_augment.apply(config.augment, key, crops)
         crops = (crops - jnp.asarray(config.data.mean)) / jnp.asarray(config.data.std)
     arguments = {"crops": crops, "spatial": batch.get("place")}
-    if stage is None:
+    if stage_data is None:
         return arguments, None
     return arguments, {"label": batch["label"], "mask": batch["mask"]}
 
@@ -189,8 +189,8 @@ def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
     return {"acc": (outputs["logits"].argmax(-1) == targets["label"]).astype(jnp.float32)}
 
 
-def _infer(config: Config, apply: Any, batch: Batch, purpose: str) -> Any:
-    del purpose
+def _infer(config: Config, apply: Any, batch: Batch, split: str) -> Any:
+    del split
     arguments, _ = _inputs(config, batch, {}, None, None)
     return apply(**arguments)["logits"].astype(jnp.float32)
 
@@ -233,9 +233,9 @@ def _side(config: Config) -> int:
     return [first, *(stage.size for stage in config.stages if stage.size)][-1]
 
 
-def _contract(config: Config, stage: Any = None) -> Contract:
+def _contract(config: Config, stage_data: Any = None) -> Contract:
     """What `export` ships: two crops and the spatial features in, probabilities out."""
-    data, side = config.data, _side(config) if stage is None else stage.size
+    data, side = config.data, _side(config) if stage_data is None else stage_data.size
     count = spatial_features.count(data.places, data.scene)
     inputs: dict[str, Port] = {}
     before: dict[str, Any] = {}

@@ -163,7 +163,7 @@ class Plain(nn.Module):
 def test_accumulation_equals_the_full_batch(tmp_path, pieces):
     def trained(count):
         config = toy(optim__accumulate=count)
-        task = dataclasses.replace(blobs.make(config), model=Plain())
+        task = changed(blobs.make(config), model=Plain())
         return steps(config, 4, tmp_path, task)
 
     whole, parts = trained(1), trained(pieces)
@@ -181,7 +181,7 @@ def test_accumulation_counts_real_examples(tmp_path):
 
     def trained(count):
         config = toy(optim__accumulate=count)
-        task = dataclasses.replace(blobs.make(config), model=Plain())
+        task = changed(blobs.make(config), model=Plain())
         run = open_run(config, tmp_path)
         batch = next(
             train_batches(config, task, run.source("train"), run.plan().rows[0].stage_data, 0, 1)

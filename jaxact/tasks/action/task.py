@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxact import config as schema
-from jaxact.ops import heatmap, losses, mirror, mixing
+from jaxact.ops import heatmap, losses, mirror, mixing, pixels
 from jaxact.task import Batch, Contract, Evaluation, Hyper, Prediction, Shipping, Task, Training
 from jaxact.tasks.action import config as action_config
 from jaxact.tasks.action import (
@@ -193,8 +193,7 @@ def _inputs(
     side = data.test_size if stage_data is None else stage_data.size
     streams: dict[str, Any] = {"rgb": None, "pose": None}
     if "rgb" in batch:
-        mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-        streams["rgb"] = (batch["rgb"].astype(jnp.float32) - mean) / std
+        streams["rgb"] = pixels.normalised(batch["rgb"], data.mean, data.std)
     if "keypoint" in batch:
         maps = _heatmaps(config, skeleton, batch["keypoint"], batch["score"], side)
         streams["pose"] = maps

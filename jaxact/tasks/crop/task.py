@@ -23,7 +23,7 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.evaluate import metrics
 from jaxact.models.specs import PARTS
-from jaxact.ops import longtail, losses, mixing
+from jaxact.ops import longtail, losses, mixing, pixels
 from jaxact.task import (
     Batch,
     Contract,
@@ -129,7 +129,7 @@ def _counts(data: Data, classes: int, whole: bool = False) -> np.ndarray:
 
 
 def _normalised(data: Data, image: Any) -> Any:
-    return (image.astype(jnp.float32) - jnp.asarray(data.mean)) / jnp.asarray(data.std)
+    return pixels.normalised(image, data.mean, data.std)
 
 
 def _inputs(

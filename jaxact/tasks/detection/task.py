@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.ops import detection_losses, segments
+from jaxact.ops import detection_losses, pixels, segments
 from jaxact.task import (
     Batch,
     Contract,
@@ -126,8 +126,7 @@ def _inputs(
     data, model = config.data, config.model
     mask = batch["valid"] & batch["mask"][:, None]
     if "frames" in batch:
-        mean, std = jnp.asarray(data.mean), jnp.asarray(data.std)
-        video = (batch["frames"].astype(jnp.float32) - mean) / std
+        video = pixels.normalised(batch["frames"], data.mean, data.std)
     else:
         video = batch["features"]
     arguments = {"video": video, "mask": mask}

@@ -25,7 +25,7 @@ from jaxact.evaluate import metrics
 from jaxact.models import relation
 from jaxact.models.relation import Relation
 from jaxact.models.specs import BACKBONES, FUSIONS
-from jaxact.ops import losses, relation_losses
+from jaxact.ops import losses, pixels, relation_losses
 from jaxact.task import (
     Batch,
     Contract,
@@ -159,7 +159,7 @@ def _inputs(
         crops = crops.astype(jnp.float32)
         if stage_data is not None:
             crops = relation_augment.apply(config.augment, key, crops)
-        crops = (crops - jnp.asarray(config.data.mean)) / jnp.asarray(config.data.std)
+        crops = pixels.normalised(crops, config.data.mean, config.data.std)
     arguments = {"crops": crops, "spatial": batch.get("place")}
     if stage_data is None:
         return arguments, None

@@ -8,7 +8,7 @@ DEMO := build/demo
 # Compiled programs stay inside the checkout, apart for each version of JAX.
 export JAXACT_CACHE ?= $(CURDIR)/build/cache
 
-.PHONY: setup demo demo-data test test-long lint format clean
+.PHONY: setup demo demo-data test test-long docs lint format clean
 
 setup: $(READY)
 
@@ -33,6 +33,11 @@ test: $(READY)
 # Minutes to an hour: the golden vectors of the large networks, real data sets, timings.
 test-long: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# The page of all config fields, from the records in the code.
+docs: $(READY)
+	$(BIN)/python -m jaxact.manual > $(VENV)/config.md
+	mv $(VENV)/config.md docs/config.md
 
 lint: $(READY)
 	$(BIN)/ruff check .

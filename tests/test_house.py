@@ -36,6 +36,7 @@ MAY_IMPORT = {
     "packing": {"config", "data", "tasks"},  # lists of all systems name what goes into shards
     "main": {"config", "train", "modes"},
     "exported": {"config"},  # runs a model without any of its code
+    "manual": {"config", "fields"},  # reads the wings' config modules by their names
 }
 FLAX_ROOMS = ("models", "train")
 LONGEST = 400

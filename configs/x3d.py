@@ -24,7 +24,7 @@ Variants (`--config=configs/x3d.py:NAME`):
 | epam | joint training of EPAM-Net: two losses 1:1, lr 0.0015, 10 epochs; give --config.init_from |
 | conservative | fine-tuning a trained model: lr 0.0005, 15 epochs, no colour jitter |
 | x3d_xs, x3d_s, x3d_m, x3d_l | X3D on RGB clips as on Kinetics (CSV of clips) |
-| fight_surv, jhmdb, exercise | the real data sets of README's results table, at laptop size |
+| fight_surv, jhmdb, exercise | the real data sets of docs/action.md, at laptop size |
 | demo | `make demo`: generated clips, minutes on two CPU cores |
 | tiny | two steps on generated clips, for tests |
 """

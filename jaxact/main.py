@@ -253,7 +253,7 @@ def with_huge_pages() -> None:
     """Starts this process again with malloc asking for huge pages, once, where glibc can.
 
     XLA's CPU backend takes a fresh arena of temporaries for every step; in 4 KiB pages the kernel
-    spends a third of the step clearing them (BENCHMARKS.md). glibc reads this setting only at
+    spends a third of the step clearing them (docs/benchmarks.md). glibc reads this setting only at
     its start.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:

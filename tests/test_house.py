@@ -1,9 +1,8 @@
-"""The house rules: who imports whom, sizes, docstrings, lint, README commands, live fields."""
+"""The house rules: who imports whom, sizes, docstrings, lint, live fields."""
 
 import ast
 import dataclasses
 import importlib.util
-import os
 import pathlib
 import re
 import subprocess
@@ -216,68 +215,6 @@ def test_no_silent_except():
                 where = f"{path.relative_to(ROOT)}:{node.lineno}"
                 assert node.type is not None, f"{where}: bare except"
                 assert not all(isinstance(n, ast.Pass) for n in node.body), f"{where}: except: pass"
-
-
-# -------------------------------------------------------------------------------------- README
-
-
-def commands() -> list[str]:
-    """The README's fenced commands that start with make or python -m jaxact.main."""
-    text = (ROOT / "README.md").read_text()
-    found = []
-    for block in re.findall(r"^```(?:sh|bash|shell|console)?\n(.*?)^```", text, re.M | re.S):
-        for line in block.replace("\\\n", " ").splitlines():
-            line = re.sub(r" \[[^]]*\]", "", line.strip().removeprefix("$ "))  # [options ...]
-            line = line.split(" #")[0].strip()
-            if re.match(r"(make\b|(\S+/)?python3? -m jaxact\.main\b)", line):
-                found.append(line)
-    return found
-
-
-def test_readme_names_the_two_commands():
-    assert {"make demo", "make test"} <= set(commands())
-
-
-def test_readme_make_targets_exist():
-    rules = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
-    for command in commands():
-        if command.startswith("make"):
-            words = [w for w in command.split()[1:] if "=" not in w and not w.startswith("-")]
-            assert set(words) <= rules, f"README: {command}; the Makefile has {sorted(rules)}"
-
-
-PARSE_EACH = """
-import os, shlex, sys
-from jaxact import config, main
-for line in sys.stdin.read().splitlines():
-    child = os.fork()  # flags are parsed once in a process
-    if child == 0:
-        try:
-            words = shlex.split(line)
-            sys.argv = words[words.index("jaxact.main") :]  # the parser of the config looks here
-            main.parse(sys.argv)
-            if main.FLAGS["config"].present:
-                config.validate(main.loaded_config())
-        except config.UserError as error:
-            print(f"{line}: {error}", flush=True)
-            os._exit(1)
-        os._exit(0)
-    os.waitpid(child, 0)
-"""
-
-
-def test_readme_commands_parse():
-    lines = [line for line in commands() if "jaxact.main" in line]
-    assert lines, "the README shows no command of jaxact.main"
-    found = subprocess.run(
-        [sys.executable, "-c", PARSE_EACH],
-        input="\n".join(lines),
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0 and not found.stdout, found.stdout + found.stderr
 
 
 # --------------------------------------------------------------------------------- live fields

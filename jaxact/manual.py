@@ -90,15 +90,14 @@ def _comments(record: typing.Any) -> dict[str, str]:
     comments = {t.start[0]: t.string.strip("# ") for t in tokens if t.type == tokenize.COMMENT}
     body: typing.Any = ast.parse(source).body[0]
     texts: dict[str, str] = {}
-    name = ""
+    name, end = "", 0
     for node in body.body:
-        above = [comments.pop(line) for line in sorted(comments) if line < node.lineno]
-        own = [comments.pop(line) for line in sorted(comments) if line <= node.end_lineno]
-        if own and name:  # then the lines above continue the comment of the field before
-            texts[name], above = " ".join([texts[name], *above]), []
-        name = node.target.id if hasattr(node, "target") else ""
-        if name:
-            texts[name] = " ".join([*above, *own])
+        above = [line for line in sorted(comments) if end < line < node.lineno]
+        own = [line for line in sorted(comments) if node.lineno <= line <= node.end_lineno]
+        if name and own and end + 1 in above:  # these continue the comment of the field before
+            texts[name] = " ".join([texts[name], *(comments[line] for line in above)])
+        name, end = node.target.id if hasattr(node, "target") else "", node.end_lineno
+        texts[name] = " ".join(comments[line] for line in own or above)
     return texts
 
 

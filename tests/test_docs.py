@@ -1,6 +1,5 @@
 """README and docs/: sizes, links, paths, and every command that they show."""
 
-import dataclasses
 import os
 import pathlib
 import re
@@ -9,7 +8,6 @@ import sys
 
 import pytest
 
-from jaxact import config as schema
 from jaxact import manual
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -63,27 +61,6 @@ def test_every_field_of_the_page_is_in_one_table():
         assert len(names) == len(set(names)), names
         rows = re.findall(r"^\|.*", table, re.M)
         assert all(row.count("|") - row.count(r"\|") == 6 for row in rows), rows
-
-
-def test_a_field_says_its_type_default_rule_and_comment():
-    rows = {row.path: row for row in manual.fields_of(schema.Config)}
-    assert rows["optim.momentum"][1:] == ("float", "0.9", "0 to below 1", "sgd")
-    assert rows["eval.split"][2:] == (
-        *("'test'", "val, test"),
-        "What --mode=eval and the end of training use.",  # from the line above the field
-    )
-    assert rows["optim.groups[i].lr"].meaning == "factor on the learning rate"
-    assert rows["optim"].meaning.startswith("Optimiser") and not rows["optim"].default
-
-
-@dataclasses.dataclass
-class Own(schema.Save):
-    every: str = "7 steps"
-
-
-def test_a_field_declared_again_keeps_its_comment():
-    rows = {row.path: row for row in manual.fields_of(Own, "save.")}
-    assert rows["save.every"][2:] == ("'7 steps'", "", "duration between checkpoints")
 
 
 def test_the_readme_is_short():

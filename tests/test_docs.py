@@ -136,7 +136,10 @@ for line in sys.stdin.read().splitlines():
             sys.argv = words[words.index("jaxact.main") :]  # the parser of the config looks here
             main.parse(sys.argv)
             if main.FLAGS["config"].present:
-                config.validate(main.loaded_config())
+                made = main.loaded_config()
+                wing = sys.modules[type(made).__module__]
+                config.validate(made)
+                getattr(wing, "validate", config.validate)(made)
         except config.UserError as error:
             print(f"{line}: {error}", flush=True)
             os._exit(1)

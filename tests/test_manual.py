@@ -47,8 +47,6 @@ def test_comments_go_to_their_fields():
 
 
 def test_the_manual_needs_no_jax():
-    program = (
-        "import sys; from jaxact import manual; manual.page(); assert 'jax' not in sys.modules"
-    )
+    program = "import sys; from jaxact import manual; manual.page(); sys.exit('jax' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, check=True)

@@ -79,7 +79,9 @@ def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, spl
     config = configs[recipe]
     task = tasks.make(config)
     stage = schedule.resolve(config, 2).rows[0].stage_data
-    load = pipeline._Load(task, task.training.source(split), stage, split, config)
+    source = task.training.source(split)
+    places = pipeline.Order(len(source), 2, 0) if split == "train" else pipeline.Parts(2)
+    load = pipeline.loader(config, task, source, stage, split, places)
     file = tmp_path / "load.pkl"
     file.write_bytes(pickle.dumps(load))
     found = json.loads(without_jax(LOAD, str(file)))

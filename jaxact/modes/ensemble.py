@@ -32,14 +32,14 @@ def request(runs: list[str], weights: list[str], search: str, space: str, split:
     """The request that the flags make. Raises UserError for values that do not go together."""
     if not runs:
         raise UserError("--runs is missing; allowed: work dirs or .npz files, as in --runs=a,b:rgb")
-    for flag, found, allowed in (
+    for flag, value, allowed in (
         ("space", space, fusion.SPACES),
         ("search", search, ("", *fusion.SEARCHES)),
         ("split", split, ("val", "test")),
     ):
-        if found not in allowed:
+        if value not in allowed:
             names = ", ".join(name for name in allowed if name)
-            raise UserError(f"--{flag}={found} is not known; allowed: {names}")
+            raise UserError(f"--{flag}={value} is not known; allowed: {names}")
     if len(set(runs)) < len(runs):
         twice = next(name for name in runs if runs.count(name) > 1)
         raise UserError(f"--runs names {twice} twice; allowed: each run once")
@@ -83,9 +83,9 @@ def _maker(run: str, stream: str, split: str) -> str:
 
 
 def read(run: str, path: pathlib.Path, stream: str) -> Predictions:
-    """Predictions from a file that `journal.write_predictions` wrote.
+    """Predictions from a file that `write_predictions` wrote.
 
-    Raises UserError: it is no such file, or has no such stream.
+    Raises: UserError for another file, or a stream that it does not have.
     """
     try:
         with np.load(path) as file:
@@ -135,7 +135,7 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
     fused = fusion.fuse(tables, weights.tolist(), request.space)
     pairs = zip(request.runs, stored, strict=True)
     alone = {run: fusion.scores_of(table, label) for run, table in pairs}
-    found: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "split": split,
         "examples": len(ids),
         "labelled": int((label >= 0).sum()),
@@ -151,12 +151,12 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
     members = [predictions.stored(path) for path, _ in files]
     origin = predictions.fused(members, weights.tolist(), request.space)
     write_predictions(destination, list(ids), rows, origin)
-    write_json(workdir / "ensemble.json", found)
-    return text(found)
+    write_json(workdir / "ensemble.json", summary)
+    return text(summary)
 
 
 def _own(workdir: pathlib.Path, destination: pathlib.Path, files: list[pathlib.Path]) -> None:
-    """The ensemble writes where no run of a model and none of its inputs lies."""
+    """Raises UserError where writing would replace a run of a model, or one of the inputs."""
     if (workdir / "config.json").exists():
         raise UserError(
             f"--workdir={workdir} is the work dir of a training; allowed: another one, for the "
@@ -169,7 +169,7 @@ def _own(workdir: pathlib.Path, destination: pathlib.Path, files: list[pathlib.P
 def search(
     request: Request, files: list[tuple[pathlib.Path, str]], ids: tuple[str, ...]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(weights, how they were found) from the validation predictions of the same runs.
+    """(weights, how they were fitted) from the validation predictions of the same runs.
 
     Raises UserError: a run has none, or they share examples with those that will be scored.
     """
@@ -215,24 +215,24 @@ def search(
     return weights, how
 
 
-def text(found: dict[str, Any]) -> str:
-    """The table of the runs, the ensemble and who agrees with whom, for the person."""
-    names = list(found["runs"])
+def text(summary: dict[str, Any]) -> str:
+    """A table of the runs and the ensemble, and how often the runs agree."""
+    names = list(summary["runs"])
     wide = max(len(name) for name in (*names, "ensemble"))
     lines = [
-        f"# {found['split']}: {found['examples']} examples, {found['labelled']} labelled, "
-        f"averaged as {found['space']}",
+        f"# {summary['split']}: {summary['examples']} examples, {summary['labelled']} labelled, "
+        f"averaged as {summary['space']}",
         " ".join([f"{'run':<{wide}}", f"{'weight':>7}", *(f"{name:>10}" for name in SHOWN)]),
     ]
-    rows = [(name, f"{found['weights'][name]:.4f}", found["runs"][name]) for name in names]
-    for name, weight, scores in (*rows, ("ensemble", "", found["scores"])):
+    rows = [(name, f"{summary['weights'][name]:.4f}", summary["runs"][name]) for name in names]
+    for name, weight, scores in (*rows, ("ensemble", "", summary["scores"])):
         numbers = [f"{scores[k]:>10.4f}" if k in scores else f"{'-':>10}" for k in SHOWN]
         lines.append(" ".join([f"{name:<{wide}}", f"{weight:>7}", *numbers]))
     lines.append("# agreement: share of examples with the same first class")
-    for name, row in zip(names, found["agreement"], strict=True):
+    for name, row in zip(names, summary["agreement"], strict=True):
         lines.append(" ".join([f"{name:<{wide}}", *(f"{share:>7.4f}" for share in row)]))
-    if found["search"]:
-        how = found["search"]
+    if summary["search"]:
+        how = summary["search"]
         lines.append(
             f"# weights fitted by {how['method']} on {how['examples']} val examples "
             f"(top1 {how['scores']['top1']:.4f})"

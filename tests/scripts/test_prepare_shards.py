@@ -131,7 +131,7 @@ def test_several_processes_and_an_interruption(source, tmp_path):
     code, said, err = run(*command)
     assert code == 0, err
     counted = dict(part.rsplit(" ", 1) for part in said.splitlines()[0].split(", "))
-    assert int(counted["kept"]) >= finished and not list(out.glob(".part-*"))
+    assert int(counted["kept"]) >= finished and not list(out.glob(".part*"))
     assert contents(out) == alone(source, tmp_path / "other", 8)
 
 

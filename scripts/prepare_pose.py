@@ -106,12 +106,12 @@ def jhmdb(source: Path) -> dict[str, Any]:
 def cut(names: list[str], label: dict[str, int], split: str) -> dict[str, list[str]]:
     """A training part in two: every fifth clip of each class is `dev`, the rest `fit`."""
     seen: dict[int, int] = {}
-    found: dict[str, list[str]] = {f"{split}_fit": [], f"{split}_dev": []}
+    parts: dict[str, list[str]] = {f"{split}_fit": [], f"{split}_dev": []}
     for name in names:
         place = seen.get(label[name], 0)
         seen[label[name]] = place + 1
-        found[f"{split}_dev" if place % FOLDS == FOLDS - 1 else f"{split}_fit"].append(name)
-    return found
+        parts[f"{split}_dev" if place % FOLDS == FOLDS - 1 else f"{split}_fit"].append(name)
+    return parts
 
 
 def openpose(source: Path) -> dict[str, Any]:

@@ -64,11 +64,11 @@ class Remote:
         """Every object below."""
         from apache_beam.io.filesystems import FileSystems
 
-        for found in FileSystems.match([f"{self.root}/**"])[0].metadata_list:
-            name = found.path[len(self.root) + 1 :]
+        for entry in FileSystems.match([f"{self.root}/**"])[0].metadata_list:
+            name = entry.path[len(self.root) + 1 :]
             if name and not name.endswith("/") and not any(p[0] == "." for p in name.split("/")):
-                changed = float(found.last_updated_in_seconds or 0)
-                yield Entry(name, found.size_in_bytes, changed)
+                changed = float(entry.last_updated_in_seconds or 0)
+                yield Entry(name, entry.size_in_bytes, changed)
 
     def read(self, name: str) -> bytes:
         """An object's bytes; a failure other than its absence is for the runner to retry."""
@@ -189,9 +189,9 @@ def prepare(
 
     root = beam.Pipeline(options=PipelineOptions(flags or list(HERE)))
     pipeline(root, *given, options)
-    result = root.run()
-    result.wait_until_finish()
-    counters = result.metrics().query()["counters"]
+    run = root.run()
+    run.wait_until_finish()
+    counters = run.metrics().query()["counters"]
     own = (one for one in counters if one.key.metric.namespace == COUNTERS)
     told = {one.key.metric.name: one.result for one in own}
     manifest = writer.finish(there, entries, options)

@@ -217,10 +217,7 @@ class Video:
         return lambda packet: packet.pts < last and packet.pts not in stamps
 
     def _through(
-        self,
-        queue: deque[int],
-        skippable: Callable[[Any], bool],
-        keep: Callable[[int, Any], None],
+        self, queue: deque[int], skippable: Callable[[Any], bool], keep: Callable[[int, Any], None]
     ) -> bool:
         """Decodes until the queue is empty or a seek pays; False if its first frame is lost."""
         for number, frame in self._decode(skippable):

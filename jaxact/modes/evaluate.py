@@ -30,13 +30,7 @@ def evaluate_split(run: Run, where: str) -> dict[str, Any]:
     if before.weights and before != made:
         say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
     write_predictions(stored, ids, rows, made)
-    summary = {
-        "split": split,
-        "checkpoint": origin,
-        "examples": len(ids),
-        **seen,
-        "scores": scores,
-    }
+    summary = {"split": split, "checkpoint": origin, "examples": len(ids), **seen, "scores": scores}
     ending = Ending(
         split=split,
         ids=ids,

@@ -220,11 +220,7 @@ def _port(array: Any) -> dict[str, Any]:
 
 
 def check(
-    run: Run,
-    contract: Contract,
-    weights: dict[str, np.ndarray],
-    folder: pathlib.Path,
-    size: int,
+    run: Run, contract: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, size: int
 ) -> dict[str, Any]:
     """Runs the artefact and the model on one random batch, on this platform.
 

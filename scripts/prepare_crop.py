@@ -1,4 +1,4 @@
-"""Makes the CSV of `configs/crop.py` from AI Challenger 2018, its class table, or cleans a CSV.
+"""Makes the CSV for `configs/crop.py` from several layouts, its class table, or cleans a CSV.
 
     python scripts/prepare_crop.py ai_challenger --source DIR --out labels.csv [--drop 44 45]
     python scripts/prepare_crop.py metadata --train-dir DIR --val-dir DIR --train-meta train.csv \\
@@ -15,11 +15,11 @@ leaves classes out and renumbers the rest, as many did with the two of a single 
 the columns image_name and label_61. Paths are written relative to the folder of `--out`. Crop,
 disease and severity come from the class table, not from the CSV: a published one calls the twelve
 classes named like "(Fungus, Serious)" general.
-`folders`: DIR/<class name>/ with the pictures of a class, however deep; or that below DIR/train,
+`folders`: DIR/<class name>/ with the pictures of a class, at any depth, or that below DIR/train,
 DIR/val (valid, validation) and DIR/test. Without such splits the share `--val` of each class, drawn
-by `--seed` and rounded, is for validation, never a class's only picture. Names like
+by `--seed` and rounded, is for validation, but never the only picture of a class. Names like
 `Apple___black_rot` tell crop and disease. Paths are written relative to the folder of `--out`.
-`clean`: the same CSV without the rows whose pictures cannot be read, which are named one a line.
+`clean`: the same CSV without the rows whose pictures cannot be read; prints those, one a line.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[
 def metadata(
     pictured: dict[str, Path], tables: dict[str, Path], out: Path
 ) -> tuple[list[list[str]], str]:
-    """Rows of both splits, and how many grades of the CSVs they correct, in a line.
+    """Rows of both splits, and a line that says how many grades of the CSVs they correct.
 
     Raises: UserError for a missing file or column, or a label out of range.
     """
@@ -99,7 +99,7 @@ def metadata(
 
 
 def folders(source: Path, share: float, seed: int, out: Path) -> list[list[str]]:
-    """Rows of a folder of each class. Raises: UserError for a bad share, or no pictures."""
+    """Rows of one folder per class. Raises: UserError for a bad share, or no pictures."""
     if not 0 <= share < 1:
         raise UserError(f"--val {share}; allowed: a share, 0 to below 1")
     there = {p.name.lower(): p for p in sorted(source.glob("*")) if p.is_dir()}
@@ -184,7 +184,7 @@ def clean(annotations: Path, images: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the five; 2 for the user's mistakes."""
+    """Does one of the five jobs; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for name in ("ai_challenger", "metadata", "folders", "table", "clean"):

@@ -32,7 +32,7 @@ KEYS = ("gt", "scores", "offsets", "split")
 
 
 def convert(source: Path, out: Path, ground_truth: str) -> str:
-    """Reads, validates and writes an annotation; says what is in it."""
+    """Reads, validates and writes an annotation; returns a summary."""
     annotation = annotations.read(source, ground_truth=ground_truth)
     out.parent.mkdir(parents=True, exist_ok=True)
     annotations.write(out, annotation)
@@ -65,14 +65,14 @@ def summary(path: Path) -> str:
 
 
 def framewise(source: Path, out: Path) -> str:
-    """Writes features/<id>.npy and split<k>.json; says how many.
+    """Writes features/<id>.npy and split<k>.json; returns a summary.
 
     Raises: UserError for a file that lacks an array, or whose arrays contradict each other.
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file; needed: an .npz with {', '.join(KEYS)}")
     try:
-        # Of a broken file np.load would leave its own open; of an .npy it gives an array.
+        # np.load does not close a broken file that it opened; of an .npy it gives an array.
         with open(source, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             missing = [key for key in KEYS if key not in getattr(archive, "files", ())]
@@ -123,7 +123,7 @@ def framewise(source: Path, out: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the jobs and says what came of it; 2 for the user's mistakes."""
+    """Does one of the jobs and prints a summary; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", choices=("convert", "composed", "drawn", "framewise"))
     parser.add_argument("--source", type=Path, help="file or folder to read, but for drawn")

@@ -1,8 +1,8 @@
-"""`--mode=predict`: what a trained checkpoint says of files, as JSON lines.
+"""`--mode=predict`: a trained checkpoint on files; prints JSON lines.
 
 There are three ways. `predict_whole`: each input is one example. `predict_joined`: a recording is
-cut into examples, of which one line is made. `predict_windows`: a window slides over each recording
-(`--window`), with a line for each window and one for the recording.
+cut into examples, and gets one line. `predict_windows` (`--window`): a window slides over each
+recording; each window gets a line, and so does the recording.
 """
 
 import collections
@@ -24,7 +24,7 @@ from jaxact.train.run import Run, eval_size
 from jaxact.train.step import EvalStep, make_eval_step
 from jaxact.train.workdir import recorded, say
 
-Row = dict[str, np.ndarray]  # what the network says of one example: `task.evaluation.rows` of it
+Arrays = dict[str, np.ndarray]  # a batch, or a row: what the network says of one example
 
 
 def with_names(config: Any, workdir: pathlib.Path, where: str) -> Any:
@@ -136,16 +136,15 @@ class Job:
     failed: dict[int, str] = dataclasses.field(default_factory=dict)  # example -> why
     told: set[int] = dataclasses.field(default_factory=set)  # of `failed`, those already named
 
-    def batches(self) -> Generator[Row, None, None]:
+    def batches(self) -> Generator[Arrays, None, None]:
         """Batches of the examples of the source."""
         config, task = self.run.config, self.run.task
+        size = eval_size(config)
         return eval_batches(
-            *(config, task, self.source, self.stage_data, PREDICT),
-            eval_size(config),
-            failed=self.failed,
+            config, task, self.source, self.stage_data, PREDICT, size, failed=self.failed
         )
 
-    def rows(self, batches: Generator[Row, None, None]) -> Iterator[tuple[int, Row]]:
+    def rows(self, batches: Generator[Arrays, None, None]) -> Iterator[tuple[int, Arrays]]:
         """(id, row) of every example that could be read; after each batch, names what has failed.
 
         What is drawn of the last batch can still fail: call `tell` at the end.
@@ -155,12 +154,12 @@ class Job:
                 yield number, {name: array[place] for name, array in rows.items()}
             self.tell()
 
-    def describe(self, row: Row) -> dict[str, Any]:
+    def describe(self, row: Arrays) -> dict[str, Any]:
         """What is printed of a row."""
         return self.run.task.prediction.describe(row, top=self.request.top)
 
     def write(self, name: str, line: dict[str, Any]) -> None:
-        """Hands out a line about the example or recording of this name."""
+        """Hands the line of an example or a recording to `emit`, with its name as `id`."""
         self.emit(json.dumps({"id": name, **line}))
 
     def draw(self, number: int, tiles: list[window_merging.Piece]) -> None:
@@ -224,7 +223,7 @@ def predict_windows(job: Job) -> None:
     job.tell()
 
 
-def _close(job: Job, record: int, lines: list[window_merging.Piece], rows: list[Row]) -> None:
+def _close(job: Job, record: int, lines: list[window_merging.Piece], rows: list[Arrays]) -> None:
     """Writes the line of a recording: the mean of its windows, and a timeline of their classes."""
     mean = {name: np.stack([row[name] for row in rows]).mean(0) for name in rows[0]}
     tiles = window_merging.tiled(lines)
@@ -239,7 +238,7 @@ def _close(job: Job, record: int, lines: list[window_merging.Piece], rows: list[
 
 def _window_batches(
     job: Job, waiting: dict[int, tuple[int, float, float]]
-) -> Generator[Row, None, None]:
+) -> Generator[Arrays, None, None]:
     """Batches of windows as `eval_batches` makes them of examples, with the window's number as id.
 
     Adds each window to `waiting` before its batch.

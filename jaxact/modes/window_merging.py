@@ -31,7 +31,7 @@ def tiled(windows: list[Piece]) -> list[Piece]:
 
 
 def merged(tiles: list[Piece]) -> list[Piece]:
-    """Touching pieces of the same name joined; their probability is the mean of the windows'."""
+    """Joins pieces of the same name that touch; their probability is the mean of the windows'."""
     groups: list[list[Piece]] = []
     for tile in tiles:
         last = groups[-1][-1] if groups else None

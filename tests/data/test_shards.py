@@ -18,11 +18,11 @@ from jaxact.data import shards
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.packing import writer
 from jaxact.packing.storage import Folder
-from jaxact.tasks.action import sample_data as generated
+from jaxact.tasks.action import sample_data as action_data
 from jaxact.tasks.crop import audit
-from jaxact.tasks.detection import sample_data
+from jaxact.tasks.detection import sample_data as detection_data
 from jaxact.tasks.relation import crops, jrdb_splits
-from jaxact.tasks.relation import sample_data as generated_scenes
+from jaxact.tasks.relation import sample_data as relation_data
 from jaxact.train import loop
 from jaxact.train.run import open_run
 
@@ -57,38 +57,38 @@ def prepared(source, out):
 def pairs(tmp_path_factory):
     """recipe -> (config on files, config on shards)."""
     folder = tmp_path_factory.mktemp("media")
-    found = {}
+    configs = {}
 
     clips = folder / "clips"
-    generated.write(clips, train=16, test=8, frames=12, size=(48, 64))
+    action_data.write(clips, train=16, test=8, frames=12, size=(48, 64))
     config = load("x3d")
     config.data.annotations, config.data.videos = (
         str(clips / "annotations.pkl"),
         str(clips / "clips"),
     )
     place = prepared(clips / "clips", folder / "clip_shards")
-    found["x3d"] = config, changed(config, videos=place)
+    configs["x3d"] = config, changed(config, videos=place)
 
     config = load("crop")
     config.data.annotations = str(leaves.write(folder / "leaves"))
     config.data.class_table, config.data.missing = "", "error"
     place = prepared(folder / "leaves" / "images", folder / "leaf_shards")
-    found["crop"] = config, changed(config, images=place)
+    configs["crop"] = config, changed(config, images=place)
 
     scenes = {"train": 3, "val": 1, "test": 1}
-    root = generated_scenes.write(folder / "scenes", scenes, frames=2, couples=4)
+    root = relation_data.write(folder / "scenes", scenes, frames=2, couples=4)
     config = load("relation")
     config.data.root = str(root)
     place = prepared(root / jrdb_splits.IMAGES, folder / "scene_shards")
-    found["relation"] = config, changed(config, images=place)
+    configs["relation"] = config, changed(config, images=place)
 
-    sample_data.draw(folder / "drawn", train=3, test=2)
+    detection_data.draw(folder / "drawn", train=3, test=2)
     config = load("adatad")
     config.data.annotations = str(folder / "drawn" / "annotations.json")
     config.data.videos = str(folder / "drawn" / "videos")
     place = prepared(folder / "drawn" / "videos", folder / "drawn_shards")
-    found["adatad"] = config, changed(config, videos=place)
-    return found
+    configs["adatad"] = config, changed(config, videos=place)
+    return configs
 
 
 def changed(config, **fields):

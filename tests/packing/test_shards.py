@@ -189,7 +189,7 @@ def test_videos_decode_alike(clips, whole):
 
 
 def test_containers_that_are_counted_decode_alike(clips, tmp_path):
-    """AVI: frames are found by byte offsets, and the decoder starts anew several times."""
+    """AVI: frames are known by their byte offsets, and the decoder starts anew several times."""
     with video.Video(clips / "clips" / "test0000.mp4") as opened:
         frames = opened.read(range(opened.frames))
     source = tmp_path / "source"
@@ -290,11 +290,11 @@ def test_a_foreign_record_of_the_same_length_is_noticed(copy):
     """The file is sound in itself, and not what the index says."""
     path, record = shard_with(copy, "test0001.mp4")
     reader = ArrayRecordReader(str(path))
-    found = list(reader.read_all())
+    records = list(reader.read_all())
     reader.close()
-    found[record] = bytes(len(found[record]))
+    records[record] = bytes(len(records[record]))
     file = ArrayRecordWriter(str(path), writer.WRITER)
-    for content in found:
+    for content in records:
         file.write(content)
     file.close()
     refused("differs from its checksum", shards.read, path_of(copy, "test0001.mp4"))

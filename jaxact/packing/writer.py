@@ -64,18 +64,14 @@ def listing(
     """
     entries = sorted(e for e in source.entries() if any(fits(e.name, p) for p in patterns))
     if wanted is not None:
-        missing = set(wanted)
-        kept = []
-        for entry in entries:
-            names = {entry.name, entry.name.rpartition(".")[0]} & wanted
-            missing -= names
-            kept += [entry] if names else []
+        names = {entry: {entry.name, entry.name.rpartition(".")[0]} & wanted for entry in entries}
+        missing = wanted.difference(*names.values())
         if missing:
             raise UserError(
                 f"--annotations names {len(missing)} media that --source={source} does not have "
                 f"(under --pattern {', '.join(patterns)}), first {min(missing)!r}"
             )
-        entries = kept
+        entries = [entry for entry in entries if names[entry]]
     if not entries:
         raise UserError(f"--source={source}: no file fits --pattern {', '.join(patterns)}")
     if len({key(entry.name) for entry in entries}) < len(entries):

@@ -1,4 +1,4 @@
-"""Makes the CSV of `configs/crop.py` from AI Challenger 2018, its class table, or cleans a CSV.
+"""Makes the CSV for `configs/crop.py` from several layouts, its class table, or cleans a CSV.
 
     python scripts/prepare_crop.py ai_challenger --source DIR --out labels.csv [--drop 44 45]
     python scripts/prepare_crop.py metadata --train-dir DIR --val-dir DIR --train-meta train.csv \\
@@ -15,11 +15,11 @@ leaves classes out and renumbers the rest, as many did with the two of a single 
 the columns image_name and label_61. Paths are written relative to the folder of `--out`. Crop,
 disease and severity come from the class table, not from the CSV: a published one calls the twelve
 classes named like "(Fungus, Serious)" general.
-`folders`: DIR/<class name>/ with the pictures of a class, however deep; or that below DIR/train,
+`folders`: DIR/<class name>/ with the pictures of a class, at any depth, or that below DIR/train,
 DIR/val (valid, validation) and DIR/test. Without such splits the share `--val` of each class, drawn
-by `--seed` and rounded, is for validation, never a class's only picture. Names like
+by `--seed` and rounded, is for validation, but never the only picture of a class. Names like
 `Apple___black_rot` tell crop and disease. Paths are written relative to the folder of `--out`.
-`clean`: the same CSV without the rows whose pictures cannot be read, which are named one a line.
+`clean`: the same CSV without the rows whose pictures cannot be read; prints those, one a line.
 """
 
 import argparse
@@ -34,10 +34,8 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data import images
-from jaxact.tasks.crop import annotation_files, audit
-from jaxact.tasks.crop import annotations as pictures
-from jaxact.tasks.crop import classes as class_table
-from jaxact.tasks.crop.annotations import Picture
+from jaxact.tasks.crop import annotation_files, audit, classes
+from jaxact.tasks.crop.annotations import Picture, folder_of, picture
 from jaxact.tasks.crop.classes import Meaning
 
 COLUMNS = ("file", "label", "class", "crop", "disease", "severity", "split")
@@ -48,27 +46,27 @@ SPLITS = {"train": "*train*annotations*.json", "val": "*validation*annotations*.
 
 def annotation_file(source: Path, pattern: str) -> Path:
     """The one JSON of this name under a folder. Raises: UserError for none or several."""
-    found = sorted(source.rglob(pattern))
-    if len(found) != 1:
-        raise UserError(f"{source}: {len(found)} files {pattern}; needed: one, see --source")
-    return found[0]
+    files = sorted(source.rglob(pattern))
+    if len(files) != 1:
+        raise UserError(f"{source}: {len(files)} files {pattern}; needed: one, see --source")
+    return files[0]
 
 
 def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[Meaning]]:
     """The rows of both splits and the classes kept. Raises: UserError naming the record."""
-    everything = class_table.ai_challenger()
+    everything = classes.ai_challenger()
     wrong = [k for k in drop if not 0 <= k < len(everything)]
     if wrong:
         raise UserError(f"--drop {wrong[0]}; allowed: classes 0 to {len(everything) - 1}")
     kept = [k for k in range(len(everything)) if k not in drop]
     number = {old: new for new, old in enumerate(kept)}
-    table = class_table.build(everything)
+    table = classes.build(everything)
     rows = []
     for split, pattern in SPLITS.items():
         listing = annotation_files.parse(annotation_file(source, pattern))
-        folder = pictures.folder_of(listing, "").relative_to(source)
+        folder = folder_of(listing, "").relative_to(source)
         for row in listing.rows:
-            label = pictures.picture(row, table, folder).label
+            label = picture(row, table, folder).label
             if label in number:
                 file = (folder / row.file).as_posix()
                 rows.append([file, str(number[label]), *values(everything[label]), split])
@@ -78,13 +76,13 @@ def ai_challenger(source: Path, drop: list[int]) -> tuple[list[list[str]], list[
 def metadata(
     pictured: dict[str, Path], tables: dict[str, Path], out: Path
 ) -> tuple[list[list[str]], str]:
-    """Rows of both splits, and how many grades of the CSVs they correct, in a line.
+    """Rows of both splits, and a line that says how many grades of the CSVs they correct.
 
     Raises: UserError for a missing file or column, or a label out of range.
     """
-    everything = class_table.ai_challenger()
-    grades = class_table.build(everything)
-    rows, wrong, classes = [], 0, set()
+    everything = classes.ai_challenger()
+    grades = classes.build(everything)
+    rows, wrong, corrected = [], 0, set()
     for split, path in tables.items():
         for where, name, label, severity in _metadata_rows(path):
             if not re.fullmatch(r"\d+", label) or int(label) >= len(everything):
@@ -95,13 +93,13 @@ def metadata(
             rows.append([relative, str(number), *values(everything[number]), split])
             if severity and grades.severity(severity) != grades.severity_of[number]:
                 wrong += 1
-                classes.add(number)
-    named = f" (classes {' '.join(map(str, sorted(classes)))})" if classes else ""
+                corrected.add(number)
+    named = f" (classes {' '.join(map(str, sorted(corrected)))})" if corrected else ""
     return rows, f"severity: {wrong} of {len(rows)} rows corrected by the class table{named}"
 
 
 def folders(source: Path, share: float, seed: int, out: Path) -> list[list[str]]:
-    """Rows of a folder of each class. Raises: UserError for a bad share, or nothing found."""
+    """Rows of one folder per class. Raises: UserError for a bad share, or no pictures."""
     if not 0 <= share < 1:
         raise UserError(f"--val {share}; allowed: a share, 0 to below 1")
     there = {p.name.lower(): p for p in sorted(source.glob("*")) if p.is_dir()}
@@ -110,19 +108,19 @@ def folders(source: Path, share: float, seed: int, out: Path) -> list[list[str]]
         other = next(name for name in there if name not in split)
         raise UserError(f"{there[other]}: stands beside train; allowed: {', '.join(SPLIT_FOLDERS)}")
     parts = {there[name]: kind for name, kind in split.items()} if "train" in split else {}
-    found: list[tuple[Path, str, str]] = []  # file, class, split or ""
+    entries: list[tuple[Path, str, str]] = []  # file, class, split or ""
     for part, kind in (parts or {source: ""}).items():
         for folder in sorted(p for p in part.glob("*") if p.is_dir()):
-            files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES)
-            found += [(file, folder.name, kind) for file in files]
-    names = sorted({name for _, name, _ in found})
+            paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in images.SUFFIXES)
+            entries += [(file, folder.name, kind) for file in paths]
+    names = sorted({name for _, name, _ in entries})
     if not names:
         raise UserError(f"{source}: no pictures in folders of their classes; see --source")
     rows = []
     for label, name in enumerate(names):
         crop, _, disease = name.partition("___")
         meaning = Meaning(name, crop if disease else "", disease)
-        mine = [entry for entry in found if entry[1] == name]
+        mine = [entry for entry in entries if entry[1] == name]
         order = np.random.default_rng((seed, label)).permutation(len(mine))
         held = set(order[: min(round(share * len(mine)), len(mine) - 1)].tolist())
         for index, (file, _, kind) in enumerate(mine):
@@ -144,7 +142,7 @@ def _metadata_rows(path: Path) -> Iterator[tuple[str, str, str, str]]:
                 raise UserError(f"{path}: has no column {column!r}; it has {known}")
         for row in reader:
             grade = (row.get("severity") or "").strip()
-            grade = "0" if grade.lower() in class_table.UNGRADED else grade
+            grade = "0" if grade.lower() in classes.UNGRADED else grade
             name, label = row["image_name"].strip(), row["label_61"].strip()
             yield f"{path}:{reader.line_num}", name, label, grade if "severity" in row else ""
 
@@ -171,7 +169,7 @@ def write_table(path: Path, classes: list[Meaning]) -> None:
 def clean(annotations: Path, images: str, out: Path) -> None:
     """Writes the lines of a CSV whose pictures can be read, names the others."""
     listing = annotation_files.parse(annotations)
-    folder = pictures.folder_of(listing, images)
+    folder = folder_of(listing, images)
     with open(annotations, newline="", encoding="utf-8-sig") as file:
         head, *lines = list(csv.reader(file))
     kept = [head]
@@ -186,7 +184,7 @@ def clean(annotations: Path, images: str, out: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the five; 2 for the user's mistakes."""
+    """Does one of the five jobs; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     for name in ("ai_challenger", "metadata", "folders", "table", "clean"):
@@ -208,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.kind == "table":
-            write_table(options.out, list(class_table.ai_challenger()))
+            write_table(options.out, list(classes.ai_challenger()))
         elif options.kind == "metadata":
             pictured = {"train": options.train_dir, "val": options.val_dir}
             tables = {"train": options.train_meta, "val": options.val_meta}
@@ -223,9 +221,9 @@ def main(arguments: list[str] | None = None) -> int:
                 raise UserError(f"--annotations {options.annotations}: suffix must be .csv")
             clean(options.annotations, options.images, options.out)
         else:
-            rows, classes = ai_challenger(options.source, options.drop)
+            rows, kept = ai_challenger(options.source, options.drop)
             write(options.out, [list(COLUMNS), *rows])
-            write_table(options.out.with_name(f"{options.out.stem}_classes.csv"), classes)
+            write_table(options.out.with_name(f"{options.out.stem}_classes.csv"), kept)
     except UserError as error:
         print(f"prepare_crop: {error}", file=sys.stderr)
         return 2

@@ -11,7 +11,7 @@ from jaxact.tasks.action import sample_data
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the set unless it is there already; 2 for the user's mistakes."""
+    """Writes the set unless it is there already; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("directory", help="folder to write to")
     parser.add_argument("--train", type=int, default=320, help="training clips")

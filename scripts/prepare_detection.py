@@ -24,21 +24,21 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.tasks.detection import annotations, sample_data
-from jaxact.tasks.detection import framewise as segmentation
 from jaxact.tasks.detection.annotations import Annotation, Untrimmed
+from jaxact.tasks.detection.framewise import segments
 
 BACKGROUND = 0
 KEYS = ("gt", "scores", "offsets", "split")
 
 
 def convert(source: Path, out: Path, ground_truth: str) -> str:
-    """Reads, validates and writes an annotation; says what is in it."""
-    found = annotations.read(source, ground_truth=ground_truth)
+    """Reads, validates and writes an annotation; returns a summary."""
+    annotation = annotations.read(source, ground_truth=ground_truth)
     out.parent.mkdir(parents=True, exist_ok=True)
-    annotations.write(out, found)
-    lines = [f"{out}: {len(found.videos)} videos, {len(found.names)} classes"]
-    for subset in found.subsets:
-        videos = found.subset(subset, segments=False)
+    annotations.write(out, annotation)
+    lines = [f"{out}: {len(annotation.videos)} videos, {len(annotation.names)} classes"]
+    for subset in annotation.subsets:
+        videos = annotation.subset(subset, segments=False)
         count = sum(len(video.labels) for video in videos)
         lines.append(f"  {subset or '(no subset)'}: {len(videos)} videos, {count} segments")
     return "\n".join(lines)
@@ -58,21 +58,21 @@ def draw(out: Path, train: int, test: int, seed: int) -> str:
 
 def summary(path: Path) -> str:
     """One line about an annotation."""
-    found = annotations.read(path)
-    count = sum(len(video.labels) for video in found.videos)
-    seconds = sum(video.duration for video in found.videos)
-    return f"{path}: {len(found.videos)} videos, {count} segments, {seconds:.0f} s"
+    annotation = annotations.read(path)
+    count = sum(len(video.labels) for video in annotation.videos)
+    seconds = sum(video.duration for video in annotation.videos)
+    return f"{path}: {len(annotation.videos)} videos, {count} segments, {seconds:.0f} s"
 
 
 def framewise(source: Path, out: Path) -> str:
-    """Writes features/<id>.npy and split<k>.json; says how many.
+    """Writes features/<id>.npy and split<k>.json; returns a summary.
 
     Raises: UserError for a file that lacks an array, or whose arrays contradict each other.
     """
     if not source.is_file():
         raise UserError(f"{source}: no such file; needed: an .npz with {', '.join(KEYS)}")
     try:
-        # Of a broken file np.load would leave its own open; of an .npy it gives an array.
+        # np.load does not close a broken file that it opened; of an .npy it gives an array.
         with open(source, "rb") as file:
             archive = np.load(file, allow_pickle=False)
             missing = [key for key in KEYS if key not in getattr(archive, "files", ())]
@@ -99,7 +99,7 @@ def framewise(source: Path, out: Path) -> str:
     for index, (start, end) in enumerate(itertools.pairwise(offsets)):
         name = f"video{index:03d}"
         np.save(out / "features" / f"{name}.npy", scores[start:end].astype(np.float32))
-        spans, labels = segmentation.segments(truth[start:end], BACKGROUND)
+        spans, labels = segments(truth[start:end], BACKGROUND)
         videos.append((name, int(end - start), spans.astype(np.float64), labels - 1))
     for left_out in sorted(set(split.tolist())):
         listed = tuple(
@@ -123,7 +123,7 @@ def framewise(source: Path, out: Path) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Does one of the jobs and says what came of it; 2 for the user's mistakes."""
+    """Does one of the jobs and prints a summary; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("job", choices=("convert", "composed", "drawn", "framewise"))
     parser.add_argument("--source", type=Path, help="file or folder to read, but for drawn")

@@ -41,7 +41,7 @@ def load(source: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray
 
 
 def sequences(rows: np.ndarray, offsets: np.ndarray) -> Iterator[np.ndarray]:
-    """Clip after clip: [all frames, j, c] -> [1, t, j, c]."""
+    """The clips one by one: [all frames, j, c] -> [1, t, j, c] each."""
     for start, end in itertools.pairwise(offsets):
         yield rows[start:end][None]
 
@@ -106,19 +106,19 @@ def jhmdb(source: Path) -> dict[str, Any]:
 def cut(names: list[str], label: dict[str, int], split: str) -> dict[str, list[str]]:
     """A training part in two: every fifth clip of each class is `dev`, the rest `fit`."""
     seen: dict[int, int] = {}
-    found: dict[str, list[str]] = {f"{split}_fit": [], f"{split}_dev": []}
+    parts: dict[str, list[str]] = {f"{split}_fit": [], f"{split}_dev": []}
     for name in names:
         place = seen.get(label[name], 0)
         seen[label[name]] = place + 1
-        found[f"{split}_dev" if place % FOLDS == FOLDS - 1 else f"{split}_fit"].append(name)
-    return found
+        parts[f"{split}_dev" if place % FOLDS == FOLDS - 1 else f"{split}_fit"].append(name)
+    return parts
 
 
 def openpose(source: Path) -> dict[str, Any]:
     """The OpenPose exercise clips; fold k tests every fifth clip of each class.
 
-    Deterministic: dealt out in name order, each class going on where the one before stopped, so
-    that folds differ by at most one clip in size and in each class.
+    Deterministic: clips get their folds in the order of names, and each class continues where the
+    one before stopped, so folds differ by at most one clip in size and in each class.
     """
     data = load(
         source, "openpose_exercise.npz", ("keypoints", "offsets", "label", "classes", "name")
@@ -152,7 +152,7 @@ PACKS = {"jhmdb": jhmdb, "openpose": openpose}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Writes the pickle and says what is in it; 2 for the user's mistakes."""
+    """Writes the pickle and prints what is in it; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pack", choices=PACKS)
     parser.add_argument("--source", type=Path, required=True, help="folder of the pack")

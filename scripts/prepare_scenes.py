@@ -15,7 +15,7 @@ from jaxact.tasks.relation import sample_data
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Draws the set; 2 for the user's mistakes."""
+    """Draws the set; returns 2 for the user's mistakes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder to make")
     parser.add_argument(

@@ -2,16 +2,16 @@
 
     python scripts/prepare_shards.py --source clips --out shards --shards 8
 
-Every recipe then reads `shards:FOLDER` where it reads a folder of media, annotations as before:
---config.data.videos=shards:shards. The same command goes on where it was interrupted, keeps shards
-that are sound, and makes anew what is damaged or whose source has changed. At the end counts and
-checksums are compared with the source; media that cannot be decoded are named.
+Every recipe then takes `shards:FOLDER` in place of a folder of media, with the same annotations:
+--config.data.videos=shards:shards. If it was interrupted, run the same command again: it keeps
+shards that are sound, and makes those again that are damaged or whose source has changed. At the
+end it compares counts and checksums with the source, and names media that cannot be decoded.
 
-What follows a lone `--` are Beam's own flags. Without any the pipeline runs in processes on this
-machine, one a core: --runner=FnApiRunner --direct_running_mode=multi_processing
---direct_num_workers=0. (Newer Beam's DirectRunner first looks for a binary of its Prism runner on
-the network.) Its workers talk on standard error; what came of it is printed last, on standard
-output. Elsewhere, with an image in which jaxact[video,beam] is installed:
+Beam's own flags follow a single `--`. Without any the pipeline runs in processes on this machine,
+one a core: --runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=0.
+(The DirectRunner of newer Beam first looks on the network for a binary of its Prism runner.) Its
+workers log to standard error; the summary is the last line on standard output. On other machines,
+with an image in which jaxact[video,beam] is installed:
 
     --source gs://mine/videos --out gs://mine/shards --shards 512 -- --runner=DataflowRunner
         --project=P --region=R --temp_location=gs://mine/tmp --sdk_container_image=IMAGE
@@ -20,9 +20,9 @@ output. Elsewhere, with an image in which jaxact[video,beam] is installed:
         --environment_config=IMAGE
     ... -- --runner=SparkRunner --environment_type=DOCKER --environment_config=IMAGE
 
-Local paths are those of the workers. Trainers read shards by local paths, so a bucket has to be
-mounted or copied there. Needs the extra [beam], and [video] for videos; not JAX. A shard is written
-by one worker, so give at least as many as there are workers; 100 MB to 1 GB each is a good size.
+Local paths are those of the workers. Training reads shards by local paths, so a bucket has to be
+mounted or copied there. Needs the extra [beam], and [video] for videos; not JAX. One worker writes
+a shard, so ask for at least as many shards as workers; 100 MB to 1 GB each is a good size.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BLOCK = 2**22  # bytes copied at a time
 
 
 def place(path: str) -> Any:
-    """The folder of a path, or what Beam calls by a URL."""
+    """The local folder of a path, or for a URL one that Beam reaches."""
     return Remote(path) if "://" in path else Folder(path)
 
 
@@ -64,14 +64,14 @@ class Remote:
         """Every object below."""
         from apache_beam.io.filesystems import FileSystems
 
-        for found in FileSystems.match([f"{self.root}/**"])[0].metadata_list:
-            name = found.path[len(self.root) + 1 :]
+        for entry in FileSystems.match([f"{self.root}/**"])[0].metadata_list:
+            name = entry.path[len(self.root) + 1 :]
             if name and not name.endswith("/") and not any(p[0] == "." for p in name.split("/")):
-                changed = float(found.last_updated_in_seconds or 0)
-                yield Entry(name, found.size_in_bytes, changed)
+                changed = float(entry.last_updated_in_seconds or 0)
+                yield Entry(name, entry.size_in_bytes, changed)
 
     def read(self, name: str) -> bytes:
-        """An object's bytes; a failure other than its absence is for the runner to retry."""
+        """The bytes of an object. If it is there but cannot be read, the runner tries again."""
         from apache_beam.io.filesystems import FileSystems
 
         if not FileSystems.exists(f"{self.root}/{name}"):
@@ -93,7 +93,7 @@ class Remote:
         """Copies a file there under another name, then renames it."""
         from apache_beam.io.filesystems import FileSystems
 
-        # Two workers may be given the same shard; neither must see the other's half.
+        # Two workers may get the same shard; neither must see an unfinished file of the other.
         aside, target = f"{self.root}/.{name}-{made.parent.name}", f"{self.root}/{name}"
         if not FileSystems.exists(self.root):  # a folder; buckets have none
             with contextlib.suppress(OSError):  # another worker was faster
@@ -105,7 +105,7 @@ class Remote:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path | None]:
-        """A copy of the object, while it is wanted."""
+        """A copy of the object on this machine, for the time of the context."""
         from apache_beam.io.filesystems import FileSystems
 
         if not FileSystems.exists(f"{self.root}/{name}"):
@@ -156,7 +156,7 @@ def pipeline(root: Any, source: str, out: str, options: Options) -> Any:
             Metrics.counter(COUNTERS, name).inc(count)
         return done
 
-    # Every shard is made, those without a name too: a set of 16 has 16 files.
+    # Shards without any media are made too: a set of 16 has 16 files.
     every = root | "shards" >> beam.Create([(k, "") for k in range(options.shards)])
     listed = (
         root
@@ -170,7 +170,7 @@ def pipeline(root: Any, source: str, out: str, options: Options) -> Any:
 def prepare(
     source: str, out: str, patterns: list[str], annotations: str, options: Options, flags: list[str]
 ) -> str:
-    """Runs the pipeline and finishes the set; says what is in it.
+    """Runs the pipeline and finishes the set; returns a summary.
 
     Raises: UserError for what stops it: no source, broken media, counts that do not agree.
     """
@@ -184,14 +184,14 @@ def prepare(
     entries = writer.listing(here, patterns, wanted)
     transcode.ready([entry.name for entry in entries], options.short_side, options.check)
     writer.begin(there, entries, options)
-    import apache_beam as beam  # seconds: after what is wrong has been said
+    import apache_beam as beam  # takes seconds: after the checks
     from apache_beam.options.pipeline_options import PipelineOptions
 
     root = beam.Pipeline(options=PipelineOptions(flags or list(HERE)))
     pipeline(root, *given, options)
-    result = root.run()
-    result.wait_until_finish()
-    counters = result.metrics().query()["counters"]
+    run = root.run()
+    run.wait_until_finish()
+    counters = run.metrics().query()["counters"]
     own = (one for one in counters if one.key.metric.namespace == COUNTERS)
     told = {one.key.metric.name: one.result for one in own}
     manifest = writer.finish(there, entries, options)

@@ -42,6 +42,6 @@ def test_two_hosts_write_the_same_file(writer, tmp_path, monkeypatch):
 
 
 def test_a_draft_names_its_host_and_keeps_the_suffix(tmp_path):
-    found = draft(tmp_path / "video.mp4")
-    assert found.parent == tmp_path and found.suffix == ".mp4"
-    assert found.name.startswith(f".video.{socket.gethostname()}.")
+    path = draft(tmp_path / "video.mp4")
+    assert path.parent == tmp_path and path.suffix == ".mp4"
+    assert path.name.startswith(f".video.{socket.gethostname()}.")

@@ -32,7 +32,8 @@ MAY_IMPORT = {
         *("models.initialise", "ops.target"),
     },
     "modes": {"config", "task", "atomic", "data", "evaluate", "exported", "ops.target", "train"},
-    "packing": {"config", "data", "tasks"},  # lists of all systems name what goes into shards
+    # The annotation files of all systems name what goes into shards.
+    "packing": {"config", "atomic", "data", "tasks"},
     "main": {"config", "train", "modes"},
     "exported": {"config"},  # runs a model without any of its code
     "manual": {"config", "fields"},  # reads the wings' config modules by their names

@@ -3,7 +3,6 @@
 Source: ColorJitter of MMAction2 1.2 (which draws the order once per data set, not per clip).
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +13,7 @@ _GREY = np.array([0.2989, 0.587, 0.114], np.float32)
 
 
 class Colour(NamedTuple):
-    """Factors around 1, a hue turn (1 = the whole 255 steps), and the order of application.
+    """Factors around 1, a hue turn (1 = all 255 steps), and the order in which they are applied.
 
     `order` holds 0 brightness, 1 contrast, 2 saturation, 3 hue.
     """
@@ -32,17 +31,15 @@ def draw_colour(
     contrast: float = 0.5,
     saturation: float = 0.5,
     hue: float = 0.1,
-    order: Sequence[int] | None = None,
 ) -> Colour:
-    """Factors uniform in [1 - s, 1 + s] for each strength s, a turn in [-hue, hue].
+    """Factors drawn uniformly in [1 - s, 1 + s] for each strength s, a turn in [-hue, hue].
 
-    The order is drawn first, unless given.
+    The order is drawn first.
     """
-    if order is None:
-        order = rng.permutation(4).tolist()
+    order = tuple(rng.permutation(4).tolist())
     strengths = brightness, contrast, saturation
     light, gap, depth = (float(rng.uniform(max(0.0, 1 - s), 1 + s)) for s in strengths)
-    return Colour(light, gap, depth, float(rng.uniform(-hue, hue)), tuple(order))
+    return Colour(light, gap, depth, float(rng.uniform(-hue, hue)), order)
 
 
 def jitter(frames: np.ndarray, colour: Colour) -> np.ndarray:
@@ -51,13 +48,13 @@ def jitter(frames: np.ndarray, colour: Colour) -> np.ndarray:
     Contrast pulls each frame toward its own mean grey. Values are cut to 0..255 at the end and
     before a hue turn.
     """
-    result = np.empty_like(frames, order="C")
-    for frame, out in zip(frames, result, strict=True):
+    changed = np.empty_like(frames, order="C")
+    for frame, out in zip(frames, changed, strict=True):
         values = frame.astype(np.float32)
         for change in colour.order:
             values = _change(values, change, colour)
         out[...] = np.clip(values, 0, 255, out=values)
-    return result
+    return changed
 
 
 def _change(values: np.ndarray, change: int, colour: Colour) -> np.ndarray:
@@ -89,7 +86,7 @@ _PER_VALUE, _PER_SPREAD = _reciprocals(255), _reciprocals(30)
 
 
 def _dips() -> np.ndarray:
-    """f32[3, 180]: how far red, green, blue fall below the value at each hue, full saturation."""
+    """f32[3, 180]: at full saturation, how far red, green, blue lie below the value at each hue."""
     turn = np.arange(180, dtype=np.float32) * np.float32(1 / 30)  # six sectors of 30 steps
     rising = turn - np.floor(turn)
     none, full, falling = np.zeros(180, np.float32), np.ones(180, np.float32), 1 - rising
@@ -122,11 +119,11 @@ def _turned(frame: np.ndarray, steps: int) -> np.ndarray:
     depth *= np.float32(1 / 255)
     level = value.astype(np.float32)
     level *= np.float32(1 / 255)
-    result = np.empty(frame.shape, np.float32)
+    turned = np.empty(frame.shape, np.float32)
     for channel, dips in enumerate(np.roll(_DIPS, -steps, axis=1)):
         share = dips.take(hue, mode="wrap")
         share *= depth
         np.subtract(1, share, out=share)
-        np.multiply(level, share, out=result[..., channel])
-    result *= 255
-    return np.rint(result, out=result)
+        np.multiply(level, share, out=turned[..., channel])
+    turned *= 255
+    return np.rint(turned, out=turned)

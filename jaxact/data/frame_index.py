@@ -1,11 +1,10 @@
-"""Where every frame of a video file lies: what `jaxact.data.video` seeks and counts by.
+"""The index of a video file: where each frame lies. `jaxact.data.video` seeks by it.
 
-The index is made once per file and process. In containers that store a presentation stamp with
-every packet it is read off the packets (about 10 us each; only the first picture is decoded, which
-tells how the file wants to be turned). Where packets do not stand for frames one to one (MPEG-4
-part 2, leading pictures of an open GOP cut at its start) the file is decoded once; and where the
-pictures carry no usable stamps either (AVI, MPEG streams) frames are counted from the key frame
-before.
+It is made once per file and process, in one of three ways. Where each packet has a presentation
+stamp and holds one frame, it comes from the packets (about 10 us each), and only the first picture
+is decoded, for its rotation. Otherwise (MPEG-4 part 2, an open GOP cut at its start) the whole file
+is decoded once. Where the pictures have no usable stamps either (AVI, MPEG streams), frames are
+counted from the key frame before.
 """
 
 import dataclasses
@@ -23,7 +22,7 @@ from typing import Any, NamedTuple
 from jaxact.config import UserError
 from jaxact.data import media
 
-# Containers with a stored stamp per packet, and codecs whose packets hold one shown picture each.
+# Containers that store a stamp per packet, and codecs whose packets hold one shown picture each.
 STAMPED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"}
 ONE_PICTURE = {"h264", "hevc", "av1", "vp9"}
 CACHED_FRAMES = 8_000_000  # 64 MB of stamps
@@ -56,13 +55,13 @@ _cache_lock = threading.Lock()
 
 
 def cached(path: str, build: Callable[[], Index], content: bytes | None = None) -> Index:
-    """The index of this path, or bytes: remembered under its `media.stamp`, or made by `build`."""
+    """The index of this path or these bytes, cached by its `media.stamp`, or made by `build`."""
     name = media.stamp(path, content)
     with _cache_lock:
         if name in _cache:
             _cache.move_to_end(name)
             return _cache[name]
-    index = build()  # outside the lock: two threads may do it twice, none has to wait
+    index = build()  # outside the lock: two threads may both make it, but no thread waits
     with _cache_lock:
         _cache[name] = index
         while len(_cache) > 1 and sum(len(i.stamps) for i in _cache.values()) > CACHED_FRAMES:
@@ -71,17 +70,18 @@ def cached(path: str, build: Callable[[], Index], content: bytes | None = None) 
 
 
 def build(path: str, open_again: Callable[[], tuple[Any, Any]], failure: type[Exception]) -> Index:
-    """The index of a file; `open_again` opens it at its start, as (container, stream) of PyAV.
+    """The index of a file; `open_again` opens it at its start: PyAV's (container, stream).
 
-    `failure` is what PyAV raises for a picture that cannot be decoded. Raises UserError where there
-    are no frames.
+    `failure` is what PyAV raises for a picture that cannot be decoded.
+
+    Raises: UserError where there are no frames.
     """
     index = _frames(path, open_again)
     container, stream = open_again()
     try:
         angle = next((frame.rotation for frame in container.decode(stream)), 0)
     except failure:
-        angle = 0  # to read this picture is an error of its own
+        angle = 0  # reading the picture raises its own error
     return dataclasses.replace(index, turns=round(angle / 90) % 4)
 
 
@@ -142,7 +142,7 @@ def _by_count(
     heads = [number for number, key in enumerate(keys) if key]
     sources = [p for p in packets if p.key and p.dts is not None and p.pos is not None]
     if len(heads) != len(sources) or len({p.pos for p in sources}) != len(sources):
-        heads, sources = [], []  # no telling which packet gives which picture: never seek
+        heads, sources = [], []  # which packet gives which picture is unknown: never seek
     return Index(
         stamps=array("q", stamps),
         unit=unit,
@@ -161,12 +161,10 @@ def _rate(stream: Any, stamps: list[int], unit: float) -> float:
 
 
 def check_whole(path: str, content: bytes | None = None) -> None:
-    """Raises UserError where `path` is missing, empty, or shorter than its container promises.
-
-    With `content` these bytes are looked at, and the path only names them.
+    """Raises UserError where `path` is missing, empty, or shorter than its container says.
 
     Reads the outermost structure of MP4 (boxes), AVI (RIFF length) and Matroska (segment length);
-    other containers promise nothing.
+    other containers do not say. With `content`, checks these bytes; the path only names them.
     """
     if content is None and os.path.isdir(path):
         raise UserError(f"{path}: is a folder, not a video")

@@ -1,6 +1,6 @@
 """Crops, resizes and flips of a clip: frames and keypoints together, in plain functions.
 
-A clip under way is `frames: u8[t, h, w, 3] | None`, `keypoint: f[p, t, j, 2] px | None` (x, y; a
+A clip is `frames: u8[t, h, w, 3] | None`, `keypoint: f[p, t, j, 2] px | None` (x, y; a
 coordinate of exactly 0 means "not detected") and `size` (h, w) px. Either of the two may be None;
 their frame counts may differ. Keypoint arithmetic keeps the dtype it is given. Nothing is changed
 in place. Source: the transforms of MMAction2 1.2 (PoseCompact, MMCompact, Resize, the crops, Flip).
@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import resize as resample
-from jaxact.data.resize import Box
+from jaxact.data.resize import Box, crop_frames, resample
 
 Random = np.random.Generator | np.random.RandomState
 
-
 THRESHOLD = 10  # px; a compact box is not made around joints that span less
-REACH = 2  # frame sizes that a compact box may reach beyond the frame: the memory of its crop
+REACH = 2  # frame sizes that a compact box may lie beyond the frame; bounds the crop's memory
 
 Size = tuple[int, int]
 Frames = np.ndarray | None
@@ -42,10 +40,9 @@ def compact_box(
     """The box around all joints of all persons and frames, `padding` larger on every side.
 
     `ratio` bounds height / width from below and above (the box only grows; None = as it is).
-    With `pad` the box may leave the frame, by two frame sizes at most, else it is cut to it: a
-    joint far away must not make a picture without bounds. The whole frame where no joint
-    is detected or the joints' width or height is below `threshold` px. Corners are cut to
-    integers toward zero.
+    With `pad` the box may leave the frame, by two frame sizes at most (a joint far away must not
+    make a huge picture), else it is cut to it. The whole frame where no joint is detected or the
+    joints' width or height is below `threshold` px. Corners are cut to integers toward zero.
     """
     middles, halves = [], []
     for axis in (0, 1):
@@ -77,7 +74,7 @@ def crop(
     `keep_zeros`: coordinates of 0 stay 0 (compact crops); else they shift like all (other crops).
     """
     if frames is not None:
-        frames = resample.crop(frames, box)
+        frames = crop_frames(frames, box)
     return frames, _shifted(keypoint, box, keep_zeros), (box[3] - box[1], box[2] - box[0])
 
 
@@ -89,7 +86,7 @@ def resize(
     `size` is the keypoints' frame; decoded frames of another size come out at `new` too.
     """
     if frames is not None:
-        frames = resample.resample(frames, new)
+        frames = resample(frames, new)
     return frames, rescale(keypoint, size, new), new
 
 
@@ -99,7 +96,7 @@ def crop_resize(
     """`crop` then `resize`, the frames in one pass -> frames, keypoint, size."""
     size = box[3] - box[1], box[2] - box[0]
     if frames is not None:
-        frames = resample.resample(frames, new, box)
+        frames = resample(frames, new, box)
     return frames, rescale(_shifted(keypoint, box, keep_zeros), size, new), new
 
 
@@ -115,8 +112,8 @@ def flip(
 ) -> tuple[Frames, Keypoint, np.ndarray | None]:
     """Mirrors left to right, joints trading places -> frames, keypoint, score.
 
-    Frames send column x to w - 1 - x, keypoints send x to w - x (0 stays): the reference's one
-    pixel of disagreement, kept. `swap` is `Skeleton.swap`. The frames are a view.
+    Column x of the frames goes to w - 1 - x, x of keypoints to w - x (0 stays): the two differ by a
+    pixel as in the reference. `swap` is `Skeleton.swap`. The frames are a view.
     """
     if frames is not None:
         frames = frames[:, :, ::-1]
@@ -145,11 +142,6 @@ def scaled(size: Size, factor: float) -> Size:
 def short_side(size: Size, short: int) -> Size:
     """The size of this aspect whose shorter side is `short` px."""
     return scaled(size, short / min(size))
-
-
-def fitted(size: Size, long: int, short: int) -> Size:
-    """The largest size of this aspect with longer side <= `long`, shorter side <= `short` px."""
-    return scaled(size, min(long / max(size), short / min(size)))
 
 
 def _within(size: Size, new: Size) -> None:
@@ -185,15 +177,11 @@ def random_box(
     return centre_box(size, (min(size), min(size)))
 
 
-def offset_box(size: Size, new: Size, rng: Random, legacy: bool = False) -> Box:
-    """A box of `new` (h, w) at a random place: RandomCrop.
-
-    `legacy`: as in the reference, which never takes the last offset of an axis.
-    """
+def offset_box(size: Size, new: Size, rng: Random) -> Box:
+    """A box of `new` (h, w) at a random place: RandomCrop (which misses each last one)."""
     _within(size, new)
-    free = [old - side for old, side in zip(size, new, strict=True)]
-    ends = free if legacy else [n + 1 for n in free]
-    y, x = (int(integers(rng, end)) if n > 0 else 0 for n, end in zip(free, ends, strict=True))
+    free = (old - side for old, side in zip(size, new, strict=True))
+    y, x = (int(integers(rng, n + 1)) if n > 0 else 0 for n in free)
     return x, y, x + new[1], y + new[0]
 
 

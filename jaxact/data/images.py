@@ -1,7 +1,7 @@
-"""Pictures from files: decoded upright to RGB bytes, at a fraction of the size where that does.
+"""Decodes image files to upright RGB bytes, at a fraction of the size where that is enough.
 
 JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time (Pillow's draft mode). Resizing is
-Pillow's: bilinear or bicubic with a support that grows as the picture shrinks, so without aliasing.
+Pillow's: bilinear or bicubic, with a kernel that grows as the picture shrinks (no aliasing).
 """
 
 import io
@@ -21,18 +21,13 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 px
 Pixels = str | Path | bytes | np.ndarray  # a file (or in shards), its content, or u8[h, w, 3]
 
-# What Pillow raises for files that are damaged, hostile or no pictures.
+# What Pillow raises for files that are damaged, malicious or no pictures.
 DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
+    *(OSError, SyntaxError, ValueError, EOFError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
 )
 
-_LONGEST = 4  # sides of a thumbnail; a panorama's would be larger than a JPEG can be
+_LONGEST = 4  # largest ratio of a thumbnail's sides; that of a panorama would not fit a JPEG
 _ORIENTATION = 0x0112
 _UPRIGHT = {  # EXIF orientation -> what puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -51,7 +46,7 @@ def decode(pixels: Pixels, side: int = 0, gap: float = 2.0, name: str = "") -> I
     Args:
       side: px; a JPEG is decoded at the smallest fraction whose sides are both at least
         `gap * side`. 0 = full size; other formats are always decoded in full.
-      name: how errors call it where `pixels` is no path.
+      name: what errors call it where `pixels` is no path.
 
     Transparency is dropped and 16-bit grey is cut to 8 bits. An EXIF block that cannot be read
     counts as none.
@@ -69,14 +64,14 @@ def decode(pixels: Pixels, side: int = 0, gap: float = 2.0, name: str = "") -> I
                 wanted = int(np.ceil(side * gap))
                 image.draft(None, (wanted, wanted))
             image.load()
-            result = _rgb(image, where)
+            picture = _rgb(image, where)
     except FileNotFoundError:
         raise UserError(f"{where}: no such file") from None
     except IsADirectoryError:
         raise UserError(f"{where}: is a folder, not a picture") from None
     except DAMAGE as error:
         raise UserError(f"{where}: cannot be read as a picture: {_line(error)}") from None
-    return result if turn is None else result.transpose(turn)
+    return picture if turn is None else picture.transpose(turn)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -94,10 +89,10 @@ def _line(error: Exception) -> str:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except DAMAGE:
         return 1
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _from_array(pixels: np.ndarray, where: str) -> Image.Image:
@@ -149,7 +144,7 @@ def thumbnail(pixels: Pixels, short: int, name: str = "") -> np.ndarray:
 def boxes(
     size: tuple[int, int], scale: float = 1.0, crops: int = 1, square: bool = False
 ) -> list[Box]:
-    """Boxes of evaluation on a picture of `size` (w, h) px: the middle, then the four corners.
+    """The boxes that an evaluation sees of a picture of `size` (w, h) px: middle, then corners.
 
     Args:
       scale: a box has 1 / scale of each side, as resizing to scale * s and cropping s would.
@@ -160,7 +155,7 @@ def boxes(
     across, down = (side / scale for side in ((min(size),) * 2 if square else size))
     x, y = (width - across) / 2, (height - down) / 2
     corners = [(0.0, 0.0), (2 * x, 0.0), (0.0, 2 * y), (2 * x, 2 * y)] if crops == 5 else []
-    # Rounding must not push a box over the edge.
+    # `min`: rounding must not push a box over the edge.
     return [
         (left, top, min(left + across, width), min(top + down, height))
         for left, top in [(x, y), *corners]

@@ -1,4 +1,4 @@
-"""A media file by its path: on disk, or in shards (`data.shards`), for every decoder alike."""
+"""Media files by their path, on disk or in shards (`data.shards`): the same to every decoder."""
 
 import io
 import os
@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jaxact.config import UserError
 from jaxact.data import shards
+
+VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 
 
 class Record(io.BytesIO):
@@ -17,7 +19,7 @@ class Record(io.BytesIO):
 
 
 def content(path: str | os.PathLike[str]) -> bytes | None:
-    """The bytes of what lies in shards; None for a file on disk. Raises: UserError, naming it."""
+    """The bytes of a record in shards; None for a file on disk. Raises: UserError, naming it."""
     return shards.read(path) if shards.named(path) else None
 
 
@@ -34,23 +36,27 @@ def read(path: str | os.PathLike[str]) -> bytes:
 
 
 def stamp(path: str | os.PathLike[str], held: bytes | None = None) -> tuple[str, int, int]:
-    """(absolute path, version, bytes): what changes when the content does.
+    """(absolute path, version, length in bytes); it differs when the content differs.
 
-    The version is a file's time of change (ns), a record's checksum or that of the bytes `held` of
-    this name. Raises: OSError for a file, UserError for a record.
+    The version is the time of change (ns) of a file, or the checksum of a record or of the bytes
+    `held`, which `path` then only names. Raises: OSError for a file, UserError for a record.
     """
     if held is not None:
         return os.path.abspath(path), shards.checksum(held), len(held)
     if shards.named(path):
-        found = shards.find(path)
-        return os.path.abspath(path), found.checksum, found.bytes
+        folder, name = shards.locate(path)
+        location = folder.find(name)
+        return os.path.abspath(path), location.checksum, location.bytes
     state = os.stat(path)
     return os.path.abspath(path), state.st_mtime_ns, state.st_size
 
 
 def exists(path: str | os.PathLike[str]) -> bool:
     """Is there such a file or record? Raises: UserError for shards that cannot be opened."""
-    return shards.holds(path) if shards.named(path) else os.path.isfile(path)
+    if not shards.named(path):
+        return os.path.isfile(path)
+    folder, name = shards.locate(path)
+    return name in folder
 
 
 def same_file(path: str | os.PathLike[str], media: str | os.PathLike[str]) -> bool:
@@ -61,13 +67,13 @@ def same_file(path: str | os.PathLike[str], media: str | os.PathLike[str]) -> bo
 
 
 def held(place: str | os.PathLike[str], suffixes: tuple[str, ...]) -> list[str] | None:
-    """Paths of the media with these suffixes below a place in shards; None for a place on disk.
+    """Paths of all media with these suffixes below a folder in shards; None for a folder on disk.
 
     Raises: UserError where the shards have none there.
     """
     if not shards.named(place):
         return None
-    found = [path for path in shards.within(place) if Path(path).suffix.lower() in suffixes]
-    if not found:
+    paths = [path for path in shards.within(place) if Path(path).suffix.lower() in suffixes]
+    if not paths:
         raise UserError(f"{place}: nothing there; needed: {', '.join(suffixes)}")
-    return found
+    return paths

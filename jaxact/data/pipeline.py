@@ -1,14 +1,13 @@
-"""Batches as a function of the step: order, per-example randomness, reading ahead.
+"""Batches as a function of the step: order, randomness of each example, reading ahead.
 
-Position k of the training stream (k = step * batch + place) names a record and a random generator
-by arithmetic on (seed, k) alone, so any step can be reached without replaying the ones before it.
+The record and the random generator at position k of the training stream (k = step * batch + place)
+follow from (seed, k) alone, so any step can be reached without replaying the ones before it.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
-import queue
 import sys
-import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -31,9 +30,8 @@ class Order:
     batch: int
     seed: int
     weights: tuple[float, ...] = ()  # () = each record once an epoch
-    arrange: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = (
-        None  # None = as drawn
-    )
+    # Puts the records of an epoch into another order; None = as drawn.
+    arrange: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
     @property
     def per_epoch(self) -> int:
@@ -60,7 +58,7 @@ def _epoch(order: Order, epoch: int) -> np.ndarray:
 
 
 class _Positions:
-    """Positions [start, end), or some rows of every batch among them, as a random-access source."""
+    """The positions [start, end), or of every batch only some rows, as a random-access source."""
 
     def __init__(self, start: int, end: int, batch: int, rows: Sequence[int] | None = None):
         self.start, self.end, self.batch = start, end, batch
@@ -74,49 +72,70 @@ class _Positions:
         return self.start + number * self.batch + self.rows[place]
 
 
-class _Load:
-    """Position -> one example's arrays with `id` and `mask`."""
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Which record, and which part of it, stands at which position of an evaluation.
 
-    def __init__(self, task: Task, source: Any, stage_data: Any, split: str, config: Config):
-        # Not the task: worker processes get this object, and a task may hold what only runs here.
-        self.prepare, self.source, self.stage_data, self.split = (
-            task.training.prepare,
-            source,
-            stage_data,
-            split,
-        )
-        self.shapes = task.training.shapes(stage_data, split)
-        self.seed, self.skip = config.seed, config.input.broken == "skip"
-        self.order: Callable[[int], int] | None = None
-        self.size = self.parts = 1  # evaluation: examples in a batch, parts of each
-        self.failed: dict[int, str] | None = None  # filled instead of stopping
-        self.told: set[int] = set()
+    The first parts of a batch of records come first, then their second parts, and so on.
+    """
+
+    batch: int  # examples of a batch
+    count: int = 1  # parts of an example
+
+    def __call__(self, position: int) -> tuple[int, int]:
+        """(record, part) at a position."""
+        number, place = divmod(position, self.batch)
+        group, part = divmod(number, self.count)
+        return group * self.batch + place, part
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Load:
+    """Position -> the arrays of one example, with `id` and `mask`.
+
+    Worker processes get a copy, so it holds of the task only what prepares examples: a task may
+    hold what cannot leave this process, and workers import no JAX.
+    """
+
+    prepare: Callable[..., dict[str, Any]]
+    shapes: dict[str, tuple[tuple[int, ...], Any]]  # of what `prepare` returns
+    source: Any
+    stage_data: Any
+    split: str
+    seed: int
+    places: Order | Parts  # training | evaluation
+    skip: bool  # mask out examples that cannot be read; else the first of them is an error
+    failed: dict[int, str] | None = None  # record -> why it cannot be read; None = not collected
+    told: set[int] = dataclasses.field(default_factory=set)  # records whose error was printed
 
     def __call__(self, position: int) -> dict[str, Any]:
         which: dict[str, int] = {}
-        if self.order is not None:
-            record = self.order(position)
+        if isinstance(self.places, Order):
+            record, draw = self.places(position), position
         else:
-            record, part = _placed(position, self.size, self.parts)
-            which = {"part": part} if self.parts > 1 else {}
+            record, part = self.places(position)
+            draw = record
+            which = {"part": part} if self.places.count > 1 else {}
         if record >= len(self.source):
             return self.padding()
-        draw = position if self.order is not None else record
         rng = np.random.default_rng((self.seed, draw, 1))
         try:
-            found = self.prepare(self.source[record], rng, self.stage_data, self.split, **which)
+            arrays = self.prepare(self.source[record], rng, self.stage_data, self.split, **which)
         except UserError as error:
             self.refuse(record, error)
             return self.padding(record)
-        return {**found, "id": np.int32(record), "mask": np.bool_(True)}
+        return {**arrays, "id": np.int32(record), "mask": np.bool_(True)}
 
     def refuse(self, record: int, error: UserError) -> None:
-        """Notes an example that cannot be read, once; or stops."""
+        """Collects or prints why an example cannot be read, or raises it.
+
+        An evaluation reads the parts of an example one by one, but prints its error once.
+        """
         if self.failed is not None:
             self.failed.setdefault(record, str(error))
         elif not self.skip:
             raise error
-        elif record not in self.told or self.order is not None:
+        elif record not in self.told or isinstance(self.places, Order):
             self.told.add(record)
             print(f"skipped (masked out): {error}", file=sys.stderr, flush=True)
 
@@ -126,15 +145,23 @@ class _Load:
         return {**zeros, "id": np.int32(record), "mask": np.bool_(False)}
 
 
-def _placed(position: int, size: int, parts: int) -> tuple[int, int]:
-    """(record, part) of a position: `size` records' first parts, their second parts, ..."""
-    batch, place = divmod(position, size)
-    group, part = divmod(batch, parts)
-    return group * size + place, part
+def loader(
+    config: Config,
+    task: Task,
+    source: Any,
+    stage_data: Any,
+    split: str,
+    places: Order | Parts,
+    failed: dict[int, str] | None = None,
+) -> Load:
+    """The `Load` of a split; `places` is an `Order` in training, `Parts` in evaluation."""
+    prepare, shapes = task.training.prepare, task.training.shapes(stage_data, split)
+    skip = config.input.broken == "skip"
+    return Load(prepare, shapes, source, stage_data, split, config.seed, places, skip, failed)
 
 
 def _run(
-    load: _Load, positions: _Positions, config: Config
+    load: Load, positions: _Positions, config: Config
 ) -> Generator[dict[str, np.ndarray], None, None]:
     dataset: Any = grain.MapDataset.source(positions).map(load).batch(len(positions.rows))
     options = config.input
@@ -148,9 +175,9 @@ def _run(
         )
     iterator = iter(stream)
     try:
-        for found in iterator:
-            # Worker processes hand over views of shared memory that they will write to again.
-            yield {k: np.array(v) if options.workers else v for k, v in found.items()}
+        for batch in iterator:
+            # Worker processes write again to the shared memory that their arrays lie in.
+            yield {k: np.array(v) if options.workers else v for k, v in batch.items()}
     finally:
         close = getattr(iterator, "close", None)
         if close is not None:
@@ -170,17 +197,16 @@ def train_batches(
 
     With `rows` only those of every batch: what one of several hosts reads.
     """
-    weights = task.training.sampler(source, stage_data) if task.training.sampler else None
+    size, training = config.batch_size, task.training
+    weights = training.sampler(source, stage_data) if training.sampler else None
     order = Order(
         len(source),
-        config.batch_size,
+        size,
         config.seed,
         () if weights is None else tuple(float(w) for w in weights),
-        functools.partial(task.training.arrange, source) if task.training.arrange else None,
+        functools.partial(training.arrange, source) if training.arrange else None,
     )
-    load = _Load(task, source, stage_data, "train", config)
-    load.order = order
-    size = config.batch_size
+    load = loader(config, task, source, stage_data, "train", order)
     return _run(load, _Positions(start * size, end * size, size, rows), config)
 
 
@@ -196,55 +222,27 @@ def eval_batches(
 ) -> Generator[dict[str, np.ndarray], None, None]:
     """Every example once, in order; the last batch is padded with mask = False.
 
-    Where examples come in parts, `task.parts(split)` batches in a row hold the parts of the same
-    examples. With `failed`, examples that cannot be read are masked out and their reasons put
-    there (which takes threads: no worker processes are started). `rows` as in `train_batches`.
+    Where examples have parts, `task.evaluation.parts(split)` batches in a row hold the parts of the
+    same examples. With `failed`, examples that cannot be read are masked out and their errors put
+    there; this process then reads them itself, without workers. `rows` as in `train_batches`.
     """
-    load = _Load(task, source, stage_data, split, config)
-    load.size, load.parts, load.failed = size, task.evaluation.parts(split), failed
+    parts = Parts(size, task.evaluation.parts(split))
+    load = loader(config, task, source, stage_data, split, parts, failed)
     if failed is not None:
         threads = dataclasses.replace(config.input, workers=0)
         config = dataclasses.replace(config, input=threads)
     padded = -(-len(source) // size) * size
-    return _run(load, _Positions(0, padded * load.parts, size, rows), config)
+    return _run(load, _Positions(0, padded * parts.count, size, rows), config)
 
 
 def read_ahead(items: Iterator[Any]) -> Generator[Any, None, None]:
-    """The same items, the next one being made by a thread while one is used."""
-    ready: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=1)
-    over = threading.Event()
-
-    def put(kind: str, item: Any) -> None:
-        while not over.is_set():
-            try:
-                return ready.put((kind, item), timeout=0.1)
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        try:
-            for item in items:
-                put("item", item)
-                if over.is_set():
-                    return
-        except BaseException as error:
-            put("error", error)
-        else:
-            put("end", None)
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            kind, item = ready.get()
-            if kind == "end":
-                return
-            if kind == "error":
-                raise item
+    """The same items; while one is used, a thread makes the next."""
+    end = object()
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        ready = thread.submit(next, items, end)
+        while (item := ready.result()) is not end:
+            ready = thread.submit(next, items, end)
             yield item
-    finally:
-        over.set()
-        thread.join()
 
 
 def random_batch(
@@ -252,10 +250,8 @@ def random_batch(
 ) -> dict[str, np.ndarray]:
     """A batch of valid random bytes for benchmarks: integers in range of uint8, labels 0."""
     rng = np.random.default_rng(0)
-    batch: dict[str, np.ndarray] = {
-        "id": np.arange(size, dtype=np.int32),
-        "mask": np.ones(size, bool),
-    }
+    batch: dict[str, np.ndarray] = {"id": np.arange(size, dtype=np.int32)}
+    batch["mask"] = np.ones(size, bool)
     for name, (shape, dtype) in shapes.items():
         if np.issubdtype(dtype, np.floating):
             batch[name] = rng.uniform(0, 32, (size, *shape)).astype(dtype)

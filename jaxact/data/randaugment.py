@@ -1,4 +1,4 @@
-"""RandAugment: a few of fourteen operations, drawn anew for each picture, at one strength.
+"""RandAugment: a few of fourteen operations, drawn for each picture, all at one strength.
 
 Source: Cubuk et al., "RandAugment", 2019 (the operations and their ranges are AutoAugment's).
 Beyond a picture's edges, sheared, moved or turned pictures show its mean colour.
@@ -22,7 +22,7 @@ def _affine(image: Image.Image, table: tuple[float, ...]) -> Image.Image:
 
 
 def _shear(x: float, y: float) -> Operation:
-    """A shear about the middle."""
+    """A shear about the middle of the picture."""
 
     def operation(image: Image.Image, strength: float) -> Image.Image:
         a, b = x * strength, y * strength
@@ -57,14 +57,8 @@ OPERATIONS: dict[str, tuple[Operation, bool]] = {
     "autocontrast": (lambda image, strength: ImageOps.autocontrast(image), False),
     "equalize": (lambda image, strength: ImageOps.equalize(image), False),
     "rotate": (_turn, True),
-    "solarize": (
-        lambda image, strength: ImageOps.solarize(image, round(256 * (1 - strength))),
-        False,
-    ),
-    "posterize": (
-        lambda image, strength: ImageOps.posterize(image, 8 - round(4 * strength)),
-        False,
-    ),
+    "solarize": (lambda image, x: ImageOps.solarize(image, round(256 * (1 - x))), False),
+    "posterize": (lambda image, x: ImageOps.posterize(image, 8 - round(4 * x)), False),
     "colour": (_enhance(ImageEnhance.Color), True),
     "contrast": (_enhance(ImageEnhance.Contrast), True),
     "brightness": (_enhance(ImageEnhance.Brightness), True),

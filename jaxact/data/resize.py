@@ -1,7 +1,7 @@
 """Bilinear resizing of uint8 frames, bit for bit as OpenCV's INTER_LINEAR does it.
 
-Two source pixels per axis whatever the scale (no smoothing before shrinking), weights of 11 bits,
-columns first, and the truncations in between: what the references trained and published with.
+Two source pixels per axis at any scale (no smoothing before shrinking), weights of 11 bits, columns
+first, and the same truncations in between: what the reference results were trained with.
 """
 
 import numpy as np
@@ -16,8 +16,8 @@ _VALUE = np.uint32(0x7FFF)  # what a row keeps of value * weight: the top 15 of 
 def _taps(old: int, new: int, dtype: type, stop_at_edge: bool) -> tuple[np.ndarray, ...]:
     """The two source positions of each new one and their weights.
 
-    Past an edge the edge repeats; `stop_at_edge` also gives it all the weight (columns: the same
-    value; rows: the two are truncated apart, so it is not).
+    Past an edge the edge repeats. `stop_at_edge` (columns) also gives it all the weight; for rows
+    that would change the value, since the two are truncated separately.
     """
     at = ((np.arange(new) + 0.5) * (1 / (new / old)) - 0.5).astype(np.float32)
     low = np.floor(at).astype(np.intp)
@@ -38,7 +38,7 @@ def _pack(frame: np.ndarray, words: np.ndarray) -> None:
 
 
 def _columns(words: np.ndarray, taps: tuple[np.ndarray, ...] | None) -> np.ndarray:
-    """Each lane's value * weight / 16: u64[h, w] -> u64[h, w']; lanes keep dirt below bit 0."""
+    """value * weight / 16 in each lane: u64[h, w] -> u64[h, w']; bits spill into the lane below."""
     if taps is None:
         words <<= np.uint64(7)
         return words
@@ -71,7 +71,7 @@ def _rows(plane: np.ndarray, taps: tuple[np.ndarray, ...] | None) -> np.ndarray:
     return mixed
 
 
-def crop(frames: np.ndarray, box: Box) -> np.ndarray:
+def crop_frames(frames: np.ndarray, box: Box) -> np.ndarray:
     """The part of u8[t, h, w, 3] in the box; black where the box leaves the frame."""
     x0, y0, x1, y1 = box
     height, width = frames.shape[1:3]
@@ -90,19 +90,19 @@ def resample(frames: np.ndarray, size: tuple[int, int], box: Box | None = None) 
     Source: OpenCV 4.11 `cv::resize`, fixed-point path.
     """
     if box is not None:
-        frames = crop(frames, box)
+        frames = crop_frames(frames, box)
     count, height, width = frames.shape[:3]
     if (height, width) == tuple(size):
         return frames
     columns = _taps(width, size[1], np.uint64, True) if width != size[1] else None
     rows = _taps(height, size[0], np.uint32, False) if height != size[0] else None
-    if rows is not None and 2 * size[0] < height:  # leave out the rows that nothing reads
+    if rows is not None and 2 * size[0] < height:  # leave out the rows that are not read
         used, where = np.unique(np.concatenate(rows[:2]), return_inverse=True)
         frames, rows = frames[:, used], (where[: size[0]], where[size[0] :], *rows[2:])
-    result = np.empty((count, *size, 3), np.uint8)
+    resized = np.empty((count, *size, 3), np.uint8)
     words = np.empty(frames.shape[1:3], np.uint64)
     plane = np.empty((frames.shape[1], size[1]), np.uint32)
-    for frame, out in zip(frames, result, strict=True):  # one frame at a time stays in the cache
+    for frame, out in zip(frames, resized, strict=True):  # one frame at a time stays in the cache
         _pack(frame, words)
         mixed = _columns(words, columns)
         for channel in range(3):
@@ -111,4 +111,4 @@ def resample(frames: np.ndarray, size: tuple[int, int], box: Box | None = None) 
             plane[...] = mixed
             np.bitwise_and(plane, _VALUE, out=plane)
             out[..., channel] = _rows(plane, rows)
-    return result
+    return resized

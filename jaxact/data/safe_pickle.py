@@ -1,8 +1,8 @@
-"""Pickles of plain containers and NumPy arrays, read without running anything they name.
+"""Reads pickles of plain containers and NumPy arrays without running anything that they name.
 
-A pickle is a program: `find_class` hands it callables and it calls them. Here it only ever receives
-sealed stand-ins of this file, so neither NumPy's own `__setstate__` (which trusts offsets and item
-sizes) nor any other importable object is within reach.
+A pickle is a program: it calls the objects that `find_class` returns. Here these are only sealed
+stand-ins of this file, so a pickle can call neither NumPy's own `__setstate__` (which trusts
+offsets and item sizes) nor any other importable object.
 """
 
 import codecs
@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxact.config import UserError
 
-_KINDS = "biufcSU"  # no objects, no structures, no dates
+_KINDS = "biufcSU"  # of dtypes: no objects, no structures, no dates
 _BROKEN = (
     *(pickle.UnpicklingError, EOFError, ImportError, MemoryError, OverflowError, RecursionError),
     *(AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error),
@@ -25,7 +25,7 @@ _BROKEN = (
 
 
 class Sealed:
-    """A callable whose attributes a pickle's BUILD cannot change."""
+    """A callable whose attributes a pickle cannot change (by its operation BUILD)."""
 
     __slots__ = ("_call",)
     _call: Callable[..., Any]
@@ -50,7 +50,7 @@ class Ordered(dict):
 
 
 class _DType:
-    """A dtype as pickled: a type string, then (by BUILD) its byte order."""
+    """A pickled dtype: a type string, then (by BUILD) its byte order."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -69,7 +69,7 @@ class _DType:
 
 
 class _Array:
-    """An array as pickled below protocol 5: created empty, filled by BUILD, replaced at the end."""
+    """An array pickled below protocol 5: created empty, filled by BUILD, replaced at the end."""
 
     __slots__ = ("value",)
     __hash__ = None  # type: ignore[assignment]
@@ -196,7 +196,7 @@ def restricted_load(
     unknown: Callable[[str, str], Any] | None = None,
     persistent: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """The next pickle of an open file; `name` is what errors call it.
+    """The object of the next pickle in an open file; `name` is what errors call the file.
 
     Args:
       extra: further globals ("module.name" -> `Sealed` stand-in) beside `SAFE`.

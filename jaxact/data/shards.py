@@ -1,4 +1,4 @@
-"""Media kept as records of a few large files, read by name: `shards:FOLDER/name`.
+"""Reads media files by name from a few large files (shards): `shards:FOLDER/name`.
 
     content = read("shards:build/shards/clips/a1.mp4")  # the file's bytes
 
@@ -10,11 +10,11 @@ A folder made by `scripts/prepare_shards.py` holds
     media-00003-of-00016.json            names, bytes and checksums of that shard
     listing.jsonl                        what the source had
 
-Records are numbered through all shards, in their order. Annotations stay files beside them. The
-index is mapped into memory (32 bytes a record), so a million clips cost a process next to nothing.
-Records are read whole: a window of a long video costs the bytes of all of it.
+Records are numbered through all shards, in their order. Annotations stay ordinary files. The index
+is mapped into memory (32 bytes a record), so a million clips need almost no memory of a process.
+A record is read whole, also where only a window of a long video is wanted.
 
-Local paths only, as array_record itself; a bucket has to be mounted or copied.
+Only local paths, as in array_record itself: a bucket has to be mounted or copied.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ def named(path: str | os.PathLike[str]) -> bool:
 
 
 def key(name: str) -> int:
-    """64 bits of a name, by which records are found and given to shards."""
+    """64 bits of a name: they find its record, and choose its shard."""
     # Names in a file system need not be UTF-8; in shards they are.
     text = name.encode(errors="surrogatepass")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big")
@@ -64,8 +64,8 @@ def shard_name(number: int, count: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """Where a record lies."""
+class Location:
+    """Where a record lies, and what its bytes must be."""
 
     record: int  # through all shards
     bytes: int
@@ -92,7 +92,7 @@ class Shards:
         self._source: Any = None
 
     def _same_length(self, shard: dict[str, Any]) -> None:
-        # array_record itself opens a truncated shard as one without records.
+        # array_record itself opens a truncated shard as an empty one.
         path = self.folder / shard["file"]
         try:
             length = os.path.getsize(path)
@@ -109,23 +109,23 @@ class Shards:
     def _index(self) -> np.ndarray:
         path, count = self.folder / INDEX, self.manifest["records"]
         try:
-            found = np.load(path, mmap_mode="r", allow_pickle=False)
+            index = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path}: cannot be read ({_line(error)}): {AGAIN}") from None
         ends = self.ends or [0]
-        if found.dtype != np.uint64 or found.shape != (4, count) or ends[-1] != count:
+        if index.dtype != np.uint64 or index.shape != (4, count) or ends[-1] != count:
             raise UserError(
-                f"{path}: {found.dtype}{list(found.shape)} for {count} records of {MANIFEST} and "
+                f"{path}: {index.dtype}{list(index.shape)} for {count} records of {MANIFEST} and "
                 f"{ends[-1]} of its shards: {AGAIN}"
             )
-        if checksum(found.tobytes()) != self.manifest["index"]:
+        if checksum(index.tobytes()) != self.manifest["index"]:
             raise UserError(f"{path}: differs from its checksum in {MANIFEST}: {AGAIN}")
-        return found
+        return index
 
     def __len__(self) -> int:
         return int(self.manifest["records"])
 
-    def find(self, name: str) -> Found:
+    def find(self, name: str) -> Location:
         """Where a name lies. Raises: UserError for one that is not there, saying why if known."""
         row = self._row(name)
         if row < 0:
@@ -136,46 +136,46 @@ class Shards:
                 f"{name}: not in shards {self.folder}, which have {len(self)} media; allowed: "
                 "paths relative to the folder that was prepared"
             )
-        return Found(*(int(number) for number in self.index[1:, row]))
+        return Location(*(int(number) for number in self.index[1:, row]))
 
     def __contains__(self, name: str) -> bool:
         return self._row(name) >= 0
 
     def _row(self, name: str) -> int:
-        """Its place in the index; -1 = none."""
+        """The place of a name in the index; -1 = none."""
         keys, wanted = self.index[0], key(name)
         row = int(np.searchsorted(keys, np.uint64(wanted)))
         return row if row < len(keys) and int(keys[row]) == wanted else -1
 
     def read(self, name: str) -> bytes:
         """The bytes of one media file. Raises: UserError for an absent or damaged one."""
-        found = self.find(name)
+        location = self.find(name)
         try:
-            content = bytes(self._records()[found.record])
+            content = bytes(self._records()[location.record])
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
-                f"{self.where(found)} ({name}) cannot be read ({_line(error)}): {AGAIN}"
+                f"{self.where(location)} ({name}) cannot be read ({_line(error)}): {AGAIN}"
             ) from None
-        if len(content) != found.bytes or checksum(content) != found.checksum:
-            raise UserError(f"{self.where(found)} ({name}) differs from its checksum: {AGAIN}")
+        if len(content) != location.bytes or checksum(content) != location.checksum:
+            raise UserError(f"{self.where(location)} ({name}) differs from its checksum: {AGAIN}")
         return content
 
-    def where(self, found: Found) -> str:
+    def where(self, location: Location) -> str:
         """Shard and record, as errors name them."""
-        shard = bisect_right(self.ends, found.record)
+        shard = bisect_right(self.ends, location.record)
         first = self.ends[shard - 1] if shard else 0
-        return f"{self.folder / self.files[shard]}: record {found.record - first}"
+        return f"{self.folder / self.files[shard]}: record {location.record - first}"
 
     def names(self) -> list[str]:
         """Every name, sorted; reads the lists of all shards. Raises: UserError for a bad one."""
-        found: list[str] = []
+        names: list[str] = []
         for file in self.files:
             path = (self.folder / file).with_suffix(".json")
             try:
-                found += [str(name) for name, _, _ in _json(path)["records"]]
+                names += [str(name) for name, _, _ in _json(path)["records"]]
             except (KeyError, TypeError, ValueError):
                 raise UserError(f"{path}: is no list of a shard's records: {AGAIN}") from None
-        return sorted(found)
+        return sorted(names)
 
     def _records(self) -> Any:
         """array_record's source of all records; opens each shard when it is first read."""
@@ -184,7 +184,7 @@ class Shards:
                 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
                 self._source = ArrayRecordDataSource(
-                    [  # with its range told, a shard need not be opened to be counted
+                    [  # with its range given, a shard is not opened only to count it
                         f"{self.folder / shard['file']}[0:{shard['records']}]"
                         for shard in self.manifest["shards"]
                     ]
@@ -206,14 +206,19 @@ def _json(path: Path) -> Any:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    found = _json(path)
+    manifest = _json(path)
     wanted = {"format": int, "records": int, "index": int, "shards": list, "broken": list}
-    ok = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in wanted.items())
-    if not ok or not all(map(_is_shard, found["shards"])) or not all(map(_told, found["broken"])):
+    ok = (
+        isinstance(manifest, dict)
+        and all(isinstance(manifest.get(name), kind) for name, kind in wanted.items())
+        and all(map(_is_shard, manifest["shards"]))
+        and all(map(_is_broken, manifest["broken"]))
+    )
+    if not ok:
         raise UserError(f"{path}: is no manifest of shards ({', '.join(wanted)}): {AGAIN}")
-    if found["format"] != FORMAT:
-        raise UserError(f"{path}: format {found['format']}; allowed: {FORMAT}")
-    return found
+    if manifest["format"] != FORMAT:
+        raise UserError(f"{path}: format {manifest['format']}; allowed: {FORMAT}")
+    return manifest
 
 
 def _is_shard(shard: Any) -> bool:
@@ -226,7 +231,7 @@ def _is_shard(shard: Any) -> bool:
     )
 
 
-def _told(broken: Any) -> bool:
+def _is_broken(broken: Any) -> bool:
     """Is it a name with a reason?"""
     return isinstance(broken, list) and [type(part) for part in broken] == [str, str]
 
@@ -234,18 +239,9 @@ def _told(broken: Any) -> bool:
 # -------------------------------------------------------------------------------------- by path
 
 
-def parts(path: str | os.PathLike[str]) -> tuple[str, str]:
-    """(folder, name) of a path into shards: the folder is the nearest one with a manifest.
-
-    Raises: UserError where there is none.
-    """
-    plain = posixpath.normpath(os.path.abspath(os.fspath(path).removeprefix(PREFIX)))
-    folder = _holder(posixpath.dirname(plain))
-    return folder, posixpath.relpath(plain, folder)
-
-
 @functools.lru_cache(maxsize=65536)
 def _holder(folder: str) -> str:
+    """The nearest folder with a manifest: this one, or one above it."""
     for place in (folder, *map(str, Path(folder).parents)):
         if os.path.isfile(os.path.join(place, MANIFEST)):
             return place
@@ -270,30 +266,28 @@ def opened(folder: str) -> Shards:
 
 @functools.lru_cache(maxsize=8)
 def _opened(folder: str, changed: int, size: int, process: int) -> Shards:
-    del changed, size, process  # only parts of the cache's key: a fork must not share readers
+    del changed, size, process  # only for the cache's key: a fork must not share readers
     return Shards(folder)
 
 
+def locate(path: str | os.PathLike[str]) -> tuple[Shards, str]:
+    """(the shards, the name in them) of a path: the nearest folder above it that has a manifest.
+
+    Raises: UserError where there is none, and as `Shards`.
+    """
+    plain = posixpath.normpath(os.path.abspath(os.fspath(path).removeprefix(PREFIX)))
+    folder = _holder(posixpath.dirname(plain))
+    return opened(folder), posixpath.relpath(plain, folder)
+
+
 def read(path: str | os.PathLike[str]) -> bytes:
-    """The bytes of a media file in shards. Raises: UserError as `Shards` and its `read`."""
-    folder, name = parts(path)
-    return opened(folder).read(name)
-
-
-def find(path: str | os.PathLike[str]) -> Found:
-    """Where a media file lies in its shards. Raises: UserError as `Shards` and its `find`."""
-    folder, name = parts(path)
-    return opened(folder).find(name)
-
-
-def holds(path: str | os.PathLike[str]) -> bool:
-    """Is there such a record? Raises: UserError as `Shards`."""
-    folder, name = parts(path)
-    return name in opened(folder)
+    """The bytes of a media file in shards. Raises: UserError as `locate` and `Shards.read`."""
+    folder, name = locate(path)
+    return folder.read(name)
 
 
 def within(place: str | os.PathLike[str]) -> list[str]:
-    """The path of every media file below a place in shards, sorted. Raises: UserError."""
+    """The path of every media file below a folder in shards, sorted. Raises: UserError."""
     plain = os.path.abspath(os.fspath(place).removeprefix(PREFIX))
     folder = _holder(plain)
     start = posixpath.relpath(plain, folder)

@@ -1,4 +1,4 @@
-"""A jointed paper figure: its 17 COCO joints for given limb angles, and its picture.
+"""A stick figure for generated data: its 17 COCO joints for given limb angles, and its picture.
 
 Lengths are in units of the figure's height, which is given in pixels. The figure faces the camera,
 so its left side is at larger x. Angles are in radians from straight down, positive outwards: 0
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageDraw
 
+from jaxact.data.drawing import Colour
+
 NOSE, EYES, EARS = 0, (1, 2), (3, 4)
 SHOULDERS, ELBOWS, WRISTS = (5, 6), (7, 8), (9, 10)
 HIPS, KNEES, ANKLES = (11, 12), (13, 14), (15, 16)
@@ -19,8 +21,6 @@ HEAD, NECK, HIP = 0.075, 0.18, 0.48  # centres below the crown
 HEAD_RADIUS, SHOULDER, PELVIS = 0.068, 0.115, 0.07  # half widths
 UPPER_ARM, FOREARM, THIGH, SHANK = 0.165, 0.155, 0.25, 0.25
 ARM_WIDTH, LEG_WIDTH = 0.058, 0.075
-
-Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,9 @@ def joints(motion: Motion, height: float, ground: np.ndarray) -> np.ndarray:
         points[:, EARS[side]] += (0.058 * out, HEAD)
         points[:, SHOULDERS[side]] += (SHOULDER * out, NECK)
         points[:, HIPS[side]] += (PELVIS * out, HIP)
-        points[:, ELBOWS[side]] = points[:, SHOULDERS[side]] + UPPER_ARM * _direction(
-            motion.upper_arm[:, side], out
-        )
-        points[:, WRISTS[side]] = points[:, ELBOWS[side]] + FOREARM * _direction(
-            motion.forearm[:, side], out
-        )
+        upper, fore = (_direction(arm[:, side], out) for arm in (motion.upper_arm, motion.forearm))
+        points[:, ELBOWS[side]] = points[:, SHOULDERS[side]] + UPPER_ARM * upper
+        points[:, WRISTS[side]] = points[:, ELBOWS[side]] + FOREARM * fore
         # A knee lifted towards the camera: the thigh is seen shortened, the foot leaves the floor.
         lift = motion.knee[:, side]
         points[:, KNEES[side], 0] += out * (PELVIS + 0.03 * lift)
@@ -121,7 +118,7 @@ def standing(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 
 def walking(rng: np.random.Generator, frames: int) -> Motion:
-    """Arms and legs of somebody who walks."""
+    """Arms and legs of a person who walks."""
     step = beat(rng, frames, (2.0, 3.0))
     both = np.stack([step, -step], -1)
     return Motion(0.2 + 0.12 * both, 0.1 + 0.2 * both, 0.5 * both.clip(0, None), np.zeros(frames))
@@ -130,12 +127,8 @@ def walking(rng: np.random.Generator, frames: int) -> Motion:
 def draw(canvas: ImageDraw.ImageDraw, points: np.ndarray, height: float, look: Look) -> None:
     """Draws one figure, its `points` f64[17, 2] and `height` in pixels of the canvas."""
     for side in (0, 1):
-        _limb(
-            canvas,
-            points[[HIPS[side], KNEES[side], ANKLES[side]]],
-            LEG_WIDTH * height,
-            look.trousers,
-        )
+        leg = points[[HIPS[side], KNEES[side], ANKLES[side]]]
+        _limb(canvas, leg, LEG_WIDTH * height, look.trousers)
     trunk = points[[SHOULDERS[0], SHOULDERS[1], HIPS[1], HIPS[0]]]
     canvas.polygon([tuple(p) for p in trunk], fill=look.shirt)
     _limb(canvas, points[[*SHOULDERS]], ARM_WIDTH * height, look.shirt)

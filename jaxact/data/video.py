@@ -1,12 +1,12 @@
 """Reads any frame of a video exactly, and writes videos, with PyAV (`pip install 'jaxact[video]'`).
 
 Frame i is the i-th picture that decoding the whole file from its start would give. A read seeks to
-the key frame before it (see `jaxact.data.frame_index`), checks where it landed, decodes on, and
-recognises frames by their presentation stamp; a key frame that turns out to lie too late (open
-GOPs, containers that seek by decoding time) is given up for the one before.
+the key frame before it (see `jaxact.data.frame_index`), checks where it landed, and decodes from
+there; frames are known by their presentation stamp. Where the landing is too late (open GOPs,
+containers that seek by decoding time) it seeks to the key frame before.
 
-Frames come turned as the container says, by quarter turns, as players and OpenCV show them; its
-mirroring and non-square pixels are not applied.
+Frames are turned by quarter turns as the container says, as in players and OpenCV. Mirroring and
+non-square pixels are not applied.
 """
 
 import os
@@ -23,11 +23,11 @@ from jaxact.atomic import draft
 from jaxact.config import UserError
 from jaxact.data import frame_index, media
 
-STILLS = ("_pipe", "image2", "tty")  # demuxers that would make a video of a picture or a text
+STILLS = ("_pipe", "image2", "tty")  # demuxers that open a picture or a text as a video
 REORDER = 16  # pictures; the deepest reordering that H.264 and HEVC allow
 SKIPPING = {"h264", "hevc"}  # decoders that can be told for each packet whether it may be left out
-JUMP = 4  # frames; a seek costs about as much as decoding this many
-TICK = Fraction(1, 90_000)  # s; the usual unit of written stamps that are not even
+JUMP = 4  # frames; a seek takes about as long as decoding this many
+TICK = Fraction(1, 90_000)  # s; the usual unit of stamps at uneven times
 
 
 def _library() -> Any:
@@ -122,7 +122,7 @@ class Video:
         try:
             self._gather(list(rows), keep)
         except BaseException as error:
-            self._next = self.frames  # where the decoder stands is unknown now: start afresh
+            self._next = self.frames  # the decoder's position is unknown now: the next read seeks
             if isinstance(error, self._av.FFmpegError):
                 raise UserError(
                     f"{self.path}: cannot be decoded up to frame {wanted[-1]} ({error.strerror})"
@@ -162,7 +162,7 @@ class Video:
         return index
 
     def _begin(self, key: int) -> None:
-        """Notes that decoding goes on at this key frame, or (-1) at the first packet."""
+        """Notes that decoding continues from this key frame, or (-1) from the first packet."""
         self._packets = self._container.demux(self._stream)
         self._ready: deque[Any] = deque()  # decoded and not yet handed out
         self._key = key
@@ -170,7 +170,7 @@ class Video:
         self._await_key = key >= 0
 
     def _start(self, key: int) -> None:
-        """Moves to this key frame, to an earlier one, or (-1) to the first packet."""
+        """Seeks to this key frame, or if that fails an earlier one, or (-1) the first packet."""
         index = self._index
         while key >= 0:
             self._container.seek(index.seeks[key], stream=self._stream)
@@ -188,7 +188,7 @@ class Video:
         self._open()
 
     def _gather(self, wanted: list[int], keep: Callable[[int, Any], None]) -> None:
-        """Hands each of the `wanted` frames (rising numbers) to `keep`."""
+        """Calls `keep` with each of the `wanted` frames (rising numbers)."""
         queue, skippable = deque(wanted), self._skippable(wanted)
         while queue:
             key = bisect_right(self._index.keys, queue[0]) - 1
@@ -206,9 +206,9 @@ class Video:
         return key >= 0 and self._index.keys[key] > self._next + JUMP
 
     def _skippable(self, wanted: list[int]) -> Callable[[Any], bool]:
-        """Tells packets whose picture the decoder may leave out if no other one refers to it.
+        """A function: may the decoder skip the picture of a packet, if no other one refers to it?
 
-        Nothing after the last wanted frame is left out, so that the next read can go on from it.
+        Nothing after the last wanted frame is skipped, so that the next read can continue there.
         """
         if self._index.counted or self._codec.codec.canonical_name not in SKIPPING or not wanted:
             return lambda packet: False
@@ -217,10 +217,7 @@ class Video:
         return lambda packet: packet.pts < last and packet.pts not in stamps
 
     def _through(
-        self,
-        queue: deque[int],
-        skippable: Callable[[Any], bool],
-        keep: Callable[[int, Any], None],
+        self, queue: deque[int], skippable: Callable[[Any], bool], keep: Callable[[int, Any], None]
     ) -> bool:
         """Decodes until the queue is empty or a seek pays; False if its first frame is lost."""
         for number, frame in self._decode(skippable):
@@ -238,7 +235,7 @@ class Video:
         return False
 
     def _decode(self, skippable: Callable[[Any], bool]) -> Iterator[tuple[int, Any]]:
-        """Decodes on from where it stands: (frame number, picture) one after the other."""
+        """(frame number, picture) of all that the decoder gives from where it is."""
         index = self._index
         while True:
             while self._ready:
@@ -254,8 +251,8 @@ class Video:
                     if self._await_key and number < self._next:
                         continue
                     if self._await_key and number > self._next:
-                        # A gradual refresh, which need not end in the exact picture: from such
-                        # a stream frames are got by decoding it from its start.
+                        # A gradual refresh may not end in the exact picture: such a stream is
+                        # decoded from its start.
                         self._key = 0
                         return
                 self._await_key = False
@@ -281,17 +278,16 @@ def write(
     times: Sequence[float] | np.ndarray | None = None,
     **options: str | int,
 ) -> None:
-    """Writes `frames` (each u8[h, w, 3], RGB) as a video; the suffix of `path` names the container.
+    """Writes `frames` (u8[h, w, 3] each, RGB) as a video; the suffix chooses the container.
 
     With libx264 the same frames give the same bytes (no threads, dates or versions). `crf` is
     the quality (lower is better; None for encoders without it), `gop` the most frames from key
     frame to key frame, `pixels` the stored format; `options` go to the encoder as they are.
-    `times` (s, rising) says when each frame is shown; without it they come evenly, at `fps`.
-    The file appears only when complete. Raises UserError naming the file.
+    `times` (s, rising) are those of the frames; without it they are even, at `fps`.
+    The file appears only when complete. Raises: UserError, naming it.
     """
     av = _library()
     path = Path(path)
-    # A name of its own for each writer, with the suffix last: it chooses the container.
     part = draft(path)
     settings = {name: str(value) for name, value in options.items()}
     if crf is not None:

@@ -1,1 +1,4 @@
-"""What the command does beside training: evaluate, predict, export, ensemble, check, bench."""
+"""What the command does besides training, a file for each `--mode`.
+
+Training itself is in `jaxact/train/`, and so is what both need, as loading a checkpoint.
+"""

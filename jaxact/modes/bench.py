@@ -1,4 +1,4 @@
-"""`--mode=bench`: compile time, device step alone, input pipeline alone, both together; as JSON."""
+"""`--mode=bench`: compile time, the device step alone, the input pipeline alone, both; as JSON."""
 
 import itertools
 import statistics
@@ -41,7 +41,7 @@ def bench(run: Run, count: int = 10) -> dict[str, Any]:
     workdir.say(memory(compiled))
     state, times = device_only(compiled, state, batch, count)
     median = statistics.median(times)
-    found: dict[str, Any] = {
+    measured: dict[str, Any] = {
         "batch_size": size,
         "shapes": {k: list(v.shape) for k, v in batch.items()},
         "dtype": config.dtype,
@@ -49,9 +49,8 @@ def bench(run: Run, count: int = 10) -> dict[str, Any]:
         "trace_s": round(traced - begin, 2),
         "compile_s": round(done - traced, 2),
         "device_step_ms": {
-            "median": round(1e3 * median, 1),
-            "min": round(1e3 * min(times), 1),
-            "max": round(1e3 * max(times), 1),
+            name: round(1e3 * seconds, 1)
+            for name, seconds in (("median", median), ("min", min(times)), ("max", max(times)))
         },
         "device_steps_per_s": round(1 / median, 4),
         "device_examples_per_s": round(size / median, 3),
@@ -59,10 +58,10 @@ def bench(run: Run, count: int = 10) -> dict[str, Any]:
         "versions": workdir.versions(),
     }
     if note:
-        return {**found, "note": note}
-    found["pipeline_examples_per_s"] = round(pipeline_only(run, row, count), 2)
-    found["end_to_end_examples_per_s"] = round(together(run, row, compiled, state, count), 3)
-    return found
+        return {**measured, "note": note}
+    measured["pipeline_examples_per_s"] = round(pipeline_only(run, row, count), 2)
+    measured["end_to_end_examples_per_s"] = round(together(run, row, compiled, state, count), 3)
+    return measured
 
 
 def device_only(compiled: Any, state: Any, batch: Any, count: int) -> tuple[Any, list[float]]:
@@ -100,10 +99,9 @@ def together(run: Run, row: Any, compiled: Any, state: Any, count: int) -> float
 
 
 def peak_bytes(compiled: Any) -> int:
-    """The allocator's peak where the device keeps one, else arguments + temporaries of the
-    program."""
+    """The peak of the device's allocator; where it keeps none, arguments and temporaries."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
-    found = compiled.memory_analysis()
-    return int(found.argument_size_in_bytes + found.temp_size_in_bytes)
+    memory = compiled.memory_analysis()
+    return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes)

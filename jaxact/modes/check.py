@@ -95,21 +95,15 @@ def shapes_and_costs(
 def bytes_of_state(
     run: Run, variables: Any, groups: optimizer.Groups, out: Callable[[str], None]
 ) -> None:
-    """What the training state takes on each device."""
+    """Bytes of each part of the training state on each device."""
     fresh = jax.eval_shape(lambda v: restore.create(run.config, groups, v), variables)
-    parts = {
-        "params": fresh.params,
-        "model_state": fresh.model_state,
-        "opt_state": fresh.opt_state,
-        "ema": fresh.ema,
-    }
     out("# bytes of the state on each device")
-    for name, tree in parts.items():
-        out(f"{name:<12} {run.layout.bytes_of(tree):>14,}")
+    for name in ("params", "model_state", "opt_state", "ema"):
+        out(f"{name:<12} {run.layout.bytes_of(getattr(fresh, name)):>14,}")
 
 
 def audit(run: Run, out: Callable[[str], None]) -> None:
-    """Opens everything every split names; all problems are listed before the first is raised."""
+    """Opens every file that a split names; lists all problems, then raises the first."""
     problems: list[str] = []
     counts: dict[str, int] = {}
     sources: dict[str, Any] = {}
@@ -117,14 +111,14 @@ def audit(run: Run, out: Callable[[str], None]) -> None:
         source = sources[split] = run.source(split)
         counts[split] = len(source)
         for index in range(len(source)):
-            found = run.task.shipping.audit(source[index])
-            if found:
-                problems.append(found)
-                say(found)
+            problem = run.task.shipping.audit(source[index])
+            if problem:
+                problems.append(problem)
+                say(problem)
     if run.task.shipping.survey is not None:
         findings, table = run.task.shipping.survey(sources)
-        for found in findings:
-            out(f"warning: {found}")
+        for finding in findings:
+            out(f"warning: {finding}")
         out(table)
     text = ", ".join(f"{name} {count}" for name, count in counts.items())
     if problems:

@@ -1,4 +1,4 @@
-"""`--mode=ensemble`: fused predictions of several runs from their stored scores."""
+"""`--mode=ensemble`: fuses the stored predictions of several runs."""
 
 import dataclasses
 import pathlib
@@ -29,17 +29,17 @@ class Request:
 
 
 def request(runs: list[str], weights: list[str], search: str, space: str, split: str) -> Request:
-    """The request that the flags make. Raises UserError for values that do not go together."""
+    """The request of the flags. Raises: UserError for values that do not go together."""
     if not runs:
         raise UserError("--runs is missing; allowed: work dirs or .npz files, as in --runs=a,b:rgb")
-    for flag, found, allowed in (
+    for flag, value, allowed in (
         ("space", space, fusion.SPACES),
         ("search", search, ("", *fusion.SEARCHES)),
         ("split", split, ("val", "test")),
     ):
-        if found not in allowed:
+        if value not in allowed:
             names = ", ".join(name for name in allowed if name)
-            raise UserError(f"--{flag}={found} is not known; allowed: {names}")
+            raise UserError(f"--{flag}={value} is not known; allowed: {names}")
     if len(set(runs)) < len(runs):
         twice = next(name for name in runs if runs.count(name) > 1)
         raise UserError(f"--runs names {twice} twice; allowed: each run once")
@@ -73,19 +73,19 @@ def located(run: str, split: str) -> tuple[pathlib.Path, str]:
     if path.is_dir():
         path = path / "predictions" / f"{split}.npz"
         if not path.is_file():
-            raise UserError(f"--runs={run}: {path} does not exist; {_maker(run, stream, split)}")
+            raise UserError(f"--runs={run}: {path} does not exist; {_advice(run, stream, split)}")
     return path, stream
 
 
-def _maker(run: str, stream: str, split: str) -> str:
+def _advice(run: str, stream: str, split: str) -> str:
     folder = run.removesuffix(f":{stream}")
     return f"make it with --mode=eval --config.eval.split={split} --workdir={folder}"
 
 
 def read(run: str, path: pathlib.Path, stream: str) -> Predictions:
-    """Predictions from a file that `journal.write_predictions` wrote.
+    """Predictions from a file that `write_predictions` wrote.
 
-    Raises UserError: it is no such file, or has no such stream.
+    Raises: UserError for another file, or a stream that it does not have.
     """
     try:
         with np.load(path) as file:
@@ -118,13 +118,13 @@ def read(run: str, path: pathlib.Path, stream: str) -> Predictions:
 def ensemble(request: Request, workdir: pathlib.Path) -> str:
     """Fuses and scores; writes predictions/<split>.npz and ensemble.json; returns the table.
 
-    Raises UserError: runs that do not fit together, weights that would be fitted on the examples
-    they are scored on, a work dir that belongs to a run.
+    Raises: UserError for runs that do not fit together, weights that would be fitted on examples
+    that are scored, and a work dir that belongs to a run.
     """
     split = request.split
     files = [located(run, split) for run in request.runs]
     destination = workdir / "predictions" / f"{split}.npz"
-    _own(workdir, destination, [path for path, _ in files])
+    _check_workdir(workdir, destination, [path for path, _ in files])
     runs = [read(run, *file) for run, file in zip(request.runs, files, strict=True)]
     ids, stored, label = fusion.align(runs)
     tables = fusion.moved(stored, request.runs, request.space)
@@ -134,8 +134,8 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
         weights, fitted = search(request, files, ids)
     fused = fusion.fuse(tables, weights.tolist(), request.space)
     pairs = zip(request.runs, stored, strict=True)
-    alone = {run: fusion.scores_of(table, label) for run, table in pairs}
-    found: dict[str, Any] = {
+    single = {run: fusion.scores_of(table, label) for run, table in pairs}
+    summary: dict[str, Any] = {
         "split": split,
         "examples": len(ids),
         "labelled": int((label >= 0).sum()),
@@ -143,7 +143,7 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
         "weights": dict(zip(request.runs, weights.tolist(), strict=True)),
         "search": fitted,
         "scores": fusion.scores_of(fused, label),
-        "runs": alone,
+        "runs": single,
         "agreement": fusion.agreement(tables).tolist(),
         "versions": versions(),
     }
@@ -151,27 +151,27 @@ def ensemble(request: Request, workdir: pathlib.Path) -> str:
     members = [predictions.stored(path) for path, _ in files]
     origin = predictions.fused(members, weights.tolist(), request.space)
     write_predictions(destination, list(ids), rows, origin)
-    write_json(workdir / "ensemble.json", found)
-    return text(found)
+    write_json(workdir / "ensemble.json", summary)
+    return text(summary)
 
 
-def _own(workdir: pathlib.Path, destination: pathlib.Path, files: list[pathlib.Path]) -> None:
-    """The ensemble writes where no run of a model and none of its inputs lies."""
+def _check_workdir(workdir: pathlib.Path, target: pathlib.Path, files: list[pathlib.Path]) -> None:
+    """Raises UserError where writing would replace a run of a model, or one of the inputs."""
     if (workdir / "config.json").exists():
         raise UserError(
             f"--workdir={workdir} is the work dir of a training; allowed: another one, for the "
             "fused predictions"
         )
-    if destination.resolve() in [path.resolve() for path in files]:
-        raise UserError(f"--workdir={workdir}: {destination} is one of --runs; allowed: another")
+    if target.resolve() in [path.resolve() for path in files]:
+        raise UserError(f"--workdir={workdir}: {target} is one of --runs; allowed: another")
 
 
 def search(
     request: Request, files: list[tuple[pathlib.Path, str]], ids: tuple[str, ...]
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """(weights, how they were found) from the validation predictions of the same runs.
+    """(weights, how they were fitted) from the validation predictions of the same runs.
 
-    Raises UserError: a run has none, or they share examples with those that will be scored.
+    Raises: UserError where a run has none, or they share examples with those that are scored.
     """
     runs = []
     for run, (path, stream) in zip(request.runs, files, strict=True):
@@ -183,7 +183,7 @@ def search(
         beside = path.with_name("val.npz")
         if not beside.is_file():
             folder = str(path.parent.parent)
-            raise UserError(f"--runs={run}: --search needs {beside}; {_maker(folder, '', 'val')}")
+            raise UserError(f"--runs={run}: --search needs {beside}; {_advice(folder, '', 'val')}")
         runs.append(read(run, beside, stream))
         fitted, scored = predictions.stored(beside), predictions.stored(path)
         if fitted.weights != scored.weights:
@@ -192,8 +192,8 @@ def search(
                 f"of {fitted.text()}, {path.name} of {scored.text()}; make them again with "
                 "--mode=eval"
             )
-    theirs, tables, label = fusion.align(runs)
-    shared = sorted(set(theirs) & set(ids))
+    val_ids, tables, label = fusion.align(runs)
+    shared = sorted(set(val_ids) & set(ids))
     if shared:
         raise UserError(
             f"--search={request.search} would fit weights on {len(shared)} of the {len(ids)} "
@@ -206,35 +206,35 @@ def search(
     else:
         weights = fusion.least_squares(tables, label)
     fused = fusion.fuse(tables, weights.tolist(), request.space)
-    how = {
+    fit = {
         "method": request.search,
         "split": "val",
         "examples": int((label >= 0).sum()),
         "scores": fusion.scores_of(fused, label),
     }
-    return weights, how
+    return weights, fit
 
 
-def text(found: dict[str, Any]) -> str:
-    """The table of the runs, the ensemble and who agrees with whom, for the person."""
-    names = list(found["runs"])
+def text(summary: dict[str, Any]) -> str:
+    """A table of the runs and the ensemble, and how often the runs agree."""
+    names = list(summary["runs"])
     wide = max(len(name) for name in (*names, "ensemble"))
     lines = [
-        f"# {found['split']}: {found['examples']} examples, {found['labelled']} labelled, "
-        f"averaged as {found['space']}",
+        f"# {summary['split']}: {summary['examples']} examples, {summary['labelled']} labelled, "
+        f"averaged as {summary['space']}",
         " ".join([f"{'run':<{wide}}", f"{'weight':>7}", *(f"{name:>10}" for name in SHOWN)]),
     ]
-    rows = [(name, f"{found['weights'][name]:.4f}", found["runs"][name]) for name in names]
-    for name, weight, scores in (*rows, ("ensemble", "", found["scores"])):
+    rows = [(name, f"{summary['weights'][name]:.4f}", summary["runs"][name]) for name in names]
+    for name, weight, scores in (*rows, ("ensemble", "", summary["scores"])):
         numbers = [f"{scores[k]:>10.4f}" if k in scores else f"{'-':>10}" for k in SHOWN]
         lines.append(" ".join([f"{name:<{wide}}", f"{weight:>7}", *numbers]))
     lines.append("# agreement: share of examples with the same first class")
-    for name, row in zip(names, found["agreement"], strict=True):
+    for name, row in zip(names, summary["agreement"], strict=True):
         lines.append(" ".join([f"{name:<{wide}}", *(f"{share:>7.4f}" for share in row)]))
-    if found["search"]:
-        how = found["search"]
+    if summary["search"]:
+        fit = summary["search"]
         lines.append(
-            f"# weights fitted by {how['method']} on {how['examples']} val examples "
-            f"(top1 {how['scores']['top1']:.4f})"
+            f"# weights fitted by {fit['method']} on {fit['examples']} val examples "
+            f"(top1 {fit['scores']['top1']:.4f})"
         )
     return "\n".join(lines)

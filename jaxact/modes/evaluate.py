@@ -1,4 +1,4 @@
-"""`--mode=eval`: one split with the weights of a checkpoint, as the end of a training does it."""
+"""`--mode=eval`: evaluates a checkpoint on one split, as at the end of a training."""
 
 from typing import Any
 
@@ -30,13 +30,7 @@ def evaluate_split(run: Run, where: str) -> dict[str, Any]:
     if before.weights and before != made:
         say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
     write_predictions(stored, ids, rows, made)
-    found = {
-        "split": split,
-        "checkpoint": origin,
-        "examples": len(ids),
-        **seen,
-        "scores": scores,
-    }
+    summary = {"split": split, "checkpoint": origin, "examples": len(ids), **seen, "scores": scores}
     ending = Ending(
         split=split,
         ids=ids,
@@ -49,6 +43,6 @@ def evaluate_split(run: Run, where: str) -> dict[str, Any]:
         stage_data=stage_data,
         pictures=False,
     )
-    found |= concluded(run, ending).numbers
-    write_json(run.workdir / f"eval_{split}.json", found)
-    return found
+    summary |= concluded(run, ending).numbers
+    write_json(run.workdir / f"eval_{split}.json", summary)
+    return summary

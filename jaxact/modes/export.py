@@ -1,7 +1,7 @@
 """`--mode=export`: a trained model as StableHLO programs, its weights and a contract.
 
-A folder of contract.json (what goes in, what comes out, what has to happen before), weights.npz and
-one program for each family of platforms; `jaxact.exported` runs it without the model's code.
+A folder of contract.json (inputs, outputs, preprocessing), weights.npz, and one program for each
+family of platforms; `jaxact.exported` runs it without the code of the model.
 """
 
 import functools
@@ -25,17 +25,17 @@ from jaxact.train import restore, schedule, state, workdir
 from jaxact.train.restore import reaching, stage_data_of
 from jaxact.train.run import Run
 
-# Programs: file -> (platforms, the one whose form it has). Some operations have another form on
-# CPU; what exists for one maker's GPUs alone is left out, so that one program serves all.
+# file -> (platforms, the one that it is traced for). Some operations have another form on CPU.
+# Forms for the GPUs of one maker are not used, so one program serves all accelerators.
 PROGRAMS = {
     "program_cpu.bin": (("cpu",), "cpu"),
     "program_accelerator.bin": (("cuda", "rocm", "tpu"), "tpu"),
 }
-WEIGHTS = "weights.npz"
+WEIGHTS, CONTRACT = "weights.npz", "contract.json"
 LIMIT = 1e-5  # of the self-check, relative to the largest output (at least 1)
 CHECKED = 2  # examples of the self-check, where the batch is symbolic
 
-# Never an input of an artefact: they are known in training and evaluation only.
+# Never inputs of an artefact: known only in training and evaluation.
 RESERVED = ("id", "mask", "label")
 
 Function = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
@@ -54,12 +54,12 @@ def export(run: Run, where: str, output: pathlib.Path, batch: int = 0) -> dict[s
     """
     _possible(output, batch)
     stage_data = stage_data_of(run, where)
-    deal = contract_of(run, stage_data)
-    inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in deal.inputs.items()}
+    contract = contract_of(run, stage_data)
+    inputs = {n: jax.ShapeDtypeStruct((1, *p.shape), p.dtype) for n, p in contract.inputs.items()}
 
     def outputs(variables: Any, batch: dict[str, Any]) -> Any:
         apply = functools.partial(run.task.training.model.apply, variables, train=False)
-        return deal.call(apply, batch)
+        return contract.call(apply, batch)
 
     variables, origin = restore.load(run, where, stage_data, (outputs, inputs))
     return write(run, variables, origin, output, batch, stage_data)
@@ -84,27 +84,27 @@ def write(
 ) -> dict[str, Any]:
     """Writes variables as an artefact to a new folder, checks it, returns its contract.
 
-    `batch` is the number of examples of a call; 0 = any (a symbolic dimension). `stage` is the row
-    of the schedule whose shapes it gets; None = the last.
+    `batch` is the number of examples of a call; 0 = any (a symbolic dimension). `stage_data` are
+    those of the stage whose shapes it gets; None = of the last.
     Raises: as `export`.
     """
     _possible(output, batch)
     stage_data = stage_data or schedule.last_stage_data(run.config)
     weights = {name: np.asarray(leaf) for name, leaf in state.flatten(variables).items()}
-    deal = contract_of(run, stage_data)
+    contract = contract_of(run, stage_data)
     part = draft(output)  # renamed when it is whole
     part.mkdir(parents=True)
     try:
         arrays: dict[str, Any] = dict(weights)
         np.savez(part / WEIGHTS, **arrays)
-        written = _programs(run, deal, weights, part, batch)
+        written = _programs(run, contract, weights, part, batch)
         written["parameters"] = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
         written["checkpoint"] = origin
-        _write(part, written)
-        written["self_check"] = check(run, deal, weights, part, batch or CHECKED)
-        _write(part, written)
+        workdir.write_json(part / CONTRACT, written)
+        written["self_check"] = check(run, contract, weights, part, batch or CHECKED)
+        workdir.write_json(part / CONTRACT, written)
         if output.exists():
-            output.rmdir()  # empty: seen above
+            output.rmdir()  # empty, or `_possible` had refused it
         part.rename(output)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -112,7 +112,7 @@ def write(
 
 
 def contract_of(run: Run, stage_data: Any) -> Contract:
-    """What the task says, or the model on the arrays of an example that reach it."""
+    """The task's own contract, or else the model itself on the arrays that it uses."""
     if run.task.shipping.contract is not None:
         return run.task.shipping.contract(stage_data)
     shapes = run.task.training.shapes(stage_data, "predict")
@@ -140,13 +140,13 @@ def contract_of(run: Run, stage_data: Any) -> Contract:
 
 
 def _filled(batch: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
-    """With zeros for the arrays that nothing depends on."""
+    """The batch, with zeros for the arrays that no output depends on."""
     size = next(iter(batch.values())).shape[0]
     return {n: batch[n] if n in batch else jnp.zeros((size, *s), d) for n, (s, d) in shapes.items()}
 
 
 def named(outputs: Any) -> dict[str, Any]:
-    """Outputs as one flat dict: paths of a tree joined by "/", "output" for a single array."""
+    """Outputs as one flat dict: "/"-joined paths of a tree; "output" for a single array."""
     flat, _ = jax.tree_util.tree_flatten_with_path(outputs)
     return {
         "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
@@ -155,55 +155,55 @@ def named(outputs: Any) -> dict[str, Any]:
     }
 
 
-def function_of(run: Run, deal: Contract) -> Function:
+def function_of(run: Run, contract: Contract) -> Function:
     """(weights by path, inputs) -> outputs; a new function each time, so that it is traced anew."""
 
     def program(weights: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
         apply = functools.partial(
             run.task.training.model.apply, state.unflatten(weights), train=False
         )
-        return deal.call(apply, batch)
+        return contract.call(apply, batch)
 
     return program
 
 
 def _programs(
-    run: Run, deal: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, batch: int
+    run: Run, contract: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, batch: int
 ) -> dict[str, Any]:
     """Writes the programs; returns the contract so far."""
     size = batch or jax.export.symbolic_shape("b")[0]
     arrays = {name: jax.ShapeDtypeStruct(w.shape, w.dtype) for name, w in weights.items()}
     ports = {
         name: jax.ShapeDtypeStruct((size, *port.shape), port.dtype)
-        for name, port in deal.inputs.items()
+        for name, port in contract.inputs.items()
     }
     programs = []
     for file, (platforms, form) in PROGRAMS.items():
         with target.traced_for(form):
-            jitted = jax.jit(function_of(run, deal))
-            found = jax.export.export(jitted, platforms=platforms)(arrays, ports)
-        (folder / file).write_bytes(found.serialize())
+            jitted = jax.jit(function_of(run, contract))
+            program = jax.export.export(jitted, platforms=platforms)(arrays, ports)
+        (folder / file).write_bytes(program.serialize())
         programs.append(
             {
                 "file": file,
                 "platforms": list(platforms),
-                "calling_convention": found.calling_convention_version,
+                "calling_convention": program.calling_convention_version,
             }
         )
-    results = jax.tree.unflatten(found.out_tree, found.out_avals)
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     return {
         "format": exported.FORMAT,
         "task": run.config.task,
         "classes": list(run.task.training.classes),
         "inputs": {
             name: {**_port(ports[name]), "meaning": port.meaning, "range": [port.low, port.high]}
-            for name, port in deal.inputs.items()
+            for name, port in contract.inputs.items()
         },
         "outputs": {
-            name: {**_port(array), "meaning": deal.outputs.get(name, "an output of the model")}
-            for name, array in results.items()
+            name: {**_port(array), "meaning": contract.outputs.get(name, "an output of the model")}
+            for name, array in outputs.items()
         },
-        "preprocessing": deal.preprocessing,
+        "preprocessing": contract.preprocessing,
         "programs": programs,
         "weights": WEIGHTS,
         "versions": workdir.versions(),
@@ -219,27 +219,19 @@ def _port(array: Any) -> dict[str, Any]:
     return {"dtype": str(np.dtype(array.dtype)), "shape": shape}
 
 
-def _write(folder: pathlib.Path, contract: dict[str, Any]) -> None:
-    workdir.write_json(folder / "contract.json", contract)
-
-
 def check(
-    run: Run,
-    deal: Contract,
-    weights: dict[str, np.ndarray],
-    folder: pathlib.Path,
-    size: int,
+    run: Run, contract: Contract, weights: dict[str, np.ndarray], folder: pathlib.Path, size: int
 ) -> dict[str, Any]:
     """Runs the artefact and the model on one random batch, on this platform.
 
     Raises Unequal: an output differs by more than LIMIT, or is not finite.
     """
-    batch = random_inputs(deal, size)
-    want = jax.jit(function_of(run, deal))(weights, batch)
-    found = exported.load(folder)(**batch)
+    batch = random_inputs(contract, size)
+    expected = jax.jit(function_of(run, contract))(weights, batch)
+    got = exported.load(folder)(**batch)
     worst = {}
-    for name, array in want.items():
-        ours, theirs = np.asarray(array, np.float64), found[name].astype(np.float64)
+    for name, array in expected.items():
+        ours, theirs = np.asarray(array, np.float64), got[name].astype(np.float64)
         worst[name] = float(np.abs(ours - theirs).max() / max(1.0, np.abs(ours).max()))
     largest = max(worst.values(), key=lambda x: (np.isnan(x), x))
     if not largest <= LIMIT:
@@ -253,14 +245,14 @@ def check(
     return {"platform": here, "examples": size, "largest_difference": largest, "limit": LIMIT}
 
 
-def random_inputs(deal: Contract, size: int) -> dict[str, np.ndarray]:
+def random_inputs(contract: Contract, size: int) -> dict[str, np.ndarray]:
     """Arrays of `size` examples with values in the ranges of the contract."""
     rng = np.random.default_rng(0)
-    found = {}
-    for name, port in deal.inputs.items():
+    arrays = {}
+    for name, port in contract.inputs.items():
         shape, dtype = (size, *port.shape), np.dtype(port.dtype)
         if dtype.kind in "iu":
-            found[name] = rng.integers(int(port.low), int(port.high) + 1, shape).astype(dtype)
+            arrays[name] = rng.integers(int(port.low), int(port.high) + 1, shape).astype(dtype)
         else:
-            found[name] = rng.uniform(port.low, port.high, shape).astype(dtype)
-    return found
+            arrays[name] = rng.uniform(port.low, port.high, shape).astype(dtype)
+    return arrays

@@ -1,15 +1,14 @@
-"""What windows come to: a recording tiled by them, equal neighbours joined, files for videos."""
+"""Predictions of overlapping windows merged into a timeline of their recording.
 
-import collections
+First `tiled` cuts the windows so that none overlap, then `merged` joins neighbours of one class.
+"""
+
 import itertools
-import pathlib
 from typing import Any
 
 import numpy as np
 
-from jaxact.config import UserError
-
-Piece = dict[str, Any]  # start, end (s), name, probability and what else is known
+Piece = dict[str, Any]  # of a recording: start, end (s), name and probability of its class, ...
 
 TOUCHING = 1e-6  # s
 
@@ -22,18 +21,17 @@ def tiled(windows: list[Piece]) -> list[Piece]:
     >>> [(p["start"], p["end"]) for p in tiled([{"start": 0, "end": 2}, {"start": 1, "end": 3}])]
     [(0, 1.5), (1.5, 3)]
     """
-    found = [dict(window) for window in windows]
-    for before, after, (one, other) in zip(
-        found, found[1:], itertools.pairwise(windows), strict=False
-    ):
+    tiles = [dict(window) for window in windows]
+    neighbours = zip(itertools.pairwise(tiles), itertools.pairwise(windows), strict=True)
+    for (before, after), (one, other) in neighbours:
         if other["start"] < one["end"]:
             middle = (one["start"] + one["end"] + other["start"] + other["end"]) / 4
             before["end"] = after["start"] = round(middle, 3)
-    return found
+    return tiles
 
 
 def merged(tiles: list[Piece]) -> list[Piece]:
-    """Touching pieces of the same name joined; their probability is the mean of the windows'."""
+    """Joins pieces of the same name that touch; their probability is the mean of the windows'."""
     groups: list[list[Piece]] = []
     for tile in tiles:
         last = groups[-1][-1] if groups else None
@@ -49,29 +47,3 @@ def merged(tiles: list[Piece]) -> list[Piece]:
         }
         for group in groups
     ]
-
-
-def files(target: str, ids: list[str], suffix: str = ".mp4") -> list[pathlib.Path]:
-    """Where what is drawn of each goes: `target` itself (for one), or a file in its folder.
-
-    Raises:
-      UserError: one file for several recordings; a folder that cannot be made.
-    """
-    path = pathlib.Path(target)
-    if path.suffix.lower() == suffix and not path.is_dir():
-        if len(ids) > 1:
-            raise UserError(f"--render={target} is one file for {len(ids)} inputs; give a folder")
-        if not path.parent.is_dir():
-            raise UserError(f"--render={target}: there is no folder {path.parent}")
-        return [path]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--render={target}: no folder can be made ({error.strerror})") from error
-    names = [pathlib.Path(name) for name in ids]
-    for shorten in (lambda p: p.stem, lambda p: p.name):
-        short = [shorten(name) for name in names]
-        if max(collections.Counter(short).values()) == 1:
-            return [path / f"{name}{suffix}" for name in short]
-    flat = ("_".join(part for part in name.parts if part not in ("/", "..")) for name in names)
-    return [path / f"{name}{suffix}" for name in flat]

@@ -1,15 +1,15 @@
-"""Folders that shards are made from and put into: on this machine, or as others define them."""
+"""Folders that media are read from and shards are written to, on this machine or elsewhere."""
 
 import contextlib
 import dataclasses
 import json
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
+from jaxact.atomic import draft
 from jaxact.config import UserError
 
 
@@ -32,35 +32,28 @@ class Entry:
 
 
 class Place(Protocol):
-    """A folder, wherever it is."""
+    """A folder, wherever it is; paths in it are relative to it."""
 
     def entries(self) -> Iterator[Entry]:
         """Every file below, in any order."""
-        ...
 
     def read(self, name: str) -> bytes:
         """A file's bytes. Raises: OSError."""
-        ...
 
     def write(self, name: str, content: bytes) -> None:
         """Puts a file there, whole."""
-        ...
 
     def put(self, name: str, made: Path) -> None:
         """Moves a file of `scratch` there, whole."""
-        ...
 
     def local(self, name: str) -> contextlib.AbstractContextManager[Path | None]:
         """The file on this machine; None where there is none."""
-        ...
 
     def scratch(self) -> contextlib.AbstractContextManager[Path]:
-        """A folder on this machine for a file in the making."""
-        ...
+        """A folder on this machine for files that are not finished."""
 
     def remove(self, name: str) -> None:
         """Deletes a file if it is there."""
-        ...
 
 
 class Folder:
@@ -111,7 +104,7 @@ class Folder:
     def scratch(self) -> Iterator[Path]:
         """A hidden folder in this one, so that renaming stays within a file system."""
         self.root.mkdir(parents=True, exist_ok=True)
-        folder = self.root / f".part-{socket.gethostname()}-{os.getpid()}-{os.urandom(4).hex()}"
+        folder = draft(self.root / "part")
         folder.mkdir()
         try:
             yield folder
@@ -124,5 +117,5 @@ class Folder:
 
     def sweep(self) -> None:
         """Deletes what killed processes left behind."""
-        for folder in self.root.glob(".part-*"):
+        for folder in self.root.glob(".part*"):
             shutil.rmtree(folder, ignore_errors=True)

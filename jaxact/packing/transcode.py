@@ -1,9 +1,9 @@
-"""What becomes of one media file on its way into a shard: looked at, shrunk if wanted.
+"""Turns one media file into a record of a shard: checks it, and shrinks it if wanted.
 
-Shrinking encodes anew. Frames keep their number and time; their pixels are those of a smaller,
-lossy copy, sound is dropped, a turned video or picture is stored upright, and videos of any kind
-become H.264 in MP4 under their old name. Joints fit still, since annotations say the size that they
-were measured on; boxes of pairs do not, so panoramas are to be left as they are.
+Shrinking encodes again, with loss. Frames keep their number and time, sound is dropped, a turned
+video or picture is stored upright, and every video becomes H.264 in MP4 under its old name.
+Annotated joints still fit, since their annotations give the frame size that they belong to; boxes
+of pairs do not, so panoramas must not be shrunk.
 """
 
 import importlib.util
@@ -15,21 +15,21 @@ from pathlib import Path
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.data import geometry, images, video
-from jaxact.tasks.action import annotation_files as listings
-from jaxact.tasks.crop import annotation_files
-from jaxact.tasks.detection import annotations as segments
+from jaxact.data import geometry, images, media, video
+from jaxact.tasks.action.annotation_files import parse as parse_clips
+from jaxact.tasks.crop.annotation_files import parse as parse_images
+from jaxact.tasks.detection.annotations import read as read_segments
 
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
+VIDEOS = (*media.VIDEOS, ".mpg", ".mpeg", ".ts", ".wmv", ".flv")
 CHUNK = 64  # frames decoded at once
 CRF = 23  # quality of shrunk videos, the encoder's own choice
-GOP = 16  # frames from key frame to key frame: a seek decodes few that nobody asked for
+GOP = 16  # frames from key frame to key frame: a seek decodes few frames that are not wanted
 QUALITY = 92  # of shrunk JPEG pictures
 EVEN = 1e-3  # s; frame times closer to even ones than this are even
 
 
 def ready(names: Iterable[str], short_side: int, check: bool) -> None:
-    """Raises UserError where videos among these could not be read for want of their decoder."""
+    """Raises UserError where these include videos that need the package av, which is missing."""
     videos = any(Path(name).suffix.lower() in VIDEOS for name in names)
     if videos and (short_side or check) and importlib.util.find_spec("av") is None:
         raise UserError(
@@ -38,23 +38,21 @@ def ready(names: Iterable[str], short_side: int, check: bool) -> None:
         )
 
 
-def made(name: str, content: bytes, short_side: int = 0, check: bool = True) -> bytes:
-    """The record of a media file. Raises: UserError for one that cannot be read, saying why."""
+def record(name: str, content: bytes, short_side: int = 0, check: bool = True) -> bytes:
+    """The bytes stored for a media file. Raises: UserError, saying why it cannot be read."""
     if not content:
         raise UserError("the file is empty (0 bytes)")
+    if not (short_side or check):
+        return content
     suffix = Path(name).suffix.lower()
     if suffix in VIDEOS:
         return _video(name, content, short_side, check)
     if suffix in images.SUFFIXES:
-        return _picture(name, content, short_side, check)
-    if check or short_side:
-        raise UserError(f"suffix {suffix!r} is of no video or picture (--pattern, --check=off)")
-    return content
+        return _picture(name, content, short_side)
+    raise UserError(f"suffix {suffix!r} is of no video or picture (--pattern, --check=off)")
 
 
 def _video(name: str, content: bytes, short_side: int, check: bool) -> bytes:
-    if not (short_side or check):
-        return content
     with video.Video(name, content=content) as opened:
         if check:
             opened.read(sorted({0, opened.frames - 1}))
@@ -76,9 +74,7 @@ def _frames(opened: video.Video, size: tuple[int, int]) -> Iterator[np.ndarray]:
         yield from opened.read(range(first, min(first + CHUNK, opened.frames)), size)
 
 
-def _picture(name: str, content: bytes, short_side: int, check: bool) -> bytes:
-    if not (short_side or check):
-        return content
+def _picture(name: str, content: bytes, short_side: int) -> bytes:
     image = images.decode(content, name=name)
     if not short_side or min(image.size) <= short_side:
         return content
@@ -101,33 +97,24 @@ def wanted(annotations: str) -> set[str]:
     path = Path(annotations)
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
     if suffix in (".pkl", ".pickle", ".jsonl"):
-        return {entry.video for entry in listings.parse(path).entries if entry.video}
+        return {entry.video for entry in parse_clips(path).entries if entry.video}
+    readers = [_images]
     if suffix == ".json" or path.suffix == ".gz":
-        return _json(annotations)
-    if suffix == ".csv":
+        readers = [_segments, _images]  # the second: AI Challenger's list
+    elif suffix == ".csv":
+        readers = [_images, _segments]
+    errors = []
+    for read in readers:
         try:
-            return _rows(annotations)
+            return read(annotations)
         except UserError as error:
-            try:  # a table of segments
-                return _segments(annotations)
-            except UserError:
-                raise error from None
-    return _rows(annotations)
+            errors.append(error)
+    raise errors[0]
 
 
-def _json(annotations: str) -> set[str]:
-    try:
-        return _segments(annotations)
-    except UserError as error:
-        try:  # AI Challenger's list
-            return _rows(annotations)
-        except UserError:
-            raise error from None
-
-
-def _rows(annotations: str) -> set[str]:
-    return {row.file for row in annotation_files.parse(annotations, labelled=False).rows}
+def _images(annotations: str) -> set[str]:
+    return {row.file for row in parse_images(annotations, labelled=False).rows}
 
 
 def _segments(annotations: str) -> set[str]:
-    return {found.id for found in segments.read(annotations, ground_truth="keep").videos}
+    return {video.id for video in read_segments(annotations, ground_truth="keep").videos}

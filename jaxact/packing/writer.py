@@ -1,16 +1,16 @@
-"""Writes media files into shards (`data.shards`), a shard at a time, restartable, checked.
+"""Writes media files into shards (`data.shards`), each by itself; an interrupted job can go on.
 
     entries = listing(source, ("*.mp4",))
     for number, members in enumerate(assigned(entries, 16)):
         write_shard(source, out, number, members, options)  # each may run on another machine
     finish(out, entries, options)
 
-A name's hash decides its shard, names are sorted within it, and records are not compressed: the
-media are already, and compressing them again would only cost time. Each record is a group of its
-own, so that one can be read without its neighbours. So equal sources give equal bytes.
+The hash of a name decides its shard, and names are sorted within it, so equal sources give equal
+bytes. Records are not compressed, since media already are. Each record is a group of its own, so
+that it can be read without its neighbours.
 
-A shard appears whole (written aside, read back, renamed), and its list after it; a shard whose list
-fits the source and whose records have their checksums is kept as it is.
+A shard is written under another name, read back, then renamed; its list of records follows. A shard
+is kept as it is if its list fits the source and its records have their checksums.
 """
 
 import dataclasses
@@ -44,9 +44,9 @@ class Options:
     broken: str = "stop"  # stop | skip: what becomes of media that cannot be read
 
     def plan(self, entries: Sequence[Entry]) -> str:
-        """What records made of these depend on, as text; `broken` only decides whether they are."""
-        made = (FORMAT, self.shards, self.short_side, self.check)
-        lines = (json.dumps(made), *(entry.text() for entry in entries))
+        """A hash of all that decides the records of these entries."""
+        settings = (FORMAT, self.shards, self.short_side, self.check)
+        lines = (json.dumps(settings), *(entry.text() for entry in entries))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -56,31 +56,27 @@ class Options:
 def listing(
     source: Place, patterns: Sequence[str] = ("*",), wanted: set[str] | None = None
 ) -> list[Entry]:
-    """The source's files whose name fits a pattern, by name; with `wanted` only those (or all).
+    """The files of the source whose name fits a pattern, by name; of them only `wanted`, if given.
 
     `wanted` are names as annotations write them, with or without the suffix.
 
     Raises: UserError where there are none, and for wanted names that no file has.
     """
-    found = sorted(e for e in source.entries() if any(fits(e.name, p) for p in patterns))
+    entries = sorted(e for e in source.entries() if any(fits(e.name, p) for p in patterns))
     if wanted is not None:
-        missing = set(wanted)
-        kept = []
-        for entry in found:
-            names = {entry.name, entry.name.rpartition(".")[0]} & wanted
-            missing -= names
-            kept += [entry] if names else []
+        names = {entry: {entry.name, entry.name.rpartition(".")[0]} & wanted for entry in entries}
+        missing = wanted.difference(*names.values())
         if missing:
             raise UserError(
                 f"--annotations names {len(missing)} media that --source={source} does not have "
                 f"(under --pattern {', '.join(patterns)}), first {min(missing)!r}"
             )
-        found = kept
-    if not found:
+        entries = [entry for entry in entries if names[entry]]
+    if not entries:
         raise UserError(f"--source={source}: no file fits --pattern {', '.join(patterns)}")
-    if len({key(entry.name) for entry in found}) < len(found):
+    if len({key(entry.name) for entry in entries}) < len(entries):
         raise UserError(f"--source={source}: two names have the same 64-bit key; rename one")
-    return found
+    return entries
 
 
 def fits(name: str, pattern: str) -> bool:
@@ -95,10 +91,10 @@ def shard_of(name: str, shards: int) -> int:
 
 def assigned(entries: Sequence[Entry], shards: int) -> list[list[Entry]]:
     """The entries of each shard, by name."""
-    found: list[list[Entry]] = [[] for _ in range(shards)]
+    members: list[list[Entry]] = [[] for _ in range(shards)]
     for entry in sorted(entries):
-        found[shard_of(entry.name, shards)].append(entry)
-    return found
+        members[shard_of(entry.name, shards)].append(entry)
+    return members
 
 
 # -------------------------------------------------------------------------------------- one shard
@@ -107,7 +103,7 @@ def assigned(entries: Sequence[Entry], shards: int) -> list[list[Entry]]:
 def write_shard(
     source: Place, out: Place, number: int, entries: Sequence[Entry], options: Options
 ) -> dict[str, int]:
-    """Makes a shard and its list, unless they are there and sound; says what was done.
+    """Makes a shard and its list, unless they are there already and sound; says what was done.
 
     Counts `kept` or `written` shards, `records`, `bytes`, `broken`. With options.broken "stop" a
     shard with broken media is not written, only its list, which names them.
@@ -126,7 +122,7 @@ def write_shard(
         made = folder / f"{name}{SUFFIX}"
         records, broken = _records(source, made, entries, options)
         whole = not broken or options.broken == "skip"
-        found = {
+        shard = {
             "plan": plan,
             "whole": whole,
             "records": records if whole else [],
@@ -138,18 +134,14 @@ def write_shard(
             if difference:
                 raise UserError(f"{out}/{name}{SUFFIX}: {difference}; is the disk full or failing?")
             out.put(f"{name}{SUFFIX}", made)
-    out.write(f"{name}.json", json.dumps(found, ensure_ascii=False).encode())
-    return _counts("written" if whole else "stopped", found)
+    out.write(f"{name}.json", json.dumps(shard, ensure_ascii=False).encode())
+    return _counts("written" if whole else "stopped", shard)
 
 
-def _counts(what: str, found: dict[str, Any]) -> dict[str, int]:
-    total = sum(length for _, length, _ in found["records"])
-    return {
-        what: 1,
-        "records": len(found["records"]),
-        "bytes": total,
-        "broken": len(found["broken"]),
-    }
+def _counts(what: str, shard: dict[str, Any]) -> dict[str, int]:
+    records, broken = shard["records"], shard["broken"]
+    total = sum(length for _, length, _ in records)
+    return {what: 1, "records": len(records), "bytes": total, "broken": len(broken)}
 
 
 def _records(
@@ -167,7 +159,7 @@ def _records(
                 content = source.read(entry.name)
                 if len(content) != entry.bytes:
                     raise UserError(f"{len(content)} bytes, {entry.bytes} when it was listed")
-                content = transcode.made(entry.name, content, options.short_side, options.check)
+                content = transcode.record(entry.name, content, options.short_side, options.check)
             except (UserError, OSError) as error:
                 why = str(error).splitlines()[0].removeprefix(f"{entry.name}: ")
                 broken.append([entry.name, why])
@@ -180,7 +172,7 @@ def _records(
 
 
 def compare(path: Path, records: Sequence[Sequence[Any]]) -> str:
-    """How a shard differs from its list; "" if it does not. Reads all of it."""
+    """How a shard differs from its list of records; "" if it does not. Reads all of it."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
@@ -200,7 +192,7 @@ def compare(path: Path, records: Sequence[Sequence[Any]]) -> str:
 
 
 def sound(out: Place, name: str, plan: str, options: Options) -> dict[str, Any] | None:
-    """A shard's list if it is of this plan, nothing stopped it, and its records are as listed."""
+    """The list of a shard; None unless it is of this plan, whole, and its records as listed."""
     known = listed(out, name)
     if known is None or known["plan"] != plan or not known["whole"]:
         return None
@@ -213,21 +205,21 @@ def sound(out: Place, name: str, plan: str, options: Options) -> dict[str, Any] 
 
 
 def listed(out: Place, name: str) -> dict[str, Any] | None:
-    """A shard's list; None where there is none, or it is not one."""
+    """The list of a shard; None where there is none, or the file is no such list."""
     try:
-        found = json.loads(out.read(f"{name}.json"))
+        shard = json.loads(out.read(f"{name}.json"))
     except (OSError, ValueError):
         return None
     wanted = {"plan": str, "whole": bool, "records": list, "broken": list, "length": int}
-    ok = isinstance(found, dict) and all(isinstance(found.get(k), t) for k, t in wanted.items())
-    return found if ok else None
+    ok = isinstance(shard, dict) and all(isinstance(shard.get(k), t) for k, t in wanted.items())
+    return shard if ok else None
 
 
 # ---------------------------------------------------------------------------------------- the set
 
 
 def begin(out: Place, entries: Sequence[Entry], options: Options) -> None:
-    """Keeps the source's listing, and takes the manifest of another plan away."""
+    """Stores the listing of the source, and removes the manifest of another plan."""
     try:
         known = json.loads(out.read(MANIFEST)).get("plan")
     except (OSError, ValueError, AttributeError):
@@ -238,7 +230,7 @@ def begin(out: Place, entries: Sequence[Entry], options: Options) -> None:
 
 
 def finish(out: Place, entries: Sequence[Entry], options: Options) -> dict[str, Any]:
-    """Compares all lists with the source's listing, and writes index and manifest.
+    """Compares the lists of all shards with the entries, and writes index and manifest.
 
     Raises: UserError for a shard that is missing or of another plan, for broken media that stop
     the preparation (all named, a line each), and for counts that do not agree.
@@ -246,25 +238,20 @@ def finish(out: Place, entries: Sequence[Entry], options: Options) -> dict[str, 
     shards: list[dict[str, Any]] = []
     names: list[str] = []
     numbers: list[tuple[int, ...]] = []
-    broken: list[list[str]] = []
-    stopped: list[list[str]] = []
+    broken: list[list[str]] = []  # (name, reason)
+    stopped: list[list[str]] = []  # those of them that were not to be skipped
     for number, members in enumerate(assigned(entries, options.shards)):
         name = shard_name(number, options.shards)
-        found = listed(out, name)
-        if found is None or found["plan"] != options.plan(members):
+        shard = listed(out, name)
+        if shard is None or shard["plan"] != options.plan(members):
             raise UserError(f"{out}/{name}.json: missing or of another preparation; run it again")
-        stopped += [] if found["whole"] else found["broken"]
-        broken += found["broken"]
-        for one, length, known in found["records"]:
+        stopped += [] if shard["whole"] else shard["broken"]
+        broken += shard["broken"]
+        for one, length, known in shard["records"]:
             numbers.append((key(one), len(names), length, known))
             names.append(one)
-        shards.append(
-            {
-                "file": f"{name}{SUFFIX}",
-                "records": len(found["records"]),
-                "length": found["length"],
-            }
-        )
+        count, length = len(shard["records"]), shard["length"]
+        shards.append({"file": f"{name}{SUFFIX}", "records": count, "length": length})
     if not names and not stopped:
         raise UserError(f"{out}: all {len(broken)} media are broken; first: {' '.join(broken[0])}")
     if stopped:

@@ -56,7 +56,7 @@ def collectives(text: str) -> list[tuple[str, int, int, int]]:
     """(kind, bytes of the result, devices of a group, times run) of each collective of an HLO
     module."""
     loops = dict(re.findall(r"body=%?([\w.\-]+).*?known_trip_count\D+(\d+)", text))
-    found, times = [], 1
+    calls, times = [], 1
     for line in text.splitlines():
         head = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line)
         if head:
@@ -73,8 +73,8 @@ def collectives(text: str) -> list[tuple[str, int, int, int]]:
         size = sum(
             BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n) for dtype, dims in shapes
         )
-        found.append((kind, size, group_size(line), times))
-    return found
+        calls.append((kind, size, group_size(line), times))
+    return calls
 
 
 def group_size(line: str) -> int:
@@ -109,12 +109,12 @@ def sent(kind: str, size: int, n: int) -> float:
     return (n - 1) * size if kind == "reduce-scatter" else size
 
 
-def summed(found: list[tuple[str, int, int, int]]) -> dict[str, dict[str, float]]:
+def summed(calls: list[tuple[str, int, int, int]]) -> dict[str, dict[str, float]]:
     """count, bytes, sent of each kind."""
     rows: dict[str, dict[str, float]] = collections.defaultdict(
         lambda: {"count": 0, "bytes": 0, "sent": 0.0}
     )
-    for kind, size, n, times in found:
+    for kind, size, n, times in calls:
         row = rows[kind]
         row["count"] += times
         row["bytes"] += size * times
@@ -182,16 +182,16 @@ def main():
         run.task, row.stage_data, "train", config.batch_size, mesh.batch_sharding(run.mesh)
     )
     compiled = step.lower(state, batch).compile()
-    found = collectives(compiled.as_text())
+    calls = collectives(compiled.as_text())
     memory = compiled.memory_analysis()
-    by_kind = summed(found)
+    by_kind = summed(calls)
     total = sum(kind["sent"] for kind in by_kind.values())
     # Of every all-reduce of FSDP's gradients a device keeps its part only.
     parts = sum(
         leaf.nbytes for leaf in jax.tree.leaves(state.params) if "fsdp" in leaf.sharding.spec
     )
     halved = parts * (options.fsdp - 1) / options.fsdp if options.devices == options.fsdp else 0.0
-    result = {
+    counted = {
         "config": options.config,
         "mesh": dict(run.mesh.shape),
         "batch_size": config.batch_size,
@@ -207,8 +207,8 @@ def main():
         count = sum(int(kind["count"]) for kind in by_kind.values())
         examples = by_kind.get(EXAMPLES, {}).get("sent", 0.0)
         sizes = (total - halved, count, options.devices, examples)
-        result["estimate"] = estimate(options, *sizes)
-    print(json.dumps(result, indent=1))
+        counted["estimate"] = estimate(options, *sizes)
+    print(json.dumps(counted, indent=1))
 
 
 if __name__ == "__main__":

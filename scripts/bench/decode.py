@@ -40,14 +40,14 @@ def moving_camera(frames: int = 300, height: int = 240, width: int = 320) -> np.
 
 def plain(path: Path, indices: list[int]) -> np.ndarray:
     """The wanted frames (rising) as anyone would get them with PyAV."""
-    wanted, last, found = set(indices), indices[-1], []
+    wanted, last, frames = set(indices), indices[-1], []
     with av.open(str(path)) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number in wanted:
-                found.append(frame.to_ndarray(format="rgb24"))
+                frames.append(frame.to_ndarray(format="rgb24"))
             if number == last:
                 break
-    return np.stack(found)
+    return np.stack(frames)
 
 
 def ours(path: Path, indices: list[int], forget: bool) -> np.ndarray:

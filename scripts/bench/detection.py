@@ -46,12 +46,12 @@ def run(arguments: list[str], log: Path) -> None:
     """One command of the repository. Raises CalledProcessError; what it said is kept."""
     command = [sys.executable, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(" ".join(command) + "\n" + found.stdout + found.stderr)
-    if found.returncode:
-        print(found.stderr[-2000:], file=sys.stderr)
-        found.check_returncode()
+    log.write_text(" ".join(command) + "\n" + ended.stdout + ended.stderr)
+    if ended.returncode:
+        print(ended.stderr[-2000:], file=sys.stderr)
+        ended.check_returncode()
 
 
 def trained(variant: str, workdir: Path, flags: list[str]) -> dict:
@@ -82,14 +82,14 @@ def framewise(path: Path, fold: int) -> dict[str, float]:
     ]
     labels = [scores[span].argmax(1) for span in spans]
     wanted = [truth[span].astype(np.int64) for span in spans]
-    found = joined(
+    detections = joined(
         [
             instances(n, x, scores[span])
             for n, (x, span) in enumerate(zip(labels, spans, strict=True))
         ]
     )
     real = joined([instances(n, x, None) for n, x in enumerate(wanted)])
-    mean = mean_ap.evaluate(real, found, mean_ap.THUMOS, scores.shape[1])
+    mean = mean_ap.evaluate(real, detections, mean_ap.THUMOS, scores.shape[1])
     return mean.numbers() | segmentation.evaluate(labels, wanted, BACKGROUND)
 
 

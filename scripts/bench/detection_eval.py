@@ -39,7 +39,7 @@ def generated(videos: int, each: int = 100) -> tuple[Instances, Instances]:
     return truth, mean_ap.instances(owner[pick], near, guess, rng.random(len(pick)))
 
 
-def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
+def row_by_row(truth: Instances, detections: Instances) -> np.ndarray:
     """mAP at each tIoU by a loop over the rows of data frames."""
     import pandas
 
@@ -55,7 +55,7 @@ def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
         )
 
     tious = ACTIVITYNET.tious
-    truths, rows = frame(truth), frame(found)
+    truths, rows = frame(truth), frame(detections)
     scores = []
     for label, own in truths.groupby("label"):
         mine = rows[rows["label"] == label]
@@ -87,16 +87,16 @@ def row_by_row(truth: Instances, found: Instances) -> np.ndarray:
 
 def scoring(videos: int, share: int) -> dict[str, Any]:
     """Seconds of our evaluator on all videos, and of both on a part of them."""
-    truth, found = generated(videos)
+    truth, detections = generated(videos)
     start = time.perf_counter()
-    mean_ap.evaluate(truth, found, ACTIVITYNET, CLASSES)
-    result: dict[str, Any] = {
+    mean_ap.evaluate(truth, detections, ACTIVITYNET, CLASSES)
+    measured: dict[str, Any] = {
         "videos": videos,
         "ground_truths": len(truth.video),
-        "detections": len(found.video),
+        "detections": len(detections.video),
         "seconds": round(time.perf_counter() - start, 3),
     }
-    part = [rows.at(rows.video % share == 0) for rows in (truth, found)]
+    part = [rows.at(rows.video % share == 0) for rows in (truth, detections)]
     start = time.perf_counter()
     ours = mean_ap.evaluate(*part, ACTIVITYNET, CLASSES)
     spent = time.perf_counter() - start
@@ -104,11 +104,11 @@ def scoring(videos: int, share: int) -> dict[str, Any]:
         start = time.perf_counter()
         means = row_by_row(*part)
     except ImportError:
-        return {**result, "row_by_row": "pandas is not installed"}
+        return {**measured, "row_by_row": "pandas is not installed"}
     theirs = time.perf_counter() - start
     assert np.allclose(means, ours.means, atol=1e-12), "the two evaluators disagree"
     return {
-        **result,
+        **measured,
         "part": {
             "detections": len(part[1].video),
             "seconds": round(spent, 3),
@@ -124,12 +124,12 @@ def picks_under_jit(segment: Any, score: Any, label: Any, sigma: float, most: in
 
     def step(left: Any, _: Any) -> Any:
         best = jnp.argmax(left)
-        found = left[best]
+        score = left[best]
         inner = jnp.minimum(segment[:, 1], segment[best, 1])
         inner = jnp.maximum(inner - jnp.maximum(segment[:, 0], segment[best, 0]), 0)
         length = segment[:, 1] - segment[:, 0] + nms.LENGTH
         overlap = jnp.where(label == label[best], inner / (length + length[best] - inner), 0)
-        return (left * jnp.exp(-jnp.square(overlap) / sigma)).at[best].set(-1.0), found
+        return (left * jnp.exp(-jnp.square(overlap) / sigma)).at[best].set(-1.0), score
 
     return jax.lax.scan(step, score, length=most)[1]
 
@@ -167,11 +167,11 @@ def main() -> None:
     parser.add_argument("--share", type=int, default=25, help="every n-th for the row-by-row one")
     parser.add_argument("--nms", type=int, default=7500, help="detections of a video")
     options = parser.parse_args()
-    found = {
+    measured = {
         "scoring": scoring(options.videos, options.share),
         "suppression": suppression(options.nms),
     }
-    print(json.dumps(found, indent=2))
+    print(json.dumps(measured, indent=2))
 
 
 if __name__ == "__main__":

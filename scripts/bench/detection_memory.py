@@ -93,7 +93,7 @@ def step(model, config, groups, state, batch):
     kept = {path: leaf for path, leaf in flat.items() if path not in trained}
 
     def loss(trained):
-        found, moved = model.apply(
+        outputs, moved = model.apply(
             {"params": states.unflatten({**kept, **trained}), **state.model_state},
             frames,
             batch["mask"],
@@ -104,7 +104,7 @@ def step(model, config, groups, state, batch):
         )
         names = ("logits", "offsets", "points")
         terms = detection_losses.detection(
-            *(found[name] for name in names), targets, mask, found["normaliser"]
+            *(outputs[name] for name in names), targets, mask, outputs["normaliser"]
         )
         return sum(term.sum() for term in terms.values()), moved
 
@@ -138,7 +138,7 @@ def measure(given, mode):
     flat = states.flatten(variables["params"])
     trained = groups.select(flat, groups.trainable)
     resident = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    found = {
+    measured = {
         "mode": mode,
         **{k: v for k, v in vars(given).items() if k not in ("modes", "run")},
         "backend": jax.default_backend(),
@@ -151,10 +151,10 @@ def measure(given, mode):
         "compile_s": round(seconds, 1),
     }
     if given.run:
-        found |= timed(
+        measured |= timed(
             given, compiled, create(initialise(model, jax.random.key(0), *inputs)), batch
         )
-    return found
+    return measured
 
 
 def timed(given, compiled, state, batch):

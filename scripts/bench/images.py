@@ -178,7 +178,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for side in options.sizes:
         for kind in KINDS:
-            found: dict[str, list[float]] = {name: [] for name in names}
+            rates_of: dict[str, list[float]] = {name: [] for name in names}
             for _ in range(options.rounds):
                 for name in names:
                     job = {"name": name, "side": side, "kind": kind, "files": files}
@@ -192,8 +192,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                     )
                     if ran.returncode:
                         raise SystemExit(f"{name} failed:\n{ran.stderr}")
-                    found[name].append(json.loads(ran.stdout)["cpu"])
-            row = {name: round(statistics.median(rates)) for name, rates in found.items()}
+                    rates_of[name].append(json.loads(ran.stdout)["cpu"])
+            row = {name: round(statistics.median(rates)) for name, rates in rates_of.items()}
             others = [row[name] for name in ("plain", "torch") if name in row]
             table[f"{kind} {side}"] = {**row, "ratio": round(row["jaxact"] / max(others), 2)}
             print(f"{kind} {side}: {table[f'{kind} {side}']}", file=sys.stderr, flush=True)

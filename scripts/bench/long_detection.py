@@ -50,9 +50,9 @@ def peak(reset: bool = False) -> float:
     """MiB of resident memory at its peak, since the last reset."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) / 1024
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1]) / 1024
 
 
 def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def measure(recipe: str, short: Path, path: Path) -> dict[str, Any]:
         request = predict.Request(str(file))
         job = predict.Job(run, request, source, [], stage, variables, program, lines.append)
         begin = time.perf_counter()
-        job.joined()
+        predict.predict_joined(job)
         assert len(lines) == 1, job.failed
         return time.perf_counter() - begin
 

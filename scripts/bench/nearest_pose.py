@@ -21,16 +21,16 @@ FRAMES = 24
 def features(keypoint: np.ndarray, score: np.ndarray, middle: list[int]) -> np.ndarray:
     """f64[frames * j * 2] of one person: keypoint f32[t, j, 2] px, score f32[t, j]."""
     times = np.arange(len(keypoint))
-    found = np.zeros(keypoint.shape, np.float64)
+    joints = np.zeros(keypoint.shape, np.float64)
     for joint in range(keypoint.shape[1]):
         seen = score[:, joint] > 0
         for axis in (0, 1):
             known = keypoint[seen, joint, axis]
-            found[:, joint, axis] = np.interp(times, times[seen], known) if seen.any() else np.nan
-    found -= np.nanmean(found[:, middle], 1, keepdims=True)
-    size = np.linalg.norm(np.nan_to_num(found), axis=-1).mean()
+            joints[:, joint, axis] = np.interp(times, times[seen], known) if seen.any() else np.nan
+    joints -= np.nanmean(joints[:, middle], 1, keepdims=True)
+    size = np.linalg.norm(np.nan_to_num(joints), axis=-1).mean()
     picked = np.linspace(0, len(times) - 1, FRAMES).round().astype(int)
-    return np.nan_to_num(found / max(size, 1e-9))[picked].ravel()
+    return np.nan_to_num(joints / max(size, 1e-9))[picked].ravel()
 
 
 def main() -> int:

@@ -76,13 +76,13 @@ def main() -> int:
         "keyed by pair": {"mix": 0, "memory": 0},
         "keyed by frame": {"mix": options.mix, "memory": options.memory},
     }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+    measurements: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     try:
         for _ in range(options.turns):
             for name, fields in ways.items():
                 for field, value in fields.items():
                     setattr(config.data, field, value)
-                found[name].append(measured(config, options.pairs))
+                measurements[name].append(measured(config, options.pairs))
     except UserError as error:
         print(f"pairs: {error}", file=sys.stderr)
         return 2
@@ -90,7 +90,7 @@ def main() -> int:
     print("| order | pairs/s | pictures decoded | for pairs | crops kept | one picture |")
     print("|---|---|---|---|---|---|")
     rate = {}
-    for name, turns in found.items():
+    for name, turns in measurements.items():
         rate[name] = statistics.median(turn["pairs/s"] for turn in turns)
         last = turns[-1]
         print(

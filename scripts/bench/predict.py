@@ -69,16 +69,17 @@ def main() -> None:
     parts = task.evaluation.parts("predict")
 
     def feed(example) -> None:
-        for found in task.prediction.windows(example, window, stride):
+        for sample in task.prediction.windows(example, window, stride):
             for part in range(parts):
-                found.arrays(part)
+                sample.arrays(part)
 
     program = make_eval_step(task, restore.PREDICT)
     request = predict.Request("", "", window, stride)
 
     def whole(record: int) -> None:
         one = One(source, record)
-        predict.Job(run, request, one, [], stage, variables, program, len).windowed()
+        job = predict.Job(run, request, one, [], stage, variables, program, len)
+        predict.predict_windows(job)
 
     whole(0)
     print(f"window {window} s, stride {stride} s, {eval_views.text(config.data, 'predict')}")

@@ -46,24 +46,24 @@ TITLES = {
 def run(arguments: list[str], log: Path) -> str:
     """The output of one `python -m jaxact.main`. Raises CalledProcessError, the log is kept."""
     command = [sys.executable, "-m", "jaxact.main", *arguments]
-    found = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy())
+    ended = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy())
     log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_text(" ".join(command) + "\n" + found.stdout + found.stderr)
-    if found.returncode:
-        print(found.stderr[-2000:], file=sys.stderr)
-        found.check_returncode()
-    return found.stdout
+    log.write_text(" ".join(command) + "\n" + ended.stdout + ended.stderr)
+    if ended.returncode:
+        print(ended.stderr[-2000:], file=sys.stderr)
+        ended.check_returncode()
+    return ended.stdout
 
 
 def step_times(out: Path, shared: list[str], rounds: int) -> dict[str, str]:
     """Milliseconds of each trained model's training step: the median over rounds of `bench`."""
-    found: dict[str, list[float]] = {name: [] for name in TRAINED}
+    times_of: dict[str, list[float]] = {name: [] for name in TRAINED}
     for _ in range(rounds):
         for name, (recipe, flags, _) in TRAINED.items():
             given = [f"--config={recipe}", f"--workdir={out / 'bench'}", *shared, *flags]
             said = run(["--mode=bench", "--bench_steps=5", *given], out / f"{name}.bench.log")
-            found[name].append(json.loads(said)["device_step_ms"]["median"])
-    return {name: f"{statistics.median(times):.0f}" for name, times in found.items()}
+            times_of[name].append(json.loads(said)["device_step_ms"]["median"])
+    return {name: f"{statistics.median(times):.0f}" for name, times in times_of.items()}
 
 
 def trained(name: str, out: Path, shared: list[str]) -> dict[str, str]:
@@ -96,8 +96,8 @@ def fused(name: str, out: Path, _: list[str]) -> dict[str, str]:
     runs = ",".join(str(out / part) for part in FUSED[name])
     target = out / name.replace(" ", "_")
     run(["--mode=ensemble", f"--runs={runs}", f"--workdir={target}"], target.with_suffix(".log"))
-    found = json.loads((target / "ensemble.json").read_text())
-    return {"top-1": f"{100 * found['scores']['top1']:.1f}"}
+    summary = json.loads((target / "ensemble.json").read_text())
+    return {"top-1": f"{100 * summary['scores']['top1']:.1f}"}
 
 
 def main() -> int:

@@ -41,11 +41,11 @@ def run(variant: str, out: Path, flags: list[str]) -> dict[str, float]:
     if not (out / "results.json").is_file():
         base = [f"--config={RECIPE}:{variant}", f"--workdir={out}", *flags]
         command = [sys.executable, "-m", "jaxact.main", *base]
-        found = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy())
-        out.with_suffix(".log").write_text(" ".join(command) + "\n" + found.stdout + found.stderr)
-        if found.returncode:
-            print(found.stderr[-2000:], file=sys.stderr)
-            found.check_returncode()
+        ended = subprocess.run(command, capture_output=True, text=True, env=os.environ.copy())
+        out.with_suffix(".log").write_text(" ".join(command) + "\n" + ended.stdout + ended.stderr)
+        if ended.returncode:
+            print(ended.stderr[-2000:], file=sys.stderr)
+            ended.check_returncode()
     results = json.loads((out / "results.json").read_text())
     made = json.loads((out / "config.json").read_text())["config"]
     wanted = dict(flag.removeprefix("--config.").split("=", 1) for flag in flags)
@@ -80,7 +80,7 @@ def main() -> int:
     print("| model | parameters | accuracy % | MPCA % | cross entropy |")
     print("|---|---|---|---|---|")
     for title, (variant, start) in VARIANTS.items():
-        found = []
+        rows = []
         for seed in options.seeds:
             flags = [
                 f"--config.data.root={options.data}",
@@ -92,9 +92,9 @@ def main() -> int:
             if start:
                 flags.append(f"--config.init_from={options.out / f'scenes_crops-{seed}'}")
             name = f"{variant}{'-started' if start else ''}-{seed}"
-            found.append(run(variant, options.out / name, flags))
-        cells = [cell([row[c] for row in found], c != "loss") for c in COLUMNS]
-        print(f"| {title} | {found[0]['parameters']:,.0f} | {' | '.join(cells)} |", flush=True)
+            rows.append(run(variant, options.out / name, flags))
+        cells = [cell([row[c] for row in rows], c != "loss") for c in COLUMNS]
+        print(f"| {title} | {rows[0]['parameters']:,.0f} | {' | '.join(cells)} |", flush=True)
     return 0
 
 

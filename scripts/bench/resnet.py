@@ -129,7 +129,7 @@ def compare(case: str, rounds: int, torch_python: str, threads: int) -> dict:
                 times[name].append(elapsed)
     stdin.close()
     torch.wait()
-    medians = {name: round(statistics.median(found) * 1e3, 1) for name, found in times.items()}
+    medians = {name: round(statistics.median(seconds) * 1e3, 1) for name, seconds in times.items()}
     ratios = {
         what: round(
             medians[f"jax/{what}"]

@@ -42,9 +42,9 @@ def test_modes_become_rgb(mode, tmp_path):
         wanted = np.asarray(image.convert("RGB"))
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
     image.save(path)
-    found = images.decode(path)
-    assert found.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(found), wanted)
+    decoded = images.decode(path)
+    assert decoded.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(decoded), wanted)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -63,8 +63,8 @@ def test_exif_orientation_is_undone(orientation):
     }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    found = images.decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif))
-    np.testing.assert_array_equal(np.asarray(found), upright)
+    decoded = images.decode(encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif))
+    np.testing.assert_array_equal(np.asarray(decoded), upright)
 
 
 def test_a_damaged_exif_block_counts_as_none():
@@ -107,10 +107,10 @@ def bad_files():
 @pytest.mark.parametrize("name", sorted(bad_files()))
 def test_bad_files_are_named_in_one_line(name, tmp_path):
     (tmp_path / name).write_bytes(bad_files()[name])
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as error:
         images.decode(tmp_path / name, 16)
-    assert str(found.value).startswith(str(tmp_path / name)) and "\n" not in str(found.value)
-    assert "0x" not in str(found.value)
+    assert str(error.value).startswith(str(tmp_path / name)) and "\n" not in str(error.value)
+    assert "0x" not in str(error.value)
 
 
 def test_missing_files_folders_and_arrays():
@@ -127,9 +127,9 @@ def test_missing_files_folders_and_arrays():
 def test_resize_is_pillows():
     image = Image.fromarray(scene())
     for name, how in (("bilinear", Image.BILINEAR), ("bicubic", Image.BICUBIC)):
-        found = images.resize(image, (20, 30), (10, 5, 70.5, 45), name)
+        resized = images.resize(image, (20, 30), (10, 5, 70.5, 45), name)
         wanted = image.resize((30, 20), how, (10, 5, 70.5, 45))
-        np.testing.assert_array_equal(found, np.asarray(wanted))
+        np.testing.assert_array_equal(resized, np.asarray(wanted))
     np.testing.assert_array_equal(images.resize(image, (60, 90)), scene())
 
 

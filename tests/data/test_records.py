@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.data import ntu
 from jaxact.ops import heatmap
 from jaxact.tasks.action import annotation_files, pose_augment, poses, skeletons
 from jaxact.tasks.action import annotations as records
@@ -448,32 +447,6 @@ def test_custom_skeletons():
             skeletons.custom(joints, limbs)
     with pytest.raises(UserError, match="did you mean 'coco17'"):
         skeletons.find("coco_17")
-
-
-def test_ntu():
-    name = ntu.parse("nturgbd/S001C002P003R002A050_rgb.avi")
-    assert name == (1, 2, 3, 2, 49)
-    assert ntu.split("S001C001P001R001A001", "xsub") == "train"
-    assert ntu.split("S001C001P003R001A001", "xsub") == "val"
-    assert ntu.split("S001C001P001R001A001", "xview") == "val"
-    assert ntu.split("S001C003P001R001A001", "xview") == "train"
-    assert ntu.split("S018C001P045R001A061", "xsub120") == "train"
-    assert ntu.split("S018C001P045R001A061", "xset120") == "train"
-    assert ntu.split("S017C001P044R001A001", "xsub120") == "val"
-    assert ntu.split("S017C001P045R001A001", "xset120") == "val"
-    sides = [ntu.split(f"S001C001P{p:03d}R001A001", "xsub") for p in range(1, 41)]
-    assert sides.count("train") == 20
-    sides = [ntu.split(f"S001C001P{p:03d}R001A001", "xsub120") for p in range(1, 107)]
-    assert sides.count("train") == 53
-    assert [a for a in range(120) if ntu.two_people(a)] == [*range(49, 60), *range(105, 120)]
-    for call, message in (
-        (lambda: ntu.parse("clip7"), "SsssCcccPpppRrrrAaaa"),
-        (lambda: ntu.parse("S001C001P001R001A121"), "action 121"),
-        (lambda: ntu.split("S001C001P001R001A001", "xset"), "known: xsub, xview, xsub120, xset120"),
-        (lambda: ntu.split("S001C001P001R001A061", "xsub"), "action 61 is not in NTU-60"),
-    ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            call()
 
 
 def test_perturbations():

@@ -8,7 +8,7 @@ from PIL import Image, ImageFont
 
 from jaxact.config import UserError
 from jaxact.data import drawing, video
-from jaxact.data.drawing import CLASSES, SHADE
+from jaxact.data.drawing import CLASS_COLOURS, SHADE
 from jaxact.tasks.action import render, sliding_windows
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.skeletons import COCO17, JHMDB15, custom
@@ -95,13 +95,13 @@ def test_label_bar_timeline_and_skeleton_are_where_they_belong(tmp_path):
         assert len(rows) > 50 and abs(columns.mean() - x) < 3 and 15 < rows.min() < 25
     # The strip: first class for 0.6 of 2 s, then the other.
     strip = first[-2]
-    assert near(strip[4:40], CLASSES[0], 60).all()
-    assert near(strip[60:150], CLASSES[1], 60).all()
+    assert near(strip[4:40], CLASS_COLOURS[0], 60).all()
+    assert near(strip[60:150], CLASS_COLOURS[1], 60).all()
     # The bar: as long as the probability.
     for picture, colour, share in ((first, 0, 0.75), (second, 1, 0.25)):
         banner = render.Banner(PIECES, (120, 160))
         row = 120 - banner.strip - banner.gap - banner.bar // 2 - 1
-        length = near(picture[row], CLASSES[colour], 70).sum()
+        length = near(picture[row], CLASS_COLOURS[colour], 70).sum()
         assert abs(length - share * 160) <= 4
     # The mark of the moment moves along.
     marks = [near(frame[-2], render.WHITE, 60).nonzero()[0].mean() for frame in (first, second)]
@@ -120,8 +120,8 @@ def test_the_piece_of_a_moment():
 
 
 def test_letters_that_no_font_has_are_named_once(monkeypatch, caplog):
-    monkeypatch.setattr(drawing, "FILES", ("no such font.ttf", "DejaVuSans.ttf"))
-    for cached in (drawing._file, drawing._complain):
+    monkeypatch.setattr(drawing, "FONT_FILES", ("no such font.ttf", "DejaVuSans.ttf"))
+    for cached in (drawing._file, drawing._warn):
         cached.cache_clear()
     latin = drawing.font(("wave", "sit-up (2)"), 20)
     assert latin.getname() == ImageFont.load_default(20).getname() and not caplog.text

@@ -37,13 +37,13 @@ def numbered(count, start=0):
 def numbers(clip):
     """The number that each frame carries; -1 where it cannot be read."""
     grey = clip[..., 1].astype(int)
-    found = []
+    numbers = []
     for frame in grey:
         above = frame[4:20].reshape(16, BITS, BLOCK)[..., 4:12].mean((0, 2))
         below = frame[28:44].reshape(16, BITS, BLOCK)[..., 4:12].mean((0, 2))
         sure = np.abs(above - below).min() > 60
-        found.append(int(((above > below) << np.arange(BITS)).sum()) if sure else -1)
-    return found
+        numbers.append(int(((above > below) << np.arange(BITS)).sum()) if sure else -1)
+    return numbers
 
 
 def encode(path, codec="libx264", stamps=None, base=None, options=None, muxer=None, **settings):
@@ -355,9 +355,9 @@ def test_pictures_are_turned_as_the_file_says(tmp_path, angle):
     shown = np.rot90(picture, angle // 90)
     with Video(path) as video:
         assert video.size == shown.shape[:2] and video.frames == 12
-        found = video.read([11, 0])
-        assert found.shape == (2, *shown.shape)
-        assert np.abs(found.astype(int) - shown).max() < 16
+        turned = video.read([11, 0])
+        assert turned.shape == (2, *shown.shape)
+        assert np.abs(turned.astype(int) - shown).max() < 16
         small = video.read([3], (shown.shape[0] // 2, shown.shape[1] // 2))[0]
         assert np.abs(small[4::16, 4::16].astype(int) - shown[8::32, 8::32]).max() < 16
     index = frame_index.cached(str(path), lambda: pytest.fail("made again"))

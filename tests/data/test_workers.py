@@ -13,9 +13,9 @@ from command import ROOT
 from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.data import pipeline
-from jaxact.tasks.action import sample_data as generated
-from jaxact.tasks.detection import sample_data
-from jaxact.tasks.relation import sample_data as generated_scenes
+from jaxact.tasks.action import sample_data as action_data
+from jaxact.tasks.detection import sample_data as detection_data
+from jaxact.tasks.relation import sample_data as relation_data
 from jaxact.train import schedule
 
 RECIPES = ("x3d", "rgbpose_conv3d", "adatad", "relation", "crop")
@@ -32,8 +32,8 @@ sys.meta_path.insert(0, Guard())
 LOAD = """
 import json, pathlib, pickle
 load = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())
-found = load(0)
-print(json.dumps({name: [list(array.shape), str(array.dtype)] for name, array in found.items()}))
+arrays = load(0)
+print(json.dumps({name: [list(array.shape), str(array.dtype)] for name, array in arrays.items()}))
 """
 IMPORT = """
 import importlib
@@ -58,15 +58,15 @@ def configs(tmp_path_factory):
     """recipe -> its :tiny on drawn data."""
     folder = tmp_path_factory.mktemp("workers")
     loaded = {name: schema.load(ROOT / "configs" / f"{name}.py", "tiny") for name in RECIPES}
-    generated.write(folder / "clips", train=8, test=8, frames=12, size=(48, 64))
+    action_data.write(folder / "clips", train=8, test=8, frames=12, size=(48, 64))
     for name in ("x3d", "rgbpose_conv3d"):
         loaded[name].data.annotations = str(folder / "clips" / "annotations.pkl")
         loaded[name].data.videos = str(folder / "clips" / "clips")
-    sample_data.draw(folder / "drawn", train=1, test=1)
+    detection_data.draw(folder / "drawn", train=1, test=1)
     loaded["adatad"].data.annotations = str(folder / "drawn" / "annotations.json")
     loaded["adatad"].data.videos = str(folder / "drawn" / "videos")
     scenes = {"train": 1, "val": 1, "test": 1}
-    root = generated_scenes.write(folder / "scenes", scenes, frames=2, couples=4)
+    root = relation_data.write(folder / "scenes", scenes, frames=2, couples=4)
     loaded["relation"].data.root = str(root)
     loaded["crop"].data.annotations = str(leaves.write(folder / "leaves"))
     loaded["crop"].data.class_table, loaded["crop"].data.missing = "", "error"
@@ -79,12 +79,14 @@ def test_what_a_worker_gets_prepares_an_example_without_jax(configs, recipe, spl
     config = configs[recipe]
     task = tasks.make(config)
     stage = schedule.resolve(config, 2).rows[0].stage_data
-    load = pipeline._Load(task, task.training.source(split), stage, split, config)
+    source = task.training.source(split)
+    places = pipeline.Order(len(source), 2, 0) if split == "train" else pipeline.Parts(2)
+    load = pipeline.loader(config, task, source, stage, split, places)
     file = tmp_path / "load.pkl"
     file.write_bytes(pickle.dumps(load))
-    found = json.loads(without_jax(LOAD, str(file)))
+    arrays = json.loads(without_jax(LOAD, str(file)))
     for name, (shape, dtype) in task.training.shapes(stage, split).items():
-        assert found[name] == [list(shape), str(np.dtype(dtype))], name
+        assert arrays[name] == [list(shape), str(np.dtype(dtype))], name
 
 
 def test_rooms_of_the_host_import_no_jax():

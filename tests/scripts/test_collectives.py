@@ -1,4 +1,4 @@
-"""Collectives are found in a program's text, with their bytes and groups."""
+"""Collectives are counted in a program's text, with their bytes and groups."""
 
 import importlib.util
 import math

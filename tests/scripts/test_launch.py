@@ -67,8 +67,8 @@ class Desk:
 
     def calls(self, program: str) -> list[dict]:
         """How a program was called, in order."""
-        found = [json.loads(line) for line in self.log.read_text().splitlines()]
-        return [call for call in found if call["program"] == program]
+        calls = [json.loads(line) for line in self.log.read_text().splitlines()]
+        return [call for call in calls if call["program"] == program]
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def desk(tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shellcheck(script):
     beside = pathlib.Path(sys.executable).with_name("shellcheck")
-    found = str(beside) if beside.exists() else shutil.which("shellcheck")
-    if not found:
+    shellcheck = str(beside) if beside.exists() else shutil.which("shellcheck")
+    if not shellcheck:
         pytest.skip("shellcheck is not installed (extra [test])")
-    ended = subprocess.run([found, str(script)], capture_output=True, text=True)
+    ended = subprocess.run([shellcheck, str(script)], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout
 
 
@@ -204,11 +204,11 @@ def faults(node, schema, path=""):
         return [bad for item in node for bad in faults(item, schema["items"], f"{path}[]")]
     if not isinstance(node, dict):
         return []
-    found = [f"{path}.{key} is missing" for key in schema.get("required", ()) if key not in node]
+    wrong = [f"{path}.{key} is missing" for key in schema.get("required", ()) if key not in node]
     for key, value in node.items():
         of = schema.get("properties", {}).get(key, schema.get("additionalProperties"))
-        found += faults(value, of, f"{path}.{key}") if of else [f"{path}.{key} is unknown"]
-    return found
+        wrong += faults(value, of, f"{path}.{key}") if of else [f"{path}.{key} is unknown"]
+    return wrong
 
 
 def applied(desk, kind, environment):
@@ -218,12 +218,12 @@ def applied(desk, kind, environment):
     assert ended.returncode == 0, ended.stderr
     (call,) = desk.calls("kubectl")
     assert call["arguments"] == ["apply", "-f", "-"]
-    found = yaml.safe_load(call["input"])
-    assert faults(found, SCHEMA) == []
-    assert (found["apiVersion"], found["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-    assert found["metadata"]["name"] == "x3d"
-    assert found["spec"]["failurePolicy"]["maxRestarts"] == 20
-    (job,) = found["spec"]["replicatedJobs"]
+    manifest = yaml.safe_load(call["input"])
+    assert faults(manifest, SCHEMA) == []
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == "x3d"
+    assert manifest["spec"]["failurePolicy"]["maxRestarts"] == 20
+    (job,) = manifest["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert spec["parallelism"] == spec["completions"] == 4 and spec["backoffLimit"] == 0
     assert spec["completionMode"] == "Indexed"
@@ -233,12 +233,12 @@ def applied(desk, kind, environment):
     mounted = {mount["name"] for mount in container["volumeMounts"]}
     assert mounted == {volume["name"] for volume in pod["volumes"]}
     assert spec["podFailurePolicy"]["rules"][0]["onExitCodes"]["containerName"] == container["name"]
-    return found, job, pod, container
+    return manifest, job, pod, container
 
 
 def test_gpu_jobset(desk):
-    found, job, _, container = applied(desk, "gpu", CLUSTER)
-    assert found["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "x3d"}
+    manifest, job, _, container = applied(desk, "gpu", CLUSTER)
+    assert manifest["spec"]["network"] == {"enableDNSHostnames": True, "subdomain": "x3d"}
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     assert container["image"] == "registry/jaxact:1"
     assert job["name"] == "host" and job["replicas"] == 1
@@ -259,7 +259,7 @@ def test_gpu_jobset(desk):
 
 
 def test_tpu_jobset(desk):
-    found, job, pod, container = applied(desk, "tpu", TPU)
+    manifest, job, pod, container = applied(desk, "tpu", TPU)
     assert pod["nodeSelector"] == {
         "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
         "cloud.google.com/gke-tpu-topology": "4x4",
@@ -268,7 +268,7 @@ def test_tpu_jobset(desk):
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["command"] == ["python", "-m", "jaxact.main"]
     assert container["args"] == [*RUN, ODD, "--config.mesh.hosts=auto"]
-    pool = found["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
+    pool = manifest["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"]
     assert pool == "cloud.google.com/gke-nodepool"
 
 
@@ -284,15 +284,15 @@ def test_tpu_jobset(desk):
     ids=lambda value: str(value)[:12],
 )
 def test_what_the_schema_refuses(desk, where, value, fault):
-    found = applied(desk, "gpu", CLUSTER)[0]
-    node = found
+    manifest = applied(desk, "gpu", CLUSTER)[0]
+    node = manifest
     for key in where[:-1]:
         node = node[key]
     if value is None:
         del node[where[-1]]
     else:
         node[where[-1]] = value
-    (told,) = faults(found, SCHEMA)
+    (told,) = faults(manifest, SCHEMA)
     assert told.endswith(fault)
 
 

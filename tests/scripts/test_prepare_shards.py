@@ -131,7 +131,7 @@ def test_several_processes_and_an_interruption(source, tmp_path):
     code, said, err = run(*command)
     assert code == 0, err
     counted = dict(part.rsplit(" ", 1) for part in said.splitlines()[0].split(", "))
-    assert int(counted["kept"]) >= finished and not list(out.glob(".part-*"))
+    assert int(counted["kept"]) >= finished and not list(out.glob(".part*"))
     assert contents(out) == alone(source, tmp_path / "other", 8)
 
 
@@ -160,8 +160,8 @@ def test_broken_media_and_annotations(source, tmp_path):
 @pytest.mark.filterwarnings("ignore")  # Beam's own
 def test_the_folder_that_beams_file_systems_reach(source, tmp_path):
     """What a bucket would see, on a local path."""
-    found = script()
-    here, out = found.Remote(str(source)), found.Remote(str(tmp_path / "set"))
+    module = script()
+    here, out = module.Remote(str(source)), module.Remote(str(tmp_path / "set"))
     entries = writer.listing(here)
     assert entries == writer.listing(Folder(source))
     options = writer.Options(shards=2)

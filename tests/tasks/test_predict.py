@@ -343,14 +343,14 @@ def test_requests_out_of_range(trained, clips, tmp_path, options, said):
 
 def test_videos_get_names_of_their_own(tmp_path):
     def names(*ids):
-        return [p.name for p in window_merging.files(str(tmp_path), list(ids))]
+        return [p.name for p in predict.files(str(tmp_path), list(ids))]
 
     assert names("a/x.mp4", "a/y.avi") == ["x.mp4", "y.mp4"]
     assert names("a/x.mp4", "a/x.avi") == ["x.mp4.mp4", "x.avi.mp4"]
     assert names("a/x.mp4", "b/x.mp4") == ["a_x.mp4.mp4", "b_x.mp4.mp4"]
-    assert window_merging.files(str(tmp_path / "one.mp4"), ["x"]) == [tmp_path / "one.mp4"]
+    assert predict.files(str(tmp_path / "one.mp4"), ["x"]) == [tmp_path / "one.mp4"]
     with pytest.raises(UserError, match="there is no folder"):
-        window_merging.files(str(tmp_path / "no" / "one.mp4"), ["x"])
+        predict.files(str(tmp_path / "no" / "one.mp4"), ["x"])
 
 
 def test_lines_replace_a_file_only_if_there_are_any(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jaxact.config import UserError
 from jaxact.data import media
+from jaxact.data.media import VIDEOS
 from jaxact.data.video import Video
 from jaxact.tasks.action import annotations, dataset, skeletons
 from jaxact.tasks.action.annotation_files import Entry, Listing, parse
@@ -15,7 +16,6 @@ from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Data
 from jaxact.tasks.action.dataset import ClipSource, Streams
 
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 POSES = (".jsonl", ".pkl", ".pickle")
 
 

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import UserError
 from jaxact.data import drawing, geometry, media
-from jaxact.data.drawing import CLASSES, SHADE, Colour
+from jaxact.data.drawing import CLASS_COLOURS, SHADE, Colour
 from jaxact.data.video import Video, write
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.eval_views import decoded
@@ -98,7 +98,7 @@ class Banner:
         self.starts = [piece["start"] for piece in pieces]  # s, rising
         self.end = max((piece["end"] for piece in pieces), default=0.0) or 1.0
         names = list(dict.fromkeys(piece["name"] for piece in pieces))
-        self.colours = {name: CLASSES[i % len(CLASSES)] for i, name in enumerate(names)}
+        self.colours = {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
         self.line = max(9, round(0.06 * self.height))  # px of the label
         self.bar = max(2, round(0.015 * self.height))
         self.strip = max(4, round(0.03 * self.height))

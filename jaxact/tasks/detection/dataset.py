@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data import media
+from jaxact.data.media import VIDEOS
 from jaxact.data.video import Video
 from jaxact.tasks.detection import annotation_files, annotations, features, windows
 from jaxact.tasks.detection import frames as footage
@@ -36,9 +37,6 @@ class Sample:
     duration: float  # s
     start: int = 0  # first step of the window
     end: int = 0  # 0 = training: to be drawn
-
-
-VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v")
 
 
 class Windows:

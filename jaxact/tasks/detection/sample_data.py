@@ -175,7 +175,7 @@ def _resampled(path: str, fps: float, size: tuple[int, int]) -> np.ndarray:
         factor = max(size[0] / opened.size[0], size[1] / opened.size[1])
         scaled = geometry.scaled(opened.size, factor)
         clip = opened.read(at, scaled)
-    return resize.crop(clip, geometry.centre_box(scaled, size))
+    return resize.crop_frames(clip, geometry.centre_box(scaled, size))
 
 
 # ------------------------------------------------------------------------------------------ drawn

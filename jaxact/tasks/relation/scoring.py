@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw
 
 from jaxact.config import Group, UserError
 from jaxact.data import drawing, images, media
-from jaxact.data.drawing import CLASSES as COLOURS
-from jaxact.data.drawing import SHADE
+from jaxact.data.drawing import CLASS_COLOURS, SHADE
 from jaxact.evaluate import calibration
 from jaxact.evaluate.metrics import Confusion
 from jaxact.task import Ending, Extra
@@ -213,7 +212,7 @@ def render(
     pen = ImageDraw.Draw(drawn)
     font = drawing.font(classes, max(10, min(drawn.size) // 16))
     for number, found in enumerate(pieces[0]["pairs"]):
-        colour = COLOURS[list(classes).index(found["behaviour"]) % len(COLOURS)]
+        colour = CLASS_COLOURS[list(classes).index(found["behaviour"]) % len(CLASS_COLOURS)]
         boxes = np.asarray(found["boxes"]) * factor
         for person, box in zip((found["a"], found["b"]), boxes, strict=True):
             _box(pen, box, colour, drawn.size[0], str(person), font)

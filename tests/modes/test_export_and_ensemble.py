@@ -24,9 +24,9 @@ from jaxact.train.run import open_run
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory):
     """Processes that have imported everything: an ensemble is done before an import would be."""
-    found = command.Forks(tmp_path_factory.mktemp("forks"))
-    yield found
-    found.close()
+    made = command.Forks(tmp_path_factory.mktemp("forks"))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +101,11 @@ def test_an_export_scores_what_evaluation_scored(rgb, clips, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "jaxact.exported", str(out), *files], cwd=ROOT, check=True
     )
-    found, stored = np.load(tmp_path / "out.npz"), np.load(workdir / "predictions" / "test.npz")
-    assert found["ids"].tolist() == stored["ids"].tolist()
-    np.testing.assert_allclose(found["scores"], stored["scores"], rtol=0, atol=1e-5)
+    scored, stored = np.load(tmp_path / "out.npz"), np.load(workdir / "predictions" / "test.npz")
+    assert scored["ids"].tolist() == stored["ids"].tolist()
+    np.testing.assert_allclose(scored["scores"], stored["scores"], rtol=0, atol=1e-5)
     np.testing.assert_allclose(
-        metrics.softmax(found["rgb_logits"]), stored["rgb"], rtol=0, atol=1e-5
+        metrics.softmax(scored["rgb_logits"]), stored["rgb"], rtol=0, atol=1e-5
     )
 
 
@@ -196,13 +196,13 @@ def test_an_ensemble_of_two_runs(runs, tmp_path):
     flags = (f"--runs={runs[0]},{runs[1]}", "--weights=3,1", f"--workdir={tmp_path}")
     ended = command.trained(*ensemble(*flags))
     stored = [np.load(run / "predictions" / "test.npz") for run in runs]
-    found = np.load(tmp_path / "predictions" / "test.npz")
-    assert found["ids"].tolist() == stored[0]["ids"].tolist()
-    assert found["label"].tolist() == stored[0]["label"].tolist()
+    fused = np.load(tmp_path / "predictions" / "test.npz")
+    assert fused["ids"].tolist() == stored[0]["ids"].tolist()
+    assert fused["label"].tolist() == stored[0]["label"].tolist()
     want = sum(w * metrics.softmax(s["scores"]) for w, s in zip((0.75, 0.25), stored, strict=True))
-    np.testing.assert_allclose(found["scores"], want, rtol=1e-6)
+    np.testing.assert_allclose(fused["scores"], want, rtol=1e-6)
     results = json.loads((tmp_path / "ensemble.json").read_text())
-    assert results["scores"] == pytest.approx(metrics.classification(want, found["label"]))
+    assert results["scores"] == pytest.approx(metrics.classification(want, fused["label"]))
     assert results["weights"] == {str(runs[0]): 0.75, str(runs[1]): 0.25}
     for run in runs:
         own = json.loads((run / "results.json").read_text())["scores"]
@@ -221,10 +221,10 @@ def test_an_ensemble_in_an_ensemble(runs, done, refused, tmp_path):
     file = runs[0] / "predictions" / "test.npz"
     three = (f"--runs={both},{file}:scores", "--weights=2,1", "--space=logit")
     done(*ensemble(*three, f"--workdir={tmp_path / 'three'}"))
-    found = np.load(tmp_path / "three" / "predictions" / "test.npz")["scores"]
+    fused = np.load(tmp_path / "three" / "predictions" / "test.npz")["scores"]
     stored = metrics.softmax(np.load(file)["scores"].astype(float))
     logs = 2 / 3 * np.log(np.load(both / "predictions" / "test.npz")["scores"].astype(float))
-    np.testing.assert_allclose(found, metrics.softmax(logs + np.log(stored) / 3), rtol=1e-5)
+    np.testing.assert_allclose(fused, metrics.softmax(logs + np.log(stored) / 3), rtol=1e-5)
     same = refused(*ensemble(f"--runs={both},{runs[0]}", f"--workdir={both}"))
     assert "is one of --runs" in same
 

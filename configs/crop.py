@@ -83,11 +83,11 @@ from jaxact.config import Group, Input, Optim, Save, UserError
 from jaxact.tasks.crop.config import (
     Augment,
     Balance,
+    ClassifierSpec,
     Config,
     Data,
     Eval,
     Loss,
-    Model,
     Stage,
     backbone,
 )
@@ -150,12 +150,12 @@ def schedule(
 
     Raises: UserError for another choice of these two.
     """
-    for name, found, allowed in (
+    for name, choice, allowed in (
         ("stage2_unfreeze", stage2_unfreeze, ("last_stage", "none")),
         ("rebalance", rebalance, ("guide", "both", "deferred")),
     ):
-        if found not in allowed:
-            raise UserError(f"schedule: {name}={found!r}; allowed: {', '.join(allowed)}")
+        if choice not in allowed:
+            raise UserError(f"schedule: {name}={choice!r}; allowed: {', '.join(allowed)}")
     late = round(0.8 * epochs)
 
     def decayed(epoch: int, first: float, *drops: tuple[int, float]) -> float:
@@ -245,7 +245,7 @@ def layerwise(name: str, decay: float, weight_decay: float = 1e-4) -> tuple[Grou
     """
     stages = backbone(name).stages
     plain = r"(bias|scale|gamma)$"
-    found = [
+    layers = [
         Group("head_plain", f"^head/.*{plain}", weight_decay=0.0),
         Group("head", "^head/", weight_decay=weight_decay),
     ]
@@ -253,10 +253,10 @@ def layerwise(name: str, decay: float, weight_decay: float = 1e-4) -> tuple[Grou
         rate, part = decay**depth, pattern.strip("/")
         whole = part == "norm"  # a scale and a bias, nothing else
         name = part if whole else f"{part}_plain"
-        found.append(Group(name, f"^backbone/{pattern}.*{plain}", rate, 0.0))
+        layers.append(Group(name, f"^backbone/{pattern}.*{plain}", rate, 0.0))
         if not whole:
-            found.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
-    return tuple(found)
+            layers.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
+    return tuple(layers)
 
 
 def default() -> Config:
@@ -265,7 +265,7 @@ def default() -> Config:
         seed=42,
         length="50 epochs",
         batch_size=32,
-        model=Model(),
+        model=ClassifierSpec(),
         data=Data(class_table="ai_challenger", missing="allow", val_split="val"),
         optim=Optim(
             name="adamw",
@@ -378,7 +378,7 @@ def leaves() -> Config:
     return Config(
         length="12 epochs",
         batch_size=32,
-        model=Model(backbone="resnet10_w32", dropout=0.1),
+        model=ClassifierSpec(backbone="resnet10_w32", dropout=0.1),
         data=Data(
             val_split="val",
             test_split="test",

@@ -7,7 +7,6 @@ on an 9x8 grey picture) together with a small grey picture finds those that look
 import dataclasses
 import functools
 import hashlib
-import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +77,7 @@ def _look(content: Any, name: str) -> Look:
 
 def near_pairs(hashes: np.ndarray, groups: np.ndarray, most: int) -> list[tuple[int, int]]:
     """Pairs (i < j) of different groups whose hashes u64[n] differ in at most `most` bits."""
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(hashes), _BLOCK):
         rows = slice(start, start + _BLOCK)
         for other in range(start, len(hashes), _BLOCK):
@@ -86,9 +85,9 @@ def near_pairs(hashes: np.ndarray, groups: np.ndarray, most: int) -> list[tuple[
             bits = np.bitwise_count(hashes[rows, None] ^ hashes[None, columns])
             close = (bits <= most) & (groups[rows, None] != groups[None, columns])
             i, j = np.nonzero(close)
-            pairs = zip((i + start).tolist(), (j + other).tolist(), strict=True)
-            found += [(a, b) for a, b in pairs if a < b]
-    return found
+            both = zip((i + start).tolist(), (j + other).tolist(), strict=True)
+            pairs += [(a, b) for a, b in both if a < b]
+    return pairs
 
 
 def survey(
@@ -127,11 +126,14 @@ def survey(
 
 def _distinct(sources: Mapping[str, PictureSource]) -> dict[str, PictureSource]:
     """Splits by name, val and test as "val=test" where they are the same pictures."""
-    found = dict(sources)
-    if "val" in found and "test" in found and _paths(found["val"]) == _paths(found["test"]):
-        del found["test"]
-        return {"val=test" if name == "val" else name: found[name] for name in found}
-    return found
+    val, test = sources.get("val"), sources.get("test")
+    if val is None or test is None or _paths(val) != _paths(test):
+        return dict(sources)
+    return {
+        "val=test" if name == "val" else name: source
+        for name, source in sources.items()
+        if name != "test"
+    }
 
 
 def _paths(source: PictureSource) -> frozenset[str]:
@@ -175,12 +177,12 @@ def _copies(sound: _Sound) -> list[str]:
             across["/".join(splits)].append(names)
         else:
             repeated += len(members) - 1
-    found = [f"{len(n)} exact copies across {s}: {_list(n)}" for s, n in across.items()]
+    findings = [f"{len(n)} exact copies across {s}: {_list(n)}" for s, n in across.items()]
     if torn:
-        found.append(f"{len(torn)} pictures under different labels: {_list(torn)}")
+        findings.append(f"{len(torn)} pictures under different labels: {_list(torn)}")
     if repeated:
-        found.append(f"{repeated} exact copies within a split")
-    return found
+        findings.append(f"{repeated} exact copies within a split")
+    return findings
 
 
 def _alike(sound: _Sound, near: int) -> list[str]:
@@ -203,7 +205,7 @@ def _alike(sound: _Sound, near: int) -> list[str]:
 
 def _telling_names(pictures: Sequence[Picture]) -> list[str]:
     """File names from whose beginning the label can be told, or that call themselves copies."""
-    found = []
+    findings = []
     stems = [(re.split(r"[\\/]", p.id)[-1].rsplit(".", 1)[0], p.label) for p in pictures]
     labelled = [(stem, label) for stem, label in stems if label >= 0]
     starts = [(re.split(r"[_\-\s.]", stem)[0], label) for stem, label in labelled]
@@ -215,20 +217,19 @@ def _telling_names(pictures: Sequence[Picture]) -> list[str]:
     # Beginnings that are as many as the files tell nothing; neither does a single class.
     few = len(by_start) <= max(2 * len(labels), 1) and len(labelled) >= 4 * len(by_start)
     if few and len(labels) > 1 and told >= 0.95 * len(labelled):
-        found.append(
+        findings.append(
             f"file names tell the label: their beginning alone gives {told} of {len(labelled)} "
             f"labels (as in {_list(start for start, _ in starts)})"
         )
     copies = [stem for stem, _ in stems if _COPY.search(stem)]
     if copies:
-        found.append(f"{len(copies)} file names say they are copies: {_list(copies)}")
-    return found
+        findings.append(f"{len(copies)} file names say they are copies: {_list(copies)}")
+    return findings
 
 
 def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Pictures of each class and split, and the head and tail of the first split."""
-    head = ["class", "name", *counted]
-    rows = [head]
+    rows = [["class", "name", *counted]]
     for k, name in enumerate(names):
         rows.append([str(k), name, *(str(count[k]) for count in counted.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -243,14 +244,13 @@ def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     some = first[first > 0]
     if not some.size:
         return "\n".join(lines)
-    first_of = {"head": class_balance.head(first), "tail": class_balance.tail(first)}
-    middle = sorted(set(range(len(first))) - set(itertools.chain(*first_of.values())))
+    tail, head = class_balance.tail(first), class_balance.tail(-first)
     lines.append(
         f"{split}: largest class {some.max()}, smallest {some.min()}, ratio "
         f"{some.max() / some.min():.1f}:1"
     )
-    for part, members in (*first_of.items(), ("rest", middle)):
-        share = first[list(members)].sum() / first.sum() if len(members) else 0.0
-        numbers = " ".join(map(str, members)) or "none"
-        lines.append(f"{part} ({len(members)} classes, {share:.1%} of the pictures): {numbers}")
+    for name, members in (("head", head), ("tail", tail), ("rest", ~(head | tail))):
+        share = first[members].sum() / first.sum()
+        numbers = " ".join(map(str, np.flatnonzero(members))) or "none"
+        lines.append(f"{name} ({members.sum()} classes, {share:.1%} of the pictures): {numbers}")
     return "\n".join(lines)

@@ -177,7 +177,7 @@ def colour_matrix(colour: Colour, mean: np.ndarray) -> np.ndarray:
     Args:
       mean: f[3], the picture's mean colour, whose grey contrast pulls toward.
 
-    Differs from `photometry.jitter` where that cuts to 0..255 in between, and in the hue, which
+    Differs from `color.jitter` where that cuts to 0..255 in between, and in the hue, which
     turns in the YIQ plane and so keeps the luma.
     """
     matrix, shift = _SAME, np.zeros(3)

@@ -1,11 +1,14 @@
-"""Weights of rare classes in the loss, and which classes are the tail."""
+"""Loss weights that make up for rare classes, and which classes are the tail."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.tasks.crop.classes import _class_id, _rows
+from jaxact.tasks.crop.classes import rows_by_class
+
+TAIL = 0.25  # of the classes
 
 
 def weights(
@@ -43,37 +46,37 @@ def read_weights(path: str | Path, classes: int) -> np.ndarray:
     Raises: UserError for a missing file, a class that is missing, repeated or out of range, a
     weight that is no number from 0.
     """
-    found: dict[int, float] = {}
-    for line, row in _rows(path, ("class_id", "weight")):
-        where = f"{path}:{line}"
-        number = _class_id(row["class_id"], where)
-        if number >= classes or number in found:
-            what = "is there twice" if number in found else f"of {classes} classes"
-            raise UserError(f"{where}: class_id {number} {what}; allowed: 0 to {classes - 1}, once")
+    rows = rows_by_class(path, ("weight",))
+    weights = np.zeros(classes, np.float32)
+    for number, (where, row) in rows.items():
+        if number >= classes:
+            raise UserError(
+                f"{where}: class_id {number} of {classes} classes; allowed: 0 to {classes - 1}, "
+                "once"
+            )
         try:
             weight = float(row["weight"])
         except ValueError:
-            weight = float("nan")
-        if not 0 <= weight < float("inf"):
+            weight = np.nan
+        if not 0 <= weight < np.inf:
             raise UserError(f"{where}: weight {row['weight']!r}; allowed: numbers from 0")
-        found[number] = weight
-    missing = sorted(set(range(classes)) - found.keys())
+        weights[number] = weight
+    missing = sorted(set(range(classes)) - rows.keys())
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(
             f"{path}: no weight for class {missing[0]}{more}; allowed: a row for each of "
             f"{classes} classes"
         )
-    return np.array([found[k] for k in range(classes)], np.float32)
+    return weights
 
 
-def tail(counts: np.ndarray, share: float = 0.25) -> tuple[int, ...]:
-    """The floor(share * k) classes with the fewest training examples, ties by number, sorted."""
-    order = np.argsort(np.asarray(counts), kind="stable")
-    return tuple(sorted(order[: int(share * len(order))].tolist()))
+def tail(counts: Sequence[int] | np.ndarray, share: float = TAIL) -> np.ndarray:
+    """bool[k]: the floor(share k) classes with the smallest counts i[k], ties by number.
 
-
-def head(counts: np.ndarray, share: float = 0.25) -> tuple[int, ...]:
-    """The floor(share * k) classes with the most training examples, ties by number, sorted."""
-    order = np.argsort(-np.asarray(counts), kind="stable")
-    return tuple(sorted(order[: int(share * len(order))].tolist()))
+    Of the negative counts it is the head: the classes with the most examples.
+    """
+    counts = np.asarray(counts)
+    rare = np.zeros(len(counts), bool)
+    rare[np.argsort(counts, kind="stable")[: int(share * len(counts))]] = True
+    return rare

@@ -1,6 +1,6 @@
 """Pictures of crop diseases: from annotations to the arrays of one example.
 
-Host side of `tasks/crop.py`. Everything drawn at random comes from the generator given. An example:
+Everything drawn at random comes from the generator given. An example:
 
 | key      | dtype, shape                   | unit |
 |----------|--------------------------------|------|
@@ -20,21 +20,22 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.tasks.crop import annotation_files, annotations, augment, cache, class_balance
-from jaxact.tasks.crop import audit as image_audit
-from jaxact.tasks.crop import classes as class_table
-from jaxact.tasks.crop import tfds as prepared
+from jaxact.models.specs import PARTS
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache, class_balance, tfds
 from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
-from jaxact.tasks.crop.classes import ClassTable, Meaning
+from jaxact.tasks.crop.audit import inspect
+from jaxact.tasks.crop.classes import ClassTable, Meaning, ai_challenger, build, read
 from jaxact.tasks.crop.config import SAMPLERS, Data, Views
 
-# ---------------------------------------------------------------------------------------- examples
+_NUMBERS = ("label", *PARTS)
+
+# ----------------------------------------------------------------------------------------- sources
 
 
 def table(data: Data) -> ClassTable:
     """The classes by their heads. Raises: as `meanings`."""
-    return class_table.build(meanings(data), data.diseases)
+    return build(meanings(data), data.diseases)
 
 
 def meanings(data: Data) -> tuple[Meaning, ...]:
@@ -44,16 +45,16 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
     """
     if data.class_table:
         known = data.class_table == "ai_challenger"
-        found = class_table.ai_challenger() if known else class_table.read(data.class_table)
-        if data.classes and data.classes != len(found):
+        listed = ai_challenger() if known else read(data.class_table)
+        if data.classes and data.classes != len(listed):
             raise UserError(
-                f"config.data.classes={data.classes}: {data.class_table} has {len(found)} classes; "
-                "allowed: 0 (as many as it has) or that number"
+                f"config.data.classes={data.classes}: {data.class_table} has {len(listed)} "
+                "classes; allowed: 0 (as many as it has) or that number"
             )
-        _same_classes(data, {meaning.name for meaning in found})
-        return tuple(found)
-    if prepared.named(data.annotations):
-        return tuple(prepared.meanings(data.annotations))
+        _same_classes(data, {meaning.name for meaning in listed})
+        return listed
+    if tfds.named(data.annotations):
+        return tfds.meanings(data.annotations)
     if data.classes and not Path(data.annotations).is_file():
         return tuple(Meaning(str(k)) for k in range(data.classes))
     return annotations.meanings(_listings(data), data.classes)
@@ -88,12 +89,12 @@ def source(data: Data, split: str) -> PictureSource:
     Raises: UserError for missing or invalid annotations, a class without a training picture, and a
     class of the split that training never sees (both unless data.missing is "allow").
     """
-    found = _split(data, split)
+    pictures = _split(data, split)
     if split == "train" and data.shots:
-        found = annotations.few(found, data.shots, data.shots_seed)
+        pictures = annotations.few_shots(pictures, data.shots, data.shots_seed)
     if data.missing == "error":
-        _require_classes(data, found, split)
-    return PictureSource(found)
+        _require_classes(data, pictures, split)
+    return PictureSource(pictures)
 
 
 def _split(data: Data, split: str) -> list[Picture]:
@@ -104,8 +105,8 @@ def _split(data: Data, split: str) -> list[Picture]:
         path, field = data.val_annotations or data.annotations, "val_split"
     named = getattr(data, field)
     known = table(data)
-    if prepared.named(path):
-        return [annotations.meant(p, known) for p in prepared.pictures(path, named)]
+    if tfds.named(path):
+        return [annotations.with_parts(p, known) for p in tfds.pictures(path, named)]
     _listings(data)  # names what is empty before what is missing
     listing = annotation_files.parse(path)
     if split != "train" and "split" not in listing.columns and path == data.annotations:
@@ -117,13 +118,13 @@ def _split(data: Data, split: str) -> list[Picture]:
     return [annotations.picture(row, known, folder) for row in listing.chosen(named, field)]
 
 
-def _require_classes(data: Data, found: Sequence[Picture], split: str) -> None:
+def _require_classes(data: Data, pictures: Sequence[Picture], split: str) -> None:
     known = table(data)
-    trained = found if split == "train" else _split(data, "train")
+    trained = pictures if split == "train" else _split(data, "train")
     missing = set(range(len(known.names))) - {p.label for p in trained}
     where = data.annotations
     if split != "train":
-        missing &= {p.label for p in found}
+        missing &= {p.label for p in pictures}
         where = f"{data.annotations} ({split})"
     if missing:
         first = min(missing)
@@ -216,9 +217,6 @@ def prepare(
     return {"image": pixels, **numbers}
 
 
-_NUMBERS = ("label", "crop", "disease", "severity")
-
-
 def _load(data: Data, picture: Picture, side: int) -> Any:
     """The decoded picture, large enough for `side` px."""
     if data.cache:
@@ -241,13 +239,13 @@ def shapes(data: Data, stage_data: Any, split: str) -> dict[str, tuple[tuple[int
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     side, spec = side_of(data, stage_data, split), view_spec(data, split)
     view = () if split == "train" else (len(spec.scales) * spec.crops,)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((*view, side, side, 3), np.uint8)}
-    return {**found, **{name: ((), np.int32) for name in _NUMBERS}}
+    numbers: dict[str, Any] = {name: ((), np.int32) for name in _NUMBERS}
+    return {"image": ((*view, side, side, 3), np.uint8), **numbers}
 
 
 def audit(picture: Picture) -> str:
     """Opens and decodes a picture: "" or what is wrong with it."""
-    return image_audit.inspect(picture).error
+    return inspect(picture).error
 
 
 def examples(data: Data, path: str) -> Sequence[Picture]:

@@ -18,9 +18,11 @@ from jaxact.models import classifier
 from jaxact.models.specs import PARTS
 from jaxact.task import Ending, Extra
 from jaxact.tasks.crop import dataset, longtail_scores
+from jaxact.tasks.crop.classes import ClassTable
+from jaxact.tasks.crop.config import Config
+from jaxact.tasks.crop.longtail_scores import SUBSETS
 
 SHOWN = 8  # pictures with activation maps
-PIECES = ("tail", "mid", "head", "few", "medium", "many")
 CORE = (
     *("loss", "acc", "top5", "macro_f1", "macro_f1_all", "balanced_acc"),
     *("nll", "ece", "mce", "brier", "temperature"),
@@ -31,30 +33,31 @@ HISTORY = ("train_loss", "train_acc", "val_loss", "val_acc", "tail_acc", "macro_
 class Scoring:
     """Scores of one config: classes, their hierarchy, and the training counts (read once).
 
-    `counts` are of what was trained on: the prior. `whole` are those before data.shots: they decide
-    which classes are tail, few, many and the like.
+    `counts` are of the pictures trained on: the prior. `full_counts` are those before data.shots:
+    they decide which classes are tail, few, many and the like.
     """
 
     def __init__(
         self,
-        config: Any,
-        table: Any,
+        config: Config,
+        table: ClassTable,
         counts: Callable[[], np.ndarray],
-        whole: Callable[[], np.ndarray],
+        full_counts: Callable[[], np.ndarray],
     ):
-        self.config, self.table, self.counts, self.whole = config, table, counts, whole
+        self.config, self.table = config, table
+        self.counts, self.full_counts = counts, full_counts
 
     def names(self) -> tuple[str, ...]:
         """Every number that `score` can give."""
-        found = [*CORE, *(f"{piece}_acc" for piece in PIECES)]
+        names = [*CORE, *(f"{name}_acc" for name in SUBSETS)]
         if self.table.crops:
-            found += ["severity_merged_acc", "crop_acc", "disease_acc"]
-            found += ["severity_acc"] if self.table.severities else []
+            names += ["severity_merged_acc", "crop_acc", "disease_acc"]
+            names += ["severity_acc"] if self.table.severities else []
             if self.config.model.kind == "multitask":
-                found += [f"{name}_head_acc" for name in PARTS[: 2 + bool(self.table.severities)]]
+                names += [f"{name}_head_acc" for name in PARTS[: 2 + bool(self.table.severities)]]
         for tau in self.config.eval.taus:
-            found += [f"tau{tau:g}_{name}" for name in ("acc", "macro_f1", "tail_acc")]
-        return tuple(found)
+            names += [f"tau{tau:g}_{name}" for name in ("acc", "macro_f1", "tail_acc")]
+        return tuple(names)
 
     def score(self, merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
         """Accuracies and F1 as shares of 1; nothing where no label is known.
@@ -70,7 +73,7 @@ class Scoring:
         guess = logits.argmax(1)
         confusion = Confusion.count(guess, labels, logits.shape[1])
         assert int(merged["confusion"].table.sum()) == len(labels), "an example lost or repeated"
-        found = {
+        numbers = {
             "loss": float(merged["loss"].total) / float(merged["loss"].count),
             "acc": confusion.top1(),
             "top5": metrics.topk(logits, labels, 5),
@@ -79,26 +82,30 @@ class Scoring:
             "balanced_acc": confusion.mean_class(),
             **calibration.numbers(logits, labels),
             "temperature": calibration.temperature(logits, labels),
-            **longtail_scores.part_scores(confusion, self.pieces()),
+            **longtail_scores.subset_scores(confusion, self.subsets()),
             **self._hierarchy(share, guess, labels),
             **self._heads(rows),
         }
         for tau in self.config.eval.taus:
-            found |= self._adjusted(logits, labels, tau)
-        return found
+            numbers |= self._adjusted(logits, labels, tau)
+        return numbers
 
     def require_metric(self, validation: Any) -> None:
         """Raises: UserError where `eval.metric` is of classes that have no validation picture."""
         metric = self.config.eval.metric
         labels = validation.labels()
-        for name in PIECES:
+        for name in SUBSETS:
             taus = (f"tau{tau:g}_{name}_acc" for tau in self.config.eval.taus)
             if metric not in (f"{name}_acc", *taus):
                 continue
-            mine = self.pieces()[name]
+            mine = self.subsets()[name]
             if not mine[labels[labels >= 0]].any():
                 members = f"{int(mine.sum())} of {len(mine)} classes are, by config.loss.tail"
-                members = members if name in ("tail", "mid", "head") else "see evaluate/longtail.py"
+                members = (
+                    members
+                    if name in ("tail", "mid", "head")
+                    else "see tasks/crop/longtail_scores.py"
+                )
                 raise UserError(
                     f"config.eval.metric={metric!r}: no validation picture is of a {name!r} class "
                     f"({members}); allowed: another metric, as macro_f1"
@@ -110,9 +117,9 @@ class Scoring:
                     "another metric, as macro_f1"
                 )
 
-    def pieces(self) -> dict[str, np.ndarray]:
-        """bool[k] of each part of the tail."""
-        return longtail_scores.parts(self.whole(), self.config.loss.tail)
+    def subsets(self) -> dict[str, np.ndarray]:
+        """bool[k] of each of SUBSETS."""
+        return longtail_scores.subsets(self.full_counts(), self.config.loss.tail)
 
     def _hierarchy(
         self, share: np.ndarray, guess: np.ndarray, labels: np.ndarray
@@ -122,7 +129,7 @@ class Scoring:
             return {}
         crop, disease = np.array(table.crop_of), np.array(table.disease_of)
         pair = crop * len(table.diseases) + disease
-        found = {
+        shares = {
             "severity_merged_acc": longtail_scores.merged_accuracy(guess, labels, pair),
             "crop_acc": longtail_scores.group_accuracy(share, labels, crop),
             "disease_acc": longtail_scores.group_accuracy(share, labels, disease),
@@ -132,27 +139,26 @@ class Scoring:
         if table.severities and graded.any():
             # The mass of classes without grades belongs to none.
             group = np.where(grade < 0, len(table.severities), grade)
-            best = longtail_scores.grouped(share[graded], group)[:, : len(table.severities)].argmax(
-                1
-            )
-            found["severity_acc"] = float(np.mean(best == grade[labels[graded]]))
-        return found
+            by_grade = longtail_scores.grouped(share[graded], group)[:, : len(table.severities)]
+            right = by_grade.argmax(1) == grade[labels[graded]]
+            shares["severity_acc"] = float(np.mean(right))
+        return shares
 
     def _heads(self, rows: dict[str, np.ndarray]) -> dict[str, float]:
-        found = {}
+        shares = {}
         for name in PARTS:
             scores, known = rows.get(f"{name}_scores"), rows[name] >= 0
             if scores is not None and scores.shape[1] and known.any():
                 right = scores[known].argmax(1) == rows[name][known]
-                found[f"{name}_head_acc"] = float(right.mean())
-        return found
+                shares[f"{name}_head_acc"] = float(right.mean())
+        return shares
 
     def _adjusted(self, logits: np.ndarray, labels: np.ndarray, tau: float) -> dict[str, float]:
         counts = np.maximum(self.counts(), 1)
         # eval.tau has been taken off the logits already.
         shifted = logits - (tau - self.config.eval.tau) * np.log(counts / counts.sum())
         confusion = Confusion.count(shifted.argmax(1), labels, logits.shape[1])
-        tail = longtail_scores.part_scores(confusion, {"tail": self.pieces()["tail"]})
+        tail = longtail_scores.subset_scores(confusion, {"tail": self.subsets()["tail"]})
         numbers = {"acc": confusion.top1(), "macro_f1": confusion.macro_f1(), **tail}
         return {f"tau{tau:g}_{name}": value for name, value in numbers.items()}
 
@@ -166,7 +172,7 @@ def conclude(
         return Extra()
     labels, logits = end.rows["label"][known], end.rows["logits"][known]
     confusion = Confusion.count(logits.argmax(1), labels, logits.shape[1])
-    names, counts = scoring.table.names, scoring.whole()
+    names, counts = scoring.table.names, scoring.full_counts()
     files = {
         f"predictions/{end.split}_classes.csv": longtail_scores.class_table(
             confusion, names, counts, config.loss.tail
@@ -177,9 +183,7 @@ def conclude(
         files["training_history.csv"] = history_table(end.history)
     numbers: dict[str, Any] = {"calibration": {"raw": calibration.numbers(logits, labels)}}
     before = calibration.reliability(calibration.scaled(logits, 1), labels)
-    drawn = [
-        figures.reliability("Reliability", f"As trained; {end.split} split.", before),
-    ]
+    drawn = [figures.reliability("Reliability", f"As trained; {end.split} split.", before)]
     warmth = end.best_val.get("temperature")
     if warmth is not None and _shared(end.source, dataset.source(config.data, "val")):
         note = "not shown: the temperature would be fitted and scored on the same pictures"
@@ -272,11 +276,11 @@ def _activation_maps(
     )
     look = jax.jit(functools.partial(classifier.activation_map, model))
     heat = np.asarray(look(end.variables, normalised(jnp.asarray(images)), guess[chosen]))
-    found = []
+    captioned = []
     for k, i in enumerate(chosen):
         caption = (
             f"{end.ids[i]}: true {names[labels[i]]}, predicted {names[guess[i]]} ({sure[i]:.1%})"
         )
-        found.append((caption, figures.overlay(images[k], heat[k])))
+        captioned.append((caption, figures.overlay(images[k], heat[k])))
     text = "Grad-CAM of the predicted class on the last feature map; bright is what spoke for it."
-    return figures.pictures("Where it looks", text, found)
+    return figures.pictures("Where it looks", text, captioned)

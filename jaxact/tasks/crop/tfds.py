@@ -35,16 +35,16 @@ def _builder(annotations: str) -> Any:
         ) from None
     try:
         folder = Path(name).is_dir()
-        found = tfds.builder_from_directory(name) if folder else tfds.builder(name)
+        builder = tfds.builder_from_directory(name) if folder else tfds.builder(name)
     except (ValueError, LookupError, OSError, ImportError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"config.data.annotations={annotations!r}: {line}") from None
-    if not {"image", "label"} <= set(found.info.features or ()):
+    if not {"image", "label"} <= set(builder.info.features or ()):
         raise UserError(
             f"config.data.annotations={annotations!r}: has the features "
-            f"{', '.join(found.info.features or ())}; allowed: sets with image and label"
+            f"{', '.join(builder.info.features or ())}; allowed: sets with image and label"
         )
-    return found
+    return builder
 
 
 def meanings(annotations: str) -> tuple[Meaning, ...]:
@@ -52,11 +52,11 @@ def meanings(annotations: str) -> tuple[Meaning, ...]:
 
     Raises: UserError as above.
     """
-    found = []
+    classes = []
     for name in _builder(annotations).info.features["label"].names:
         crop, _, disease = str(name).partition("___")
-        found.append(Meaning(str(name), crop if disease else "", disease))
-    return tuple(found)
+        classes.append(Meaning(str(name), crop if disease else "", disease))
+    return tuple(classes)
 
 
 class Encoded:

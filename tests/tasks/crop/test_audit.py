@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from jaxact.tasks.crop import audit
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_crop.py"
+SCRIPT = pathlib.Path(__file__).parents[3] / "scripts" / "prepare_crop.py"
 
 
 def scene(seed, side=96):

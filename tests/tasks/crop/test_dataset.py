@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.tasks.crop import annotation_files, cache, checks, dataset, tfds
-from jaxact.tasks.crop.config import AUGMENTS, SAMPLERS, Data, Views
+from jaxact.tasks.crop import annotation_files, cache, dataset, tfds
+from jaxact.tasks.crop.config import (
+    AUGMENTS,
+    SAMPLERS,
+    Config,
+    Data,
+    Stage,
+    Views,
+    validate,
+)
 
 HEAD = "file,label,class,crop,disease,severity,split\n"
 ROWS = (
@@ -409,13 +416,6 @@ def test_a_cache_that_cannot_be_written(folder):
 # -------------------------------------------------------------------------------------- the fields
 
 
-@dataclasses.dataclass
-class Sized:
-    """The field of a stage that decides how large pictures are."""
-
-    size: int = schema.shape(224)
-
-
 def fields(**changes):
     data = Data()
     for name, value in changes.items():
@@ -424,7 +424,7 @@ def fields(**changes):
         for part in path:
             node = getattr(node, part)
         setattr(node, last, value)
-    return types.SimpleNamespace(data=data, stages=(Sized(size=64),))
+    return Config(data=data, stages=(Stage(size=64),))
 
 
 @pytest.mark.parametrize(
@@ -460,15 +460,14 @@ def fields(**changes):
 )
 def test_fields_out_of_range_are_named(change):
     with pytest.raises(UserError) as found:
-        checks.validate(fields(**change))
+        validate(fields(**change))
     name = list(change)[-1].replace("__", ".")
     assert f"config.data.{name}" in str(found.value) and "allowed" in str(found.value)
 
 
 def test_the_defaults_are_valid():
-    checks.validate(fields())
-    checks.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
-    schema._types(Data(), "data.")
+    validate(fields())
+    validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
 
 
 def test_a_healthy_picture_may_be_called_ungraded(tmp_path):

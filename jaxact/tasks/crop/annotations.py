@@ -49,8 +49,17 @@ class PictureSource:
         return self.pictures[index]
 
     def labels(self) -> np.ndarray:
-        """i64[n], without opening a picture."""
+        """i64[n], without opening a picture; -1 = unknown."""
         return np.array([picture.label for picture in self.pictures], np.int64)
+
+    def files(self) -> frozenset[str]:
+        """Paths of the pictures; ids of those that are no files."""
+        return frozenset(picture.path or picture.id for picture in self.pictures)
+
+    def counts(self, classes: int) -> np.ndarray:
+        """i64[k]: pictures of each class."""
+        labels = self.labels()
+        return np.bincount(labels[labels >= 0], minlength=classes)
 
 
 @functools.lru_cache(maxsize=8)

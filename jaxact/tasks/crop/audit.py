@@ -91,13 +91,14 @@ def near_pairs(hashes: np.ndarray, groups: np.ndarray, most: int) -> list[tuple[
 
 
 def survey(
-    sources: Mapping[str, PictureSource], names: Sequence[str], near: int
+    names: Sequence[str], near: int, sources: Mapping[str, PictureSource]
 ) -> tuple[list[str], str]:
     """Findings of all splits together, and a table of the classes.
 
     Args:
-      sources: split -> its pictures; val and test count once where they are the same pictures.
+      names: of the classes.
       near: bits of 64 in which hashes of pictures that look alike may differ.
+      sources: split -> its pictures; val and test count once where they are the same pictures.
 
     Findings are one line each: unreadable pictures; a split that is the training split; exact
     copies across splits or under different labels; pictures of different splits that look alike;
@@ -112,11 +113,7 @@ def survey(
     findings += _copies(sound)
     findings += _alike(sound, near)
     findings += _telling_names([p for _, p in everything])
-    known = {split: source.labels() for split, source in splits.items()}
-    counted = {
-        split: np.bincount(labels[labels >= 0], minlength=len(names))
-        for split, labels in known.items()
-    }
+    counted = {split: source.counts(len(names)) for split, source in splits.items()}
     for split, count in counted.items():
         empty = np.flatnonzero(count == 0).tolist()
         if empty:
@@ -127,7 +124,7 @@ def survey(
 def _distinct(sources: Mapping[str, PictureSource]) -> dict[str, PictureSource]:
     """Splits by name, val and test as "val=test" where they are the same pictures."""
     val, test = sources.get("val"), sources.get("test")
-    if val is None or test is None or _paths(val) != _paths(test):
+    if val is None or test is None or val.files() != test.files():
         return dict(sources)
     return {
         "val=test" if name == "val" else name: source
@@ -136,17 +133,13 @@ def _distinct(sources: Mapping[str, PictureSource]) -> dict[str, PictureSource]:
     }
 
 
-def _paths(source: PictureSource) -> frozenset[str]:
-    return frozenset(p.path or p.id for p in source.pictures)
-
-
 def _trained_on(splits: Mapping[str, PictureSource]) -> list[str]:
     """Splits that are the training split itself."""
     if "train" not in splits:
         return []
-    trained = _paths(splits["train"])
+    trained = splits["train"].files()
     others = ((name, source) for name, source in splits.items() if name != "train")
-    same = [name for name, source in others if _paths(source) == trained]
+    same = [name for name, source in others if source.files() == trained]
     return [f"{name} is the training split: its scores tell nothing of new ones" for name in same]
 
 

@@ -67,14 +67,10 @@ def draw_warp(rng: np.random.Generator, augment: Augment) -> Warp:
         cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
         x, y = x * augment.shift, y * augment.shift
     turn = ((across * cos, across * sin), (-down * sin, down * cos))
-    bend = None
     grid, elastic = rng.random() < augment.grid, rng.random() < augment.elastic
-    if grid or elastic:
-        bend = np.zeros((CELLS + 1, CELLS + 1, 2))
-        if grid:
-            bend += _grid(rng)
-        if elastic:
-            bend += _elastic(rng)
+    bend = _grid(rng) if grid else None
+    if elastic:
+        bend = _elastic(rng) + (0 if bend is None else bend)
     return Warp(centre, sides, turn, (x, y), bend)
 
 
@@ -114,11 +110,10 @@ def apply_warp(image: Image.Image, warp: Warp, side: int, interpolation: str) ->
         shape = (side, side)
         if image.size != shape or warp.sides != (1.0, 1.0):
             image = image.resize(shape, FILTERS[interpolation], box)
-        for sign, way in (
-            (a, Image.Transpose.FLIP_LEFT_RIGHT),
-            (d, Image.Transpose.FLIP_TOP_BOTTOM),
-        ):
-            image = image.transpose(way) if sign < 0 else image
+        if a < 0:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if d < 0:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         return image
     shrink = [max(1, int(n * s / side)) for n, s in zip(image.size, warp.sides, strict=True)]
     if max(shrink) > 1:

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxact.config import UserError
@@ -112,8 +112,8 @@ def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable
         HEALTHY if well else (m.disease if diseases == "agnostic" else f"{m.crop} {m.disease}")
         for m, well in zip(meanings, healthy, strict=True)
     ]
-    crops = _unique(m.crop for m in meanings)
-    disease_names = _unique([HEALTHY] * any(healthy) + kinds)
+    crops = tuple(dict.fromkeys(m.crop for m in meanings))
+    disease_names = tuple(dict.fromkeys([HEALTHY] * any(healthy) + kinds))
     grades = {m.severity for m, well in zip(meanings, healthy, strict=True) if not well} - {""}
     severities = (HEALTHY, *sorted(grades, key=_natural)) if grades else ()
     texts = [HEALTHY if well else m.severity for m, well in zip(meanings, healthy, strict=True)]
@@ -126,10 +126,6 @@ def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable
         disease_names,
         severities,
     )
-
-
-def _unique(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
 
 
 def _natural(text: str) -> tuple[tuple[int, int, str], ...]:

@@ -66,11 +66,6 @@ class Balance:
     power: float = field(0.5, least=0, most=2)
 
 
-def full() -> Augment:
-    """The guide's training augmentation."""
-    return Augment()
-
-
 def light() -> Augment:
     """The guide's augmentation of the last epochs: mirror and a weaker jitter."""
     return Augment(
@@ -124,7 +119,7 @@ class Data:
     cache_dir: str = ""  # folder of that cache
     mean: tuple[float, ...] = field((123.675, 116.28, 103.53), length=3)  # RGB, of 0..255
     std: tuple[float, ...] = field((58.395, 57.12, 57.375), length=3, above=0)
-    full: Augment = dataclasses.field(default_factory=full)
+    full: Augment = dataclasses.field(default_factory=Augment)  # the guide's in training
     light: Augment = dataclasses.field(default_factory=light)
     strong: Augment = dataclasses.field(default_factory=strong)
     balance: Balance = dataclasses.field(default_factory=Balance)

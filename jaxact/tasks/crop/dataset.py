@@ -1,14 +1,7 @@
 """Pictures of crop diseases: from annotations to the arrays of one example.
 
-Everything drawn at random comes from the generator given. An example:
-
-| key      | dtype, shape                   | unit |
-|----------|--------------------------------|------|
-| image    | u8[h, w, 3], or u8[v, h, w, 3] | RGB; v views in evaluation, none mirrored |
-| label    | i32                            | class, -1 = unknown |
-| crop     | i32                            | -1 = unknown |
-| disease  | i32                            | 0 = healthy where a class is, -1 = unknown |
-| severity | i32                            | grade of the class table, -1 = not graded |
+Arrays are those of the table in `task.py`, without b: in evaluation `image` has an axis of views in
+front, none mirrored. Everything drawn at random comes from the generator given.
 """
 
 from collections.abc import Sequence
@@ -17,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images, media
 from jaxact.models.specs import PARTS
@@ -26,7 +18,7 @@ from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 from jaxact.tasks.crop.audit import inspect
 from jaxact.tasks.crop.classes import ClassTable, Meaning, ai_challenger, build, read
-from jaxact.tasks.crop.config import SAMPLERS, Data, Views
+from jaxact.tasks.crop.config import Data, Views
 
 _NUMBERS = ("label", *PARTS)
 
@@ -136,12 +128,6 @@ def _require_classes(data: Data, pictures: Sequence[Picture], split: str) -> Non
         )
 
 
-def counts(source: PictureSource, classes: int) -> np.ndarray:
-    """i64[k]: pictures of each class."""
-    labels = source.labels()
-    return np.bincount(labels[labels >= 0], minlength=classes)
-
-
 def balance(data: Data, counts: np.ndarray) -> np.ndarray:
     """f32[k]: the loss weights that `data.balance` asks for. Raises: UserError for a bad file."""
     wanted = data.balance
@@ -156,11 +142,8 @@ def sampler(data: Data, source: PictureSource, stage_data: Any) -> np.ndarray | 
 
     weighted: 1 / count^power. balanced: 1 / count, so that classes are drawn equally often. mixN:
     N % of that and the rest natural; rows of 25, 50 and 75 make progressive balancing.
-
-    Raises: UserError for another name.
     """
     kind = stage_data.sampler
-    schema.require(kind in SAMPLERS, "stages.sampler", kind, ", ".join(SAMPLERS))
     if kind == "natural":
         return None
     labels = source.labels()
@@ -227,20 +210,21 @@ def _load(data: Data, picture: Picture, side: int) -> Any:
 def _views(data: Data, picture: Picture, side: int, split: str) -> np.ndarray:
     spec = view_spec(data, split)
     image = _load(data, picture, int(np.ceil(side * max(spec.scales))))
-    cut = [
-        images.resize(image, (side, side), box, data.interpolation)
-        for scale in spec.scales
-        for box in images.boxes(image.size, scale, spec.crops, data.keep_ratio)
-    ]
-    return np.stack(cut)
+    return np.stack(
+        [
+            images.resize(image, (side, side), box, data.interpolation)
+            for scale in spec.scales
+            for box in images.boxes(image.size, scale, spec.crops, data.keep_ratio)
+        ]
+    )
 
 
 def shapes(data: Data, stage_data: Any, split: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     side, spec = side_of(data, stage_data, split), view_spec(data, split)
-    view = () if split == "train" else (len(spec.scales) * spec.crops,)
+    views = () if split == "train" else (len(spec.scales) * spec.crops,)
     numbers: dict[str, Any] = {name: ((), np.int32) for name in _NUMBERS}
-    return {"image": ((*view, side, side, 3), np.uint8), **numbers}
+    return {"image": ((*views, side, side, 3), np.uint8), **numbers}
 
 
 def audit(picture: Picture) -> str:
@@ -248,14 +232,14 @@ def audit(picture: Picture) -> str:
     return inspect(picture).error
 
 
-def examples(data: Data, path: str) -> Sequence[Picture]:
+def examples(data: Data, path: str) -> PictureSource:
     """Pictures of a file, a folder, or an annotation list, with or without labels.
 
     Raises: UserError for a path that is missing or holds none.
     """
     given, held = Path(path), media.held(path, images.SUFFIXES)
     if held:
-        return [Picture(file, file) for file in held]
+        return PictureSource([Picture(file, file) for file in held])
     if not given.exists():
         raise UserError(f"--input={path} does not exist")
     if given.is_dir():
@@ -264,18 +248,18 @@ def examples(data: Data, path: str) -> Sequence[Picture]:
             raise UserError(
                 f"--input={path}: no pictures in it; allowed: {', '.join(images.SUFFIXES)}"
             )
-        return [Picture(str(p), str(p)) for p in files]
+        return PictureSource([Picture(str(p), str(p)) for p in files])
     if given.suffix.lower() in images.SUFFIXES:
-        return [Picture(path, path)]
+        return PictureSource([Picture(path, path)])
     if given.suffix.lower() not in annotation_files.SUFFIXES:
         allowed = ", ".join((*images.SUFFIXES, *annotation_files.SUFFIXES))
         raise UserError(
             f"--input={path}: suffix {given.suffix!r}; allowed: a folder of pictures, or {allowed}"
         )
     listing = annotation_files.parse(path, labelled=False)
-    folder = annotations.folder_of(listing, data.images)
-    known = table(data)
-    return [annotations.picture(row, known, folder, labelled=False) for row in listing.rows]
+    folder, known = annotations.folder_of(listing, data.images), table(data)
+    rows = listing.rows
+    return PictureSource([annotations.picture(row, known, folder, labelled=False) for row in rows])
 
 
 def thumbnail(picture: Picture) -> np.ndarray:

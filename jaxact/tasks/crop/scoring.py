@@ -100,15 +100,11 @@ class Scoring:
                 continue
             mine = self.subsets()[name]
             if not mine[labels[labels >= 0]].any():
-                members = f"{int(mine.sum())} of {len(mine)} classes are, by config.loss.tail"
-                members = (
-                    members
-                    if name in ("tail", "mid", "head")
-                    else "see tasks/crop/longtail_scores.py"
-                )
+                how = "config.loss.tail" if name in SUBSETS[:3] else "their training pictures"
                 raise UserError(
                     f"config.eval.metric={metric!r}: no validation picture is of a {name!r} class "
-                    f"({members}); allowed: another metric, as macro_f1"
+                    f"({int(mine.sum())} of {len(mine)} classes are, by {how}); allowed: another "
+                    "metric, as macro_f1"
                 )
         if metric in ("severity_acc", "severity_head_acc"):
             if not any(p.severity >= 0 for p in validation.pictures):
@@ -184,26 +180,21 @@ def conclude(
     numbers: dict[str, Any] = {"calibration": {"raw": calibration.numbers(logits, labels)}}
     before = calibration.reliability(calibration.scaled(logits, 1), labels)
     drawn = [figures.reliability("Reliability", f"As trained; {end.split} split.", before)]
-    warmth = end.best_val.get("temperature")
-    if warmth is not None and _shared(end.source, dataset.source(config.data, "val")):
+    temperature = end.best_val.get("temperature")
+    tested: Any = end.source
+    if temperature is not None and tested.files() & dataset.source(config.data, "val").files():
         note = "not shown: the temperature would be fitted and scored on the same pictures"
         print(f"calibration: {note} ({end.split} holds pictures of val)", file=sys.stderr)
         numbers["calibration"]["scaled_note"] = note
-    elif warmth is not None:
-        after = calibration.numbers(logits / warmth, labels)
-        numbers["calibration"] |= {"temperature": warmth, "scaled": after}
-        text = f"Logits divided by {warmth:.3f}, fitted on the validation split."
-        diagram = calibration.reliability(calibration.scaled(logits, warmth), labels)
+    elif temperature is not None:
+        after = calibration.numbers(logits / temperature, labels)
+        numbers["calibration"] |= {"temperature": temperature, "scaled": after}
+        text = f"Logits divided by {temperature:.3f}, fitted on the validation split."
+        diagram = calibration.reliability(calibration.scaled(logits, temperature), labels)
         drawn.append(figures.reliability("Reliability at that temperature", text, diagram))
     if end.pictures:
         drawn.append(_activation_maps(config, model, names, normalised, end))
     return Extra(numbers, files, drawn)
-
-
-def _shared(one: Any, other: Any) -> bool:
-    """Do two sources have a picture in common?"""
-    first, second = ({p.path or p.id for p in source.pictures} for source in (one, other))
-    return bool(first & second)
 
 
 def confusion_table(confusion: Confusion, names: Sequence[str]) -> str:
@@ -230,24 +221,18 @@ def history_table(history: Sequence[dict[str, Any]]) -> str:
         if row["split"] == "train":
             since.append(row)
         elif row["split"] == "val":
-            mean = {k: np.mean([r[k] for r in since]) for k in ("loss", "acc")} if since else {}
-            cells = (
-                mean.get("loss"),
-                _percent(mean.get("acc")),
-                row["loss"],
-                _percent(row["acc"]),
-                _percent(row.get("tail_acc")),
-                row["macro_f1"],
-                since[-1]["lr"] if since else None,
-            )
-            shown = ["" if cell is None else f"{cell:.6g}" for cell in cells]
+            cells = {"val_loss": row["loss"], "val_acc": 100 * row["acc"]}
+            cells["macro_f1"] = row["macro_f1"]
+            if "tail_acc" in row:
+                cells["tail_acc"] = 100 * row["tail_acc"]
+            if since:
+                cells["train_loss"] = np.mean([line["loss"] for line in since])
+                cells["train_acc"] = 100 * np.mean([line["acc"] for line in since])
+                cells["lr"] = since[-1]["lr"]
+            shown = [f"{cells[name]:.6g}" if name in cells else "" for name in HISTORY]
             writer.writerow((f"{row['epoch']:g}", *shown))
             since = []
     return file.getvalue()
-
-
-def _percent(share: float | None) -> float | None:
-    return None if share is None else 100 * share
 
 
 def _activation_maps(
@@ -266,14 +251,10 @@ def _activation_maps(
     chosen = wrong + right
     place = {name: index for index, name in enumerate(end.source.ids)}
     rng = np.random.default_rng(0)  # evaluation draws nothing
-    images = np.stack(
-        [
-            dataset.prepare(
-                config.data, end.source[place[end.ids[i]]], rng, end.stage_data, end.split
-            )["image"][0]
-            for i in chosen
-        ]
-    )
+    shown = (end.source[place[end.ids[i]]] for i in chosen)
+    prepare = functools.partial(dataset.prepare, config.data)
+    prepared = [prepare(picture, rng, end.stage_data, end.split)["image"][0] for picture in shown]
+    images = np.stack(prepared)
     look = jax.jit(functools.partial(classifier.activation_map, model))
     heat = np.asarray(look(end.variables, normalised(jnp.asarray(images)), guess[chosen]))
     captioned = []

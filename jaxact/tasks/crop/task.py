@@ -1,6 +1,6 @@
 """Long-tailed crop-disease classification on single pictures.
 
-Batch keys beside `id` and `mask` (b examples; evaluation batches have v views after b):
+Batch keys beside `id` and `mask` (b examples; evaluation has v views of each after b):
 
 | key      | dtype, shape      | unit |
 |----------|-------------------|------|
@@ -13,7 +13,7 @@ Batch keys beside `id` and `mask` (b examples; evaluation batches have v views a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -92,7 +92,7 @@ def make(config: Config) -> Task:
             conclude=bound(conclude, config, scoring, model, normalised),
         ),
         prediction=Prediction(
-            example=bound(_example, data),
+            example=bound(dataset.examples, data),
             describe=bound(_describe, table),
         ),
         shipping=Shipping(
@@ -102,7 +102,7 @@ def make(config: Config) -> Task:
             weights=bound(_load_weights, config),
             thumbnail=dataset.thumbnail,
             contract=bound(_contract, config),
-            survey=bound(_survey, data, table),
+            survey=bound(audit.survey, table.names, data.near),
         ),
     )
 
@@ -115,14 +115,6 @@ def _source(data: Data, scoring: Scoring, split: str) -> PictureSource:
     return pictures
 
 
-def _survey(data: Data, table: ClassTable, sources: Any) -> tuple[Sequence[str], str]:
-    return audit.survey(sources, table.names, data.near)
-
-
-def _example(data: Data, path: str) -> PictureSource:
-    return PictureSource(dataset.examples(data, path))
-
-
 def _counts(data: Data, classes: int) -> np.ndarray:
     """i64[k]: training pictures of each class.
 
@@ -130,7 +122,7 @@ def _counts(data: Data, classes: int) -> np.ndarray:
     """
     if not data.annotations:
         return np.ones(classes, np.int64)
-    return dataset.counts(dataset.source(data, "train"), classes)
+    return dataset.source(data, "train").counts(classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +160,7 @@ def _inputs(
 ) -> tuple[dict[str, Any], Any]:
     """Normalised pictures; in training also mixed, with a distribution for each head.
 
-    `sizes`: classes of the heads, the label's first; () in evaluation.
+    `sizes`: classes of the heads, the label's first.
     """
     image = _normalised(config.data, batch["image"])
     if stage_data is None:
@@ -285,8 +277,7 @@ def _infer(
     names = ("logits", *(PARTS if config.model.kind == "multitask" else ()))
 
     def one(image: Any) -> Any:
-        arguments, _ = _inputs(config, (), {"image": image}, {}, None, None)
-        outputs = apply(**arguments)
+        outputs = apply(image=_normalised(data, image))
         return {name: jax.nn.softmax(outputs[name]) for name in names if name in outputs}
 
     def both(image: Any) -> Any:
@@ -366,13 +357,13 @@ def _load_weights(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
 
 def _contract(config: Config, stage_data: Any = None) -> Contract:
     """What `export` ships: resized pictures in (of this row's size), probabilities out."""
+    data = config.data
     last = schema.carried(schema.reached(config), "size")[-1]
-    side = config.data.test_size or (last if stage_data is None else stage_data.size)
-    ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
+    side = data.test_size or (last if stage_data is None else stage_data.size)
+    ways = "resized to a square" if not data.keep_ratio else "its middle square, resized"
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:
-        arguments, _ = _inputs(config, (), batch, {}, None, None)
-        logits = apply(**arguments)["logits"].astype(jnp.float32)
+        logits = apply(image=_normalised(data, batch["image"]))["logits"].astype(jnp.float32)
         return {"logits": logits, "scores": jax.nn.softmax(logits)}
 
     return Contract(
@@ -382,8 +373,8 @@ def _contract(config: Config, stage_data: Any = None) -> Contract:
             "scores": "f32[b, k] probabilities of the classes",
         },
         preprocessing={
-            "resize": f"{ways}, {side} px, {config.data.interpolation}",
-            "inside": f"(x - {list(config.data.mean)}) / {list(config.data.std)}",
+            "resize": f"{ways}, {side} px, {data.interpolation}",
+            "inside": f"(x - {list(data.mean)}) / {list(data.std)}",
         },
         call=call,
     )

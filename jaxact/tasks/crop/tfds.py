@@ -59,15 +59,9 @@ def meanings(annotations: str) -> tuple[Meaning, ...]:
     return tuple(classes)
 
 
-class Encoded:
-    """The picture at one place of a prepared set, read when it is asked for."""
-
-    def __init__(self, annotations: str, split: str, index: int):
-        self.annotations, self.split, self.index = annotations, split, index
-
-    def __call__(self) -> bytes:
-        """The encoded picture."""
-        return bytes(_records(self.annotations, self.split)[self.index]["image"])
+def _encoded(annotations: str, split: str, index: int) -> bytes:
+    """The encoded picture at one place of a prepared set."""
+    return bytes(_records(annotations, split)[index]["image"])
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,6 +91,8 @@ def pictures(annotations: str, split: str) -> list[Picture]:
     records = _records(annotations, split)
     labels = [int(np.asarray(records[i]["label"])) for i in range(len(records))]
     return [
-        Picture(f"{split}/{i}", "", label, pixels=Encoded(annotations, split, i))
+        Picture(
+            f"{split}/{i}", "", label, pixels=functools.partial(_encoded, annotations, split, i)
+        )
         for i, label in enumerate(labels)
     ]

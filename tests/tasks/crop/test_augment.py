@@ -55,7 +55,7 @@ def test_flips_are_exact():
 
 
 def test_presets_are_the_guides():
-    full, light, strong = config.full(), config.light(), config.strong()
+    full, light, strong = Augment(), config.light(), config.strong()
     assert (full.hflip, full.vflip, full.shift, full.scale, full.rotate) == (
         0.5,
         0.2,

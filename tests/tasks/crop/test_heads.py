@@ -19,10 +19,12 @@ from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.evaluate.metrics import Confusion
-from jaxact.models import classifier, convnext, efficientnet
+from jaxact.models import classifier
 from jaxact.models.initialise import initialise
 from jaxact.models.specs import (
     CLASSIFIER_KINDS,
+    CONVNEXTS,
+    EFFICIENTNETS,
     PARTS,
     ClassifierSpec,
     ConvNeXtSpec,
@@ -249,8 +251,8 @@ def test_a_head_drawn_anew_replaces_its_average_and_starts_its_optimiser(annotat
 # --------------------------------------------------------------------------------- where it looks
 
 SMALL = {
-    "convnext_tiny": (convnext, ConvNeXtSpec((1, 1, 1, 1), (8, 8, 16, 16))),
-    "efficientnet_b0": (efficientnet, EfficientNetSpec(8, (1,) * 7, (8,) * 7, 16)),
+    "convnext_tiny": (CONVNEXTS, ConvNeXtSpec((1, 1, 1, 1), (8, 8, 16, 16))),
+    "efficientnet_b0": (EFFICIENTNETS, EfficientNetSpec(8, (1,) * 7, (8,) * 7, 16)),
 }
 
 
@@ -258,7 +260,7 @@ SMALL = {
 def network(request, monkeypatch):
     """A small network of each family, on 96 px: maps of 3 x 3."""
     family, spec = SMALL[request.param]
-    monkeypatch.setitem(family.SPECS, request.param, spec)
+    monkeypatch.setitem(family, request.param, spec)
     model = classifier.Classifier(ClassifierSpec(backbone=request.param, dropout=0.0), 4)
     images = np.random.default_rng(0).normal(size=(3, 96, 96, 3)).astype(np.float32)
     variables = initialise(model, jax.random.key(0), jnp.asarray(images))
@@ -327,7 +329,7 @@ def test_activation_maps_are_highest_where_the_evidence_is(network):
 @pytest.mark.parametrize("backbone", SMALL)
 def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backbone):
     family, spec = SMALL[backbone]
-    monkeypatch.setitem(family.SPECS, backbone, spec)
+    monkeypatch.setitem(family, backbone, spec)
     config = small(annotations)
     config.model.backbone, config.stages[0].size = backbone, 64
     task = tasks.make(config)

@@ -223,8 +223,7 @@ def _telling_names(pictures: Sequence[Picture]) -> list[str]:
 def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Pictures of each class and split, and the head and tail of the first split."""
     rows = [["class", "name", *counted]]
-    for k, name in enumerate(names):
-        rows.append([str(k), name, *(str(count[k]) for count in counted.values())])
+    rows += [[str(k), n, *(str(c[k]) for c in counted.values())] for k, n in enumerate(names)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

@@ -7,36 +7,34 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.tasks.crop.classes import rows_by_class
+from jaxact.tasks.crop.config import Balance
 
 TAIL = 0.25  # of the classes
 
 
-def weights(
-    counts: np.ndarray,
-    mode: str = "sqrt",
-    beta: float = 0.999,
-    low: float = 0.1,
-    high: float = 10.0,
-) -> np.ndarray:
-    """f32[k]: loss weights of classes with `counts` i[k] training examples.
+def loss_weights(settings: Balance, counts: np.ndarray) -> np.ndarray:
+    """f32[k]: loss weights of classes with `counts` i[k] training examples, or those of a file.
 
     With N examples and K classes: inverse N / (K n); sqrt, its root; effective (1 - beta) /
     (1 - beta^n) (Cui et al. 2019), scaled so that the mean over examples is 1; none 1. Then clipped
-    to [low, high] and divided by their mean over the classes that have examples. A class without
-    examples gets 0.
+    and divided by their mean over the classes that have examples. A class without examples gets 0.
+
+    Raises: UserError for a bad file.
     """
+    if settings.file:
+        return read_weights(settings.file, len(counts))
     counts = np.asarray(counts, np.float64)
     some = counts > 0
     n = np.where(some, counts, 1)
-    if mode == "none":
+    if settings.weights == "none":
         return some.astype(np.float32)
-    if mode == "effective":
-        raw = (1 - beta) / (1 - beta**n)
+    if settings.weights == "effective":
+        raw = (1 - settings.beta) / (1 - settings.beta**n)
         raw *= counts.sum() / (counts * raw).sum()
     else:
         raw = counts.sum() / (len(counts) * n)
-        raw = np.sqrt(raw) if mode == "sqrt" else raw
-    clipped = np.clip(raw, low, high)
+        raw = np.sqrt(raw) if settings.weights == "sqrt" else raw
+    clipped = np.clip(raw, settings.clip[0], settings.clip[1])
     return np.where(some, clipped / clipped[some].mean(), 0).astype(np.float32)
 
 

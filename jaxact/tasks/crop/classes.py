@@ -107,21 +107,25 @@ def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable
     names = tuple(m.name for m in meanings)
     if not all(m.crop and m.disease for m in meanings):
         return ClassTable(names)
-    healthy = [m.disease.lower() in _NO_DISEASE for m in meanings]
-    kinds = [
-        HEALTHY if well else (m.disease if diseases == "agnostic" else f"{m.crop} {m.disease}")
-        for m, well in zip(meanings, healthy, strict=True)
+    known = [
+        dataclasses.replace(m, disease=HEALTHY, severity=HEALTHY)
+        if m.disease.lower() in _NO_DISEASE
+        else m
+        for m in meanings
     ]
-    crops = tuple(dict.fromkeys(m.crop for m in meanings))
-    disease_names = tuple(dict.fromkeys([HEALTHY] * any(healthy) + kinds))
-    grades = {m.severity for m, well in zip(meanings, healthy, strict=True) if not well} - {""}
+    shared = diseases == "agnostic"
+    kinds = [
+        m.disease if shared or m.disease == HEALTHY else f"{m.crop} {m.disease}" for m in known
+    ]
+    crops = tuple(dict.fromkeys(m.crop for m in known))
+    disease_names = tuple(dict.fromkeys([HEALTHY] * (HEALTHY in kinds) + kinds))
+    grades = {m.severity for m in known if m.disease != HEALTHY} - {""}
     severities = (HEALTHY, *sorted(grades, key=_natural)) if grades else ()
-    texts = [HEALTHY if well else m.severity for m, well in zip(meanings, healthy, strict=True)]
     return ClassTable(
         names,
-        tuple(crops.index(m.crop) for m in meanings),
+        tuple(crops.index(m.crop) for m in known),
         tuple(disease_names.index(kind) for kind in kinds),
-        tuple(severities.index(t) if t in severities else -1 for t in texts),
+        tuple(severities.index(m.severity) if m.severity in severities else -1 for m in known),
         crops,
         disease_names,
         severities,

@@ -62,8 +62,7 @@ class Balance:
     # Of the weights, before their mean is made 1.
     clip: tuple[float, ...] = field((0.1, 10.0), length=2, above=0, rising=True)
     file: str = ""  # CSV class_id,weight instead of computed ones
-    # Sampler "weighted": an example is drawn with weight 1 / count^power.
-    power: float = field(0.5, least=0, most=2)
+    power: float = field(0.5, least=0, most=2)  # sampler weighted: draws by 1 / count^power
 
 
 def light() -> Augment:
@@ -103,10 +102,8 @@ class Data:
     test_split: str = ""  # "" = val's
     class_table: str = ""  # ai_challenger, or a CSV; "" = what the annotations say
     classes: int = field(0, least=0, names={0: "as many as the table or the annotations have"})
-    # Is one disease of two crops one class (agnostic)?
-    diseases: str = field("agnostic", choices=("agnostic", "specific"))
-    # Classes without a training picture.
-    missing: str = field("error", choices=("error", "allow"))
+    diseases: str = field("agnostic", choices=("agnostic", "specific"))  # specific: to one crop
+    missing: str = field("error", choices=("error", "allow"))  # classes without a training picture
     shots: int = field(0, least=0, names={0: "all"})  # training pictures kept of each class
     shots_seed: int = field(0, least=0)  # which ones
     test_size: int = field(0, least=0, names={0: "the stage's"})  # px, in evaluation
@@ -114,9 +111,8 @@ class Data:
     interpolation: str = field("bilinear", choices=tuple(FILTERS))
     # JPEG is decoded at the smallest fraction that is still this many times larger.
     gap: float = field(2.0, least=1, names={0: "in full"})
-    # px of the shorter side of decoded pictures kept in cache_dir.
-    cache: int = field(0, least=0, names={0: "off"})
-    cache_dir: str = ""  # folder of that cache
+    cache: int = field(0, least=0, names={0: "off"})  # px, shorter side of those in cache_dir
+    cache_dir: str = ""  # folder where decoded pictures are kept
     mean: tuple[float, ...] = field((123.675, 116.28, 103.53), length=3)  # RGB, of 0..255
     std: tuple[float, ...] = field((58.395, 57.12, 57.375), length=3, above=0)
     full: Augment = dataclasses.field(default_factory=Augment)  # the guide's in training
@@ -125,8 +121,7 @@ class Data:
     balance: Balance = dataclasses.field(default_factory=Balance)
     val: Views = dataclasses.field(default_factory=Views)
     test: Views = dataclasses.field(default_factory=Views)
-    # check: pictures whose 64-bit hashes differ in at most so many bits look alike.
-    near: int = field(8, least=0, most=16)
+    near: int = field(8, least=0, most=16)  # check: bits of 64 in which look-alikes may differ
 
 
 @dataclasses.dataclass
@@ -140,8 +135,7 @@ class Stage(schema.Stage):
     # Probability that a batch is mixed up, if mixup > 0; that one left over is cut, if cutmix > 0.
     mixup_prob: tuple[float, ...] = value(0.7, least=0, most=1)
     cutmix_prob: tuple[float, ...] = value(0.5, least=0, most=1)
-    # From 0, no weights, to 1, data.balance's loss weights.
-    class_weight: tuple[float, ...] = value(0.0, least=0, most=1)
+    class_weight: tuple[float, ...] = value(0.0, least=0, most=1)  # 1: data.balance's weights
     tau: tuple[float, ...] = value(0.0, least=0)  # logit adjustment in the loss; 1 balanced softmax
     margin: tuple[float, ...] = value(0.0, least=0)  # LDAM: the rarest class's, in units of logits
     focal: tuple[float, ...] = value(0.0, least=0)  # above 0: focal loss for the tail's classes
@@ -157,11 +151,9 @@ class Stage(schema.Stage):
 class Loss:
     """The parts of the loss that no stage changes."""
 
-    # Of all classes; stages decide on the tail's.
-    kind: str = field("ce", choices=("ce", "focal"))
+    kind: str = field("ce", choices=("ce", "focal"))  # of all classes; stages change the tail's
     gamma: float = field(1.5, least=0)  # focal
-    # Share of the classes: those with the fewest training pictures.
-    tail: float = field(0.25, least=0, most=1)
+    tail: float = field(0.25, least=0, most=1)  # share of the classes, the ones with least data
     # sum_of_means: tail and rest, each with its mean.
     tail_form: str = field("per_sample", choices=("per_sample", "sum_of_means"))
     # Scale of the center loss; size: divided by the number of features.

@@ -13,7 +13,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data import images, media
 from jaxact.models.specs import PARTS
-from jaxact.tasks.crop import annotation_files, annotations, augment, cache, class_balance, tfds
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache, tfds
 from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 from jaxact.tasks.crop.audit import inspect
@@ -128,15 +128,6 @@ def _require_classes(data: Data, pictures: Sequence[Picture], split: str) -> Non
         )
 
 
-def balance(data: Data, counts: np.ndarray) -> np.ndarray:
-    """f32[k]: the loss weights that `data.balance` asks for. Raises: UserError for a bad file."""
-    wanted = data.balance
-    if wanted.file:
-        return class_balance.read_weights(wanted.file, len(counts))
-    low, high = wanted.clip
-    return class_balance.weights(counts, wanted.weights, wanted.beta, low, high)
-
-
 def sampler(data: Data, source: PictureSource, stage_data: Any) -> np.ndarray | None:
     """f64[n] sampling weights of a stage's `sampler`; None = each picture once an epoch.
 
@@ -180,7 +171,7 @@ def side_of(data: Data, stage_data: Any, split: str) -> int:
 def prepare(
     data: Data, picture: Picture, rng: np.random.Generator, stage_data: Any, split: str
 ) -> dict[str, np.ndarray]:
-    """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
+    """One example's arrays (table in `task.py`). Raises: UserError for an unreadable picture."""
     side, how = side_of(data, stage_data, split), data.interpolation
     if split != "train":
         pixels = _views(data, picture, side, split)

@@ -1,6 +1,7 @@
 """How crop-disease classification is scored, and what it adds to the end of a run."""
 
 import csv
+import dataclasses
 import functools
 import io
 import sys
@@ -30,22 +31,17 @@ CORE = (
 HISTORY = ("train_loss", "train_acc", "val_loss", "val_acc", "tail_acc", "macro_f1", "lr")
 
 
+Counts = Callable[[], np.ndarray]  # i64[k], read when it is first called
+
+
+@dataclasses.dataclass(frozen=True)
 class Scoring:
-    """Scores of one config: classes, their hierarchy, and the training counts (read once).
+    """Scores of one config."""
 
-    `counts` are of the pictures trained on: the prior. `full_counts` are those before data.shots:
-    they decide which classes are tail, few, many and the like.
-    """
-
-    def __init__(
-        self,
-        config: Config,
-        table: ClassTable,
-        counts: Callable[[], np.ndarray],
-        full_counts: Callable[[], np.ndarray],
-    ):
-        self.config, self.table = config, table
-        self.counts, self.full_counts = counts, full_counts
+    config: Config
+    table: ClassTable
+    counts: Counts  # training pictures of each class: the prior
+    full_counts: Counts  # before data.shots: they decide which classes are tail, few and so on
 
     def names(self) -> tuple[str, ...]:
         """Every number that `score` can give."""
@@ -160,7 +156,7 @@ class Scoring:
 
 
 def conclude(
-    config: Any, scoring: Scoring, model: Any, normalised: Callable[[Any], Any], end: Ending
+    config: Config, scoring: Scoring, model: Any, normalised: Callable[[Any], Any], end: Ending
 ) -> Extra:
     """Calibration by the validation split's temperature, per-class and history tables, pictures."""
     known = end.rows["label"] >= 0
@@ -236,11 +232,7 @@ def history_table(history: Sequence[dict[str, Any]]) -> str:
 
 
 def _activation_maps(
-    config: Any,
-    model: Any,
-    names: Sequence[str],
-    normalised: Callable[[Any], Any],
-    end: Ending,
+    config: Config, model: Any, names: Sequence[str], normalised: Callable[[Any], Any], end: Ending
 ) -> figures.Figure:
     """Where the network looks: the confidently wrong first, then the confidently right."""
     labels, scores = end.rows["label"], end.rows["scores"]

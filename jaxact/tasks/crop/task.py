@@ -40,7 +40,7 @@ from jaxact.tasks.crop import audit, class_balance, dataset, stage_change
 from jaxact.tasks.crop.annotations import PictureSource
 from jaxact.tasks.crop.classes import ClassTable, as_rows, build
 from jaxact.tasks.crop.config import Config, Data, Loss, validate
-from jaxact.tasks.crop.scoring import Scoring, conclude
+from jaxact.tasks.crop.scoring import Counts, Scoring, conclude
 from jaxact.weights import images
 
 
@@ -48,21 +48,15 @@ def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     validate(config)
     data, bound = config.data, functools.partial
-    mixing.check_group(
-        config.mixing_group, config.batch_size // config.optim.accumulate, "mixing_group"
-    )
+    micro_batch = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro_batch, "mixing_group")
     classes = dataset.meanings(data)
     table = build(classes, data.diseases)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
     sizes = (len(table.names), len(table.crops), len(table.diseases), len(table.severities))
-    model: Any = Classifier(
-        dataclasses.replace(config.model),
-        sizes[0],
-        sizes[1:],
-        config.loss.dynamic,
-        jnp.dtype(config.dtype),
-    )
+    spec, dtype = dataclasses.replace(config.model), jnp.dtype(config.dtype)
+    model: Any = Classifier(spec, sizes[0], sizes[1:], config.loss.dynamic, dtype)
     counts = functools.cache(bound(_counts, data, sizes[0]))
     full_counts = functools.cache(bound(_counts, dataclasses.replace(data, shots=0), sizes[0]))
     statistics = functools.cache(bound(_class_statistics, config, counts, full_counts))
@@ -92,8 +86,7 @@ def make(config: Config) -> Task:
             conclude=bound(conclude, config, scoring, model, normalised),
         ),
         prediction=Prediction(
-            example=bound(dataset.examples, data),
-            describe=bound(_describe, table),
+            example=bound(dataset.examples, data), describe=bound(_describe, table)
         ),
         shipping=Shipping(
             counted=model.clone(implementation="conv"),
@@ -135,15 +128,13 @@ class ClassStatistics:
     tail: np.ndarray  # bool: one of those with the fewest pictures
 
 
-def _class_statistics(
-    config: Config, counts: Callable[[], np.ndarray], full_counts: Callable[[], np.ndarray]
-) -> ClassStatistics:
+def _class_statistics(config: Config, counts: Counts, full_counts: Counts) -> ClassStatistics:
     """Prior, margins and weights by the pictures trained on, `counts`; the tail by those before
     `data.shots` makes all classes equal, `full_counts`."""
     return ClassStatistics(
         longtail.log_prior(counts()),
         longtail.margins(counts()),
-        dataset.balance(config.data, counts()),
+        class_balance.loss_weights(config.data.balance, counts()),
         class_balance.tail(full_counts(), config.loss.tail),
     )
 
@@ -268,9 +259,7 @@ def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
     return {"acc": lam * own + (1 - lam) * partner}
 
 
-def _infer(
-    config: Config, counts: Callable[[], np.ndarray], apply: Any, batch: Batch, split: str
-) -> Any:
+def _infer(config: Config, counts: Counts, apply: Any, batch: Batch, split: str) -> Any:
     """Log probabilities f32[b, k] of the mean over views, one view in memory at a time, and the
     probabilities of the other heads."""
     data = config.data

@@ -199,7 +199,7 @@ def test_erasing_takes_the_share_asked_for():
 
 @pytest.mark.parametrize("kind", ["full", "light", "strong"])
 def test_the_generator_given_is_the_only_source_of_chance(kind):
-    augment = getattr(config, kind)()
+    augment = getattr(config.Data(), kind)
     augment.operations, augment.erase = 2, 0.5
     before = random.getstate()
     first = [changed(augment, seed, side=32) for seed in range(8)]

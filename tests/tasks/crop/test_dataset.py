@@ -12,6 +12,7 @@ from PIL import Image
 
 from jaxact.config import UserError
 from jaxact.tasks.crop import annotation_files, cache, dataset, tfds
+from jaxact.tasks.crop.class_balance import loss_weights
 from jaxact.tasks.crop.config import (
     AUGMENTS,
     SAMPLERS,
@@ -262,17 +263,17 @@ def test_balance_follows_its_fields(folder):
     found = {}
     for mode in ("none", "sqrt", "inverse", "effective"):
         data.balance.weights = mode
-        found[mode] = dataset.balance(data, counts)
+        found[mode] = loss_weights(data.balance, counts)
     assert found["none"].tolist() == [1, 1, 1]
     np.testing.assert_allclose(found["inverse"] / found["inverse"][0], [1, 5, 25], rtol=1e-6)
     np.testing.assert_allclose(found["sqrt"] ** 2, found["sqrt"][0] ** 2 * np.array([1, 5, 25]))
     data.balance.clip, data.balance.weights = (0.1, 2.0), "inverse"
-    clipped = dataset.balance(data, counts)
+    clipped = loss_weights(data.balance, counts)
     np.testing.assert_allclose(clipped[1:], clipped[0] * 2 / (62 / 150), rtol=1e-6)
     (folder / "w.csv").write_text("class_id,weight\n0,1\n1,2\n")
     data.balance.file = str(folder / "w.csv")
     with pytest.raises(UserError, match=r"w\.csv: no weight for class 2"):
-        dataset.balance(data, counts)
+        loss_weights(data.balance, counts)
 
 
 def test_few_shots_are_fixed_by_their_seed(folder):

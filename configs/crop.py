@@ -319,8 +319,8 @@ def fewshot() -> Config:
     return config
 
 
-def plain() -> Config:
-    """Nothing against the long tail and nothing staged: what the next three differ from."""
+def unstaged() -> Config:
+    """The default with nothing against the long tail and nothing staged."""
     config = default()
     config.optim.groups = (Group(),)
     config.stages = (Stage(label_smoothing=(0.05,), mixup=(0.2,)),)
@@ -335,7 +335,7 @@ def last_fifth(config: Config) -> None:
 
 def deferred() -> Config:
     """LDAM-DRW on a cosine head: margins from the start, class weights in the last fifth."""
-    config = plain()
+    config = unstaged()
     config.model.cosine = True
     config.data.balance = Balance(weights="effective", beta=0.9999, clip=(0.01, 100.0))
     margin = 0.5 * config.model.scale
@@ -349,14 +349,14 @@ def deferred() -> Config:
 
 def adjusted() -> Config:
     """Logit adjustment with tau 1."""
-    config = plain()
+    config = unstaged()
     config.stages[0].tau = (1.0,)
     return config
 
 
 def crt() -> Config:
     """Classifier re-training: the last fifth trains a fresh head on balanced classes."""
-    config = plain()
+    config = unstaged()
     config.optim.groups = (Group("head", "^head/"), Group("rest", ".*"))
     config.stages = (
         *config.stages,
@@ -373,8 +373,9 @@ def crt() -> Config:
     return config
 
 
-def leaves() -> Config:
-    """CPU-sized: plain cross entropy from scratch on `crop_disease_lt`, minutes on two cores."""
+def small() -> Config:
+    """CPU-sized default: plain cross entropy from scratch on `crop_disease_lt`, minutes on two
+    cores."""
     return Config(
         length="12 epochs",
         batch_size=32,
@@ -417,7 +418,7 @@ def leaves() -> Config:
 def leaves_staged() -> Config:
     """CPU-sized: weighted sampling for the first 30 %, class weights and the tail's focal loss
     later: the order of the guide, its epochs scaled to this length, nothing frozen."""
-    config = leaves()
+    config = small()
     config.stages = (
         Stage(size=64, label_smoothing=(0.05,), sampler="weighted", mixup=(0.4,), cutmix=(0.6,)),
         Stage(start="20%", lr=(1.2,), mixup=(0.2,), cutmix=(0.0,)),
@@ -432,21 +433,21 @@ def leaves_staged() -> Config:
 
 def leaves_deferred() -> Config:
     """CPU-sized: natural data first, classes drawn by weight in the last fifth."""
-    config = leaves()
+    config = small()
     config.stages = (*config.stages, Stage(start="80%", sampler="weighted", class_weight=(0.0,)))
     return config
 
 
 def leaves_adjusted() -> Config:
     """CPU-sized: logit adjustment in the loss."""
-    config = leaves()
+    config = small()
     config.stages[0].tau = (1.0,)
     return config
 
 
 def tiny() -> Config:
     """Two steps of a small network."""
-    config = leaves()
+    config = small()
     config.length = "2 steps"
     config.batch_size = 4
     config.model.backbone = "resnet10_w8"
@@ -466,7 +467,7 @@ VARIANTS = {
     "deferred": deferred,
     "adjusted": adjusted,
     "crt": crt,
-    "leaves": leaves,
+    "leaves": small,
     "leaves_staged": leaves_staged,
     "leaves_deferred": leaves_deferred,
     "leaves_adjusted": leaves_adjusted,

@@ -1,4 +1,4 @@
-"""Labelled pictures: rows of annotation files, their classes understood, as random-access sources.
+"""Labelled pictures as random-access sources: rows of annotation files with the class of each.
 
 Errors name the row; where a row contradicts the class table, both are named.
 """
@@ -109,7 +109,7 @@ def meanings(listings: tuple[Listing, ...], classes: int = 0) -> tuple[Meaning, 
 
 
 def _agreed(known: Meaning, row: Row, first: dict[tuple[str, str], Row]) -> Meaning:
-    """What is known of a class and what a row says, which may leave out but not contradict."""
+    """The class with what a row adds to it. Raises: UserError for a row that contradicts it."""
     well = row.well.lower() in ("1", "true", "yes")
     disease = row.disease or (HEALTHY if well else "")
     said = checked(Meaning(row.name, row.crop, disease, row.severity), row.where)

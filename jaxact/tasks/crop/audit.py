@@ -1,4 +1,4 @@
-"""A look at all pictures before training: what is unreadable, repeated, told by its name, or rare.
+"""Checks all pictures before training: unreadable, repeated or rare ones, telling file names.
 
 Each file is read once: its hash finds exact copies; a 64-bit difference hash (neighbours compared
 on an 9x8 grey picture) together with a small grey picture finds those that look alike.

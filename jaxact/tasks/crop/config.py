@@ -1,4 +1,4 @@
-"""What can be set of a crop-disease run, and what goes together."""
+"""The fields of a crop-disease run, and which of their values go together."""
 
 import dataclasses
 

@@ -53,7 +53,7 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
 
 
 def _same_classes(data: Data, known: set[str]) -> None:
-    """Raises UserError where every class that the annotations name is another than the table's."""
+    """Raises: UserError where the annotations name classes, none of which is in the table."""
     if not Path(data.annotations).is_file():  # none, tfds, or missing: its reader says so
         return
     named = {row.name for listing in _listings(data) for row in listing.rows if row.name}

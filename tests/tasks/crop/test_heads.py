@@ -349,7 +349,7 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
         history=(),
         variables=initialise(task.training.model, jax.random.key(0), shape),
         source=source,
-        stage=schedule.last_stage_data(config),
+        stage_data=schedule.last_stage_data(config),
         pictures=True,
     )
     figure = task.evaluation.conclude(end).figures[-1]

@@ -330,7 +330,7 @@ def test_a_temperature_is_not_scored_where_it_was_fitted(annotations, apart, cap
         history=(),
         variables=None,
         source=source,
-        stage=None,
+        stage_data=None,
         pictures=False,
     )
     extra = task.evaluation.conclude(end)
@@ -371,7 +371,7 @@ def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
     both = [
         tasks.make(c) for c in (config, dataclasses.replace(config, data=named(config, workdir)))
     ]
-    assert both[0].describe.args[0] == both[1].describe.args[0]
+    assert both[0].prediction.describe.args[0] == both[1].prediction.describe.args[0]
     (workdir / "config.json").write_text('{"class_table": [{"class_id": 1}]}')
     with pytest.raises(UserError, match="holds no class_table"):
         classes.read(workdir / "config.json")

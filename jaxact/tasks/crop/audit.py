@@ -158,21 +158,21 @@ def _copies(sound: _Sound) -> list[str]:
     for split, picture, look in sound:
         by_content[look.content].append((split, picture))
     across: dict[str, list[str]] = defaultdict(list)
-    torn, repeated = [], 0
+    conflicting, repeated = [], 0
     for members in by_content.values():
         if len(members) == 1:
             continue
         names = " = ".join(picture.id for _, picture in members)
         splits = dict.fromkeys(split for split, _ in members)
         if len({picture.label for _, picture in members}) > 1:
-            torn.append(names)
+            conflicting.append(names)
         if len(splits) > 1:
             across["/".join(splits)].append(names)
         else:
             repeated += len(members) - 1
     findings = [f"{len(n)} exact copies across {s}: {_list(n)}" for s, n in across.items()]
-    if torn:
-        findings.append(f"{len(torn)} pictures under different labels: {_list(torn)}")
+    if conflicting:
+        findings.append(f"{len(conflicting)} pictures under different labels: {_list(conflicting)}")
     if repeated:
         findings.append(f"{repeated} exact copies within a split")
     return findings

@@ -15,7 +15,7 @@ from jaxact.data.color import Colour
 from jaxact.data.images import FILTERS
 from jaxact.tasks.crop.config import Augment
 
-CELLS = 10  # a distorted picture is warped in CELLS x CELLS pieces
+CELLS = 10  # a distorted picture is warped in CELLS x CELLS squares
 _GRID_STEPS = 5  # columns and rows of a grid distortion
 _GRID_LIMIT = 0.3  # share by which one of them is wider or narrower
 _ELASTIC = 0.03  # share of the side that a node of an elastic distortion moves at most
@@ -70,7 +70,7 @@ def draw_warp(rng: np.random.Generator, augment: Augment) -> Warp:
     grid, elastic = rng.random() < augment.grid, rng.random() < augment.elastic
     bend = _grid(rng) if grid else None
     if elastic:
-        bend = _elastic(rng) + (0 if bend is None else bend)
+        bend = _elastic(rng) if bend is None else bend + _elastic(rng)
     return Warp(centre, sides, turn, (x, y), bend)
 
 
@@ -142,13 +142,13 @@ def _sampled(image: Image.Image, warp: Warp, side: int, interpolation: str) -> I
         table = (right[0], below[0], start[0], right[1], below[1], start[1])
         return image.transform(shape, Image.Transform.AFFINE, table, how)
     edges = np.rint(nodes * side).astype(int).tolist()
-    pieces = []
+    squares = []
     for row in range(CELLS):
         for column in range(CELLS):
             box = (edges[column], edges[row], edges[column + 1], edges[row + 1])
             corners = ((row, column), (row + 1, column), (row + 1, column + 1), (row, column + 1))
-            pieces.append((box, tuple(float(v) for at in corners for v in seen[at])))
-    return image.transform(shape, Image.Transform.MESH, pieces, how)
+            squares.append((box, tuple(float(v) for at in corners for v in seen[at])))
+    return image.transform(shape, Image.Transform.MESH, squares, how)
 
 
 # ------------------------------------------------------------------------------------------ colour

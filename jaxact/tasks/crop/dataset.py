@@ -13,11 +13,11 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data import images, media
 from jaxact.models.specs import PARTS
-from jaxact.tasks.crop import annotation_files, annotations, augment, cache, tfds
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache, classes, tfds
 from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 from jaxact.tasks.crop.audit import inspect
-from jaxact.tasks.crop.classes import ClassTable, Meaning, ai_challenger, build, read
+from jaxact.tasks.crop.classes import ClassTable, Meaning
 from jaxact.tasks.crop.config import Data, Views
 
 _NUMBERS = ("label", *PARTS)
@@ -27,7 +27,7 @@ _NUMBERS = ("label", *PARTS)
 
 def table(data: Data) -> ClassTable:
     """The classes by their heads. Raises: as `meanings`."""
-    return build(meanings(data), data.diseases)
+    return classes.build(meanings(data), data.diseases)
 
 
 def meanings(data: Data) -> tuple[Meaning, ...]:
@@ -37,7 +37,7 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
     """
     if data.class_table:
         known = data.class_table == "ai_challenger"
-        listed = ai_challenger() if known else read(data.class_table)
+        listed = classes.ai_challenger() if known else classes.read(data.class_table)
         if data.classes and data.classes != len(listed):
             raise UserError(
                 f"config.data.classes={data.classes}: {data.class_table} has {len(listed)} "

@@ -38,7 +38,7 @@ from jaxact.task import (
 )
 from jaxact.tasks.crop import audit, class_balance, dataset, stage_change
 from jaxact.tasks.crop.annotations import PictureSource
-from jaxact.tasks.crop.classes import ClassTable, as_rows, build
+from jaxact.tasks.crop.classes import ClassTable, as_rows
 from jaxact.tasks.crop.config import Config, Data, Loss, validate
 from jaxact.tasks.crop.scoring import Counts, Scoring, conclude
 from jaxact.weights import images
@@ -50,8 +50,7 @@ def make(config: Config) -> Task:
     data, bound = config.data, functools.partial
     micro_batch = config.batch_size // config.optim.accumulate
     mixing.check_group(config.mixing_group, micro_batch, "mixing_group")
-    classes = dataset.meanings(data)
-    table = build(classes, data.diseases)
+    table = dataset.table(data)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
     sizes = (len(table.names), len(table.crops), len(table.diseases), len(table.severities))
@@ -90,7 +89,7 @@ def make(config: Config) -> Task:
         ),
         shipping=Shipping(
             counted=model.clone(implementation="conv"),
-            meanings=as_rows(classes),
+            meanings=as_rows(dataset.meanings(data)),
             audit=dataset.audit,
             weights=bound(_load_weights, config),
             thumbnail=dataset.thumbnail,

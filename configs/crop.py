@@ -83,11 +83,11 @@ from jaxact.config import Group, Input, Optim, Save, UserError
 from jaxact.tasks.crop.config import (
     Augment,
     Balance,
+    ClassifierSpec,
     Config,
     Data,
     Eval,
     Loss,
-    Model,
     Stage,
     backbone,
 )
@@ -150,12 +150,12 @@ def schedule(
 
     Raises: UserError for another choice of these two.
     """
-    for name, found, allowed in (
+    for name, choice, allowed in (
         ("stage2_unfreeze", stage2_unfreeze, ("last_stage", "none")),
         ("rebalance", rebalance, ("guide", "both", "deferred")),
     ):
-        if found not in allowed:
-            raise UserError(f"schedule: {name}={found!r}; allowed: {', '.join(allowed)}")
+        if choice not in allowed:
+            raise UserError(f"schedule: {name}={choice!r}; allowed: {', '.join(allowed)}")
     late = round(0.8 * epochs)
 
     def decayed(epoch: int, first: float, *drops: tuple[int, float]) -> float:
@@ -245,7 +245,7 @@ def layerwise(name: str, decay: float, weight_decay: float = 1e-4) -> tuple[Grou
     """
     stages = backbone(name).stages
     plain = r"(bias|scale|gamma)$"
-    found = [
+    layers = [
         Group("head_plain", f"^head/.*{plain}", weight_decay=0.0),
         Group("head", "^head/", weight_decay=weight_decay),
     ]
@@ -253,10 +253,10 @@ def layerwise(name: str, decay: float, weight_decay: float = 1e-4) -> tuple[Grou
         rate, part = decay**depth, pattern.strip("/")
         whole = part == "norm"  # a scale and a bias, nothing else
         name = part if whole else f"{part}_plain"
-        found.append(Group(name, f"^backbone/{pattern}.*{plain}", rate, 0.0))
+        layers.append(Group(name, f"^backbone/{pattern}.*{plain}", rate, 0.0))
         if not whole:
-            found.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
-    return tuple(found)
+            layers.append(Group(part, f"^backbone/{pattern}", rate, weight_decay))
+    return tuple(layers)
 
 
 def default() -> Config:
@@ -265,7 +265,7 @@ def default() -> Config:
         seed=42,
         length="50 epochs",
         batch_size=32,
-        model=Model(),
+        model=ClassifierSpec(),
         data=Data(class_table="ai_challenger", missing="allow", val_split="val"),
         optim=Optim(
             name="adamw",
@@ -319,8 +319,8 @@ def fewshot() -> Config:
     return config
 
 
-def plain() -> Config:
-    """Nothing against the long tail and nothing staged: what the next three differ from."""
+def unstaged() -> Config:
+    """The default with nothing against the long tail and nothing staged."""
     config = default()
     config.optim.groups = (Group(),)
     config.stages = (Stage(label_smoothing=(0.05,), mixup=(0.2,)),)
@@ -335,7 +335,7 @@ def last_fifth(config: Config) -> None:
 
 def deferred() -> Config:
     """LDAM-DRW on a cosine head: margins from the start, class weights in the last fifth."""
-    config = plain()
+    config = unstaged()
     config.model.cosine = True
     config.data.balance = Balance(weights="effective", beta=0.9999, clip=(0.01, 100.0))
     margin = 0.5 * config.model.scale
@@ -349,14 +349,14 @@ def deferred() -> Config:
 
 def adjusted() -> Config:
     """Logit adjustment with tau 1."""
-    config = plain()
+    config = unstaged()
     config.stages[0].tau = (1.0,)
     return config
 
 
 def crt() -> Config:
     """Classifier re-training: the last fifth trains a fresh head on balanced classes."""
-    config = plain()
+    config = unstaged()
     config.optim.groups = (Group("head", "^head/"), Group("rest", ".*"))
     config.stages = (
         *config.stages,
@@ -373,12 +373,13 @@ def crt() -> Config:
     return config
 
 
-def leaves() -> Config:
-    """CPU-sized: plain cross entropy from scratch on `crop_disease_lt`, minutes on two cores."""
+def small() -> Config:
+    """CPU-sized default: plain cross entropy from scratch on `crop_disease_lt`, minutes on two
+    cores."""
     return Config(
         length="12 epochs",
         batch_size=32,
-        model=Model(backbone="resnet10_w32", dropout=0.1),
+        model=ClassifierSpec(backbone="resnet10_w32", dropout=0.1),
         data=Data(
             val_split="val",
             test_split="test",
@@ -417,7 +418,7 @@ def leaves() -> Config:
 def leaves_staged() -> Config:
     """CPU-sized: weighted sampling for the first 30 %, class weights and the tail's focal loss
     later: the order of the guide, its epochs scaled to this length, nothing frozen."""
-    config = leaves()
+    config = small()
     config.stages = (
         Stage(size=64, label_smoothing=(0.05,), sampler="weighted", mixup=(0.4,), cutmix=(0.6,)),
         Stage(start="20%", lr=(1.2,), mixup=(0.2,), cutmix=(0.0,)),
@@ -432,21 +433,21 @@ def leaves_staged() -> Config:
 
 def leaves_deferred() -> Config:
     """CPU-sized: natural data first, classes drawn by weight in the last fifth."""
-    config = leaves()
+    config = small()
     config.stages = (*config.stages, Stage(start="80%", sampler="weighted", class_weight=(0.0,)))
     return config
 
 
 def leaves_adjusted() -> Config:
     """CPU-sized: logit adjustment in the loss."""
-    config = leaves()
+    config = small()
     config.stages[0].tau = (1.0,)
     return config
 
 
 def tiny() -> Config:
     """Two steps of a small network."""
-    config = leaves()
+    config = small()
     config.length = "2 steps"
     config.batch_size = 4
     config.model.backbone = "resnet10_w8"
@@ -466,7 +467,7 @@ VARIANTS = {
     "deferred": deferred,
     "adjusted": adjusted,
     "crt": crt,
-    "leaves": leaves,
+    "leaves": small,
     "leaves_staged": leaves_staged,
     "leaves_deferred": leaves_deferred,
     "leaves_adjusted": leaves_adjusted,

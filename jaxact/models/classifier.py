@@ -12,27 +12,23 @@ import jax.numpy as jnp
 
 from jaxact.models import layers
 from jaxact.models.backbones import Backbone
-from jaxact.models.specs import PARTS
+from jaxact.models.specs import PARTS, ClassifierSpec
 from jaxact.ops import longtail, losses
 
 
 class Heads(nn.Module):
     """Pooled features f32[b, d] -> logits f32[b, k] and what else a loss needs.
 
-    Which of the two label heads speaks is a number (`gate`, in training) or what training last
-    wrote into the collection "switch" (in evaluation), so a checkpoint knows its own head.
+    A number selects the label's linear or cosine head: `gate` in training; in evaluation what
+    training last wrote into the collection "switch", so a checkpoint knows its own head.
 
     With `momentum` the collection "balance" holds the moving mean of each head's cross entropy (in
     nats, without smoothing or class weights; 0 = nothing seen yet), and training returns it.
     """
 
+    spec: ClassifierSpec
     classes: int
     parts: tuple[int, ...] = ()  # multitask: classes of PARTS
-    hidden: int = 0  # fewshot
-    dropout: float = 0.3
-    cosine: bool = False
-    scale: float = 30.0
-    center: bool = False
     momentum: float = 0.0  # multitask; 0 = no moving means
 
     @nn.compact
@@ -44,78 +40,71 @@ class Heads(nn.Module):
         known: dict[str, jax.Array] | None = None,
     ) -> dict[str, Any]:
         """`known`: head -> label distributions f32[b, k] that the moving means are taken of."""
-        found: dict[str, Any] = {"features": features}
+        spec = self.spec
+        outputs: dict[str, Any] = {"features": features}
         width = features.shape[-1]
 
         def dropped(x: jax.Array, name: str) -> jax.Array:
-            return nn.Dropout(self.dropout, deterministic=not train, name=f"drop_{name}")(x)
+            return nn.Dropout(spec.dropout, deterministic=not train, name=f"drop_{name}")(x)
 
         x = dropped(features, "label")
-        if self.hidden:
-            x = nn.relu(_dense(self.hidden, width, "hidden")(x))
+        if spec.kind == "fewshot":
+            x = nn.relu(_dense(spec.hidden, width, "hidden")(x))
             x = dropped(x, "hidden")
-        found["logits"] = _dense(self.classes, x.shape[-1], "label")(x)
-        for name, count in zip(PARTS if self.parts else (), self.parts, strict=True):
-            if not count:  # no class is graded
-                continue
-            found[name] = _dense(count, width, name)(dropped(features, name))
-        if self.parts and self.momentum:
-            means = {}
-            for name in ("label", *(name for name in PARTS if name in found)):
-                # A name apart from the layer's.
-                mean = self.variable("balance", f"mean_{name}", jnp.zeros, (), jnp.float32)
-                if train and known is not None:
-                    logits = found["logits" if name == "label" else name]
-                    now, mass = longtail.mean_loss(jax.lax.stop_gradient(logits), known[name])
-                    mixed = self.momentum * mean.value + (1 - self.momentum) * now
-                    now = jnp.where(mean.value > 0, mixed, now)
-                    mean.value = means[name] = jnp.where(mass > 0, now, mean.value)
-            found |= {"balance": means} if means else {}
+        outputs["logits"] = _dense(self.classes, x.shape[-1], "label")(x)
+        if spec.kind == "multitask":
+            for name, count in zip(PARTS, self.parts, strict=True):
+                if count:  # there are no severities where no class is graded
+                    outputs[name] = _dense(count, width, name)(dropped(features, name))
+            if self.momentum:
+                means = self._mean_losses(outputs, known if train else None)
+                outputs |= {"balance": means} if means else {}
         xavier = nn.initializers.xavier_uniform()
-        if self.cosine:
+        if spec.cosine:
             kernel = self.param("cosine_kernel", xavier, (width, self.classes), jnp.float32)
             switch = self.variable("switch", "cosine", lambda: jnp.zeros((), jnp.int32))
             if train and gate is not None:
                 switch.value = (gate > 0).astype(jnp.int32)
-            other = losses.cosine_logits(x, kernel, self.scale)
-            found["logits"] = jnp.where(switch.value > 0, other, found["logits"])
-        if self.center:
-            found["centers"] = self.param("centers", xavier, (self.classes, width), jnp.float32)
-        return found
+            cosine = losses.cosine_logits(x, kernel, spec.scale)
+            outputs["logits"] = jnp.where(switch.value > 0, cosine, outputs["logits"])
+        if spec.center:
+            outputs["centers"] = self.param("centers", xavier, (self.classes, width), jnp.float32)
+        return outputs
+
+    def _mean_losses(
+        self, outputs: dict[str, Any], known: dict[str, jax.Array] | None
+    ) -> dict[str, jax.Array]:
+        """Head -> moving mean f32[] of its loss, with this batch; {} without known labels."""
+        means = {}
+        for name in ("label", *(name for name in PARTS if name in outputs)):
+            # The layer has the plain name.
+            mean = self.variable("balance", f"mean_{name}", jnp.zeros, (), jnp.float32)
+            if known is not None:
+                logits = outputs["logits" if name == "label" else name]
+                now, mass = longtail.mean_loss(jax.lax.stop_gradient(logits), known[name])
+                mixed = self.momentum * mean.value + (1 - self.momentum) * now
+                now = jnp.where(mean.value > 0, mixed, now)
+                mean.value = means[name] = jnp.where(mass > 0, now, mean.value)
+        return means
 
 
 class Classifier(nn.Module):
     """Image f32[b, h, w, 3] (normalised) -> what `Heads` gives, and the last map where asked."""
 
-    backbone_kind: str
+    spec: ClassifierSpec
     classes: int
     parts: tuple[int, ...] = ()
-    hidden: int = 0
-    dropout: float = 0.3
-    cosine: bool = False
-    scale: float = 30.0
-    center: bool = False
     momentum: float = 0.0
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
-    drop_path: float = 0.0
     implementation: str = "auto"  # of depthwise filters, as in ops.depthwise
 
     def setup(self) -> None:
         """Names the two halves of the tree."""
+        spec = self.spec
         self.backbone = Backbone(
-            self.backbone_kind, self.dtype, self.remat, self.drop_path, self.implementation
+            spec.backbone, self.dtype, spec.remat, spec.drop_path, self.implementation
         )
-        self.head = Heads(
-            self.classes,
-            self.parts,
-            self.hidden,
-            self.dropout,
-            self.cosine,
-            self.scale,
-            self.center,
-            self.momentum,
-        )
+        self.head = Heads(spec, self.classes, self.parts, self.momentum)
 
     def __call__(
         self,
@@ -127,8 +116,8 @@ class Classifier(nn.Module):
     ) -> dict[str, Any]:
         """`gate` f32[] > 0 selects the cosine head in training; `known` as in `Heads`."""
         last, pooled = self.backbone(image, train)
-        found = self.head(pooled.astype(jnp.float32), gate, train, known)
-        return {**found, "map": last} if with_map else found
+        outputs = self.head(pooled.astype(jnp.float32), gate, train, known)
+        return {**outputs, "map": last} if with_map else outputs
 
 
 def activation_map(model: Any, variables: Any, image: jax.Array, label: jax.Array) -> Any:
@@ -138,19 +127,19 @@ def activation_map(model: Any, variables: Any, image: jax.Array, label: jax.Arra
     where positive. Selvaraju et al., ICCV 2017.
     """
     last = model.apply(variables, image, train=False, with_map=True)["map"].astype(jnp.float32)
-    heads: Any = Heads(**{name: getattr(model, name) for name in _HEAD_FIELDS})
+    heads: Any = Heads(model.spec, model.classes, model.parts)
     own = {name: tree["head"] for name, tree in variables.items() if "head" in tree}
     norm = variables["params"]["backbone"].get("norm")
 
     def logit(mean: jax.Array) -> jax.Array:
         # ConvNeXt normalises after pooling.
         x = mean if norm is None else _layer_norm(norm, mean)
-        found = heads.apply(own, x)["logits"]
-        return jnp.sum(jnp.take_along_axis(found, label[:, None], 1))
+        logits = heads.apply(own, x)["logits"]
+        return jnp.sum(jnp.take_along_axis(logits, label[:, None], 1))
 
     slope = jax.grad(logit)(last.mean((1, 2)))
-    found = nn.relu(jnp.einsum("bhwc,bc->bhw", last, slope))
-    return found / jnp.maximum(found.max((1, 2), keepdims=True), 1e-12)
+    heat = nn.relu(jnp.einsum("bhwc,bc->bhw", last, slope))
+    return heat / jnp.maximum(heat.max((1, 2), keepdims=True), 1e-12)
 
 
 def redrawn(key: jax.Array, head: Any) -> dict[str, Any]:
@@ -161,10 +150,10 @@ def redrawn(key: jax.Array, head: Any) -> dict[str, Any]:
     names = [name for name in ("label", "hidden", *PARTS) if name in head]
     # The label's key does not depend on what other layers there are.
     keys = [key, *(jax.random.fold_in(key, k) for k in range(1, len(names)))]
-    return {name: label_head(k, head[name]) for k, name in zip(keys, names, strict=True)}
+    return {name: _drawn_linear(k, head[name]) for k, name in zip(keys, names, strict=True)}
 
 
-def label_head(key: jax.Array, head: Any) -> Any:
+def _drawn_linear(key: jax.Array, head: Any) -> Any:
     """A fresh copy of a linear layer {kernel, bias}, as it was drawn at the start."""
     kernel, bias = jax.random.split(key)
     fan_in = head["kernel"].shape[0]
@@ -172,9 +161,6 @@ def label_head(key: jax.Array, head: Any) -> Any:
         "kernel": layers.torch_uniform(kernel, head["kernel"].shape, jnp.float32),
         "bias": layers.torch_bias(fan_in)(bias, head["bias"].shape),
     }
-
-
-_HEAD_FIELDS = ("classes", "parts", "hidden", "dropout", "cosine", "scale", "center")
 
 
 def _layer_norm(params: Any, x: jax.Array) -> jax.Array:

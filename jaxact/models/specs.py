@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxact.config import UserError
+from jaxact.config import UserError, field
 
 CLASSIFIER_KINDS = ("baseline", "multitask", "fewshot")
 
@@ -109,6 +109,22 @@ RESNETS = {
 
 BACKBONES: tuple[str, ...] = (*RESNETS, *EFFICIENTNETS, *CONVNEXTS)
 """Every `kind` of `models.backbones.Backbone`."""
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class ClassifierSpec:
+    """Heads on an image backbone: baseline one linear layer, multitask four, fewshot two layers."""
+
+    kind: str = field("baseline", choices=CLASSIFIER_KINDS)
+    backbone: str = field("resnet50", choices=BACKBONES)
+    dropout: float = field(0.3, least=0, below=1)  # before each head
+    hidden: int = field(512, least=1)  # fewshot: width of its inner layer
+    cosine: bool = False  # hold a cosine head; the stage value `cosine` switches to it
+    scale: float = field(30.0, above=0)  # of the cosine head's logits
+    center: bool = False  # hold a centre for each class; the stage value `center` weighs the loss
+    # Of the deepest block (EfficientNet, ConvNeXt).
+    drop_path: float = field(0.0, least=0, below=1)
+    remat: bool = False  # recompute blocks in the backward pass: less memory, more time
 
 
 def backbone_spec(name: str) -> ResNetSpec | EfficientNetSpec | ConvNeXtSpec:

@@ -99,10 +99,9 @@ def parse(path: str | Path, labelled: bool = True) -> Listing:
 def _parsed(reader: Any, path: str, labelled: bool, changed: int) -> Listing:
     del changed  # only part of the cache's key
     try:
-        found = list(reader(path))
+        columns, *rows = reader(path)
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not text in UTF-8: {error.reason}") from None
-    columns, rows = found[0], tuple(found[1:])
     if not rows:
         raise UserError(f"{path}: has no records")
     for row in rows:
@@ -110,7 +109,7 @@ def _parsed(reader: Any, path: str, labelled: bool, changed: int) -> Listing:
             raise UserError(f"{row.where}: names no file")
         if labelled and row.label in ("", "-1"):
             raise UserError(f"{row.where}: {row.file} has no label")
-    return Listing(path, rows, columns)
+    return Listing(path, tuple(rows), columns)
 
 
 def _csv(path: str) -> Iterator[Any]:
@@ -126,8 +125,8 @@ def _csv(path: str) -> Iterator[Any]:
             column["label"] = column["name"]
         if not column["file"]:
             names = ", ".join(COLUMNS["file"])
-            found = ", ".join(there) or "no header line"
-            raise UserError(f"{path}: has no column of files ({names}); it has {found}")
+            header = ", ".join(there) or "no header line"
+            raise UserError(f"{path}: has no column of files ({names}); it has {header}")
         yield frozenset(wanted for wanted, name in column.items() if name)
         try:
             for record in reader:

@@ -1,4 +1,4 @@
-"""Labelled pictures: rows of annotation files, their classes understood, as random-access sources.
+"""Labelled pictures as random-access sources: rows of annotation files with the class of each.
 
 Errors name the row; where a row contradicts the class table, both are named.
 """
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from jaxact.config import UserError
-from jaxact.tasks.crop import classes as class_table
 from jaxact.tasks.crop.annotation_files import Listing, Row
-from jaxact.tasks.crop.classes import ClassTable, Meaning
+from jaxact.tasks.crop.classes import HEALTHY, UNGRADED, ClassTable, Meaning, checked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +49,17 @@ class PictureSource:
         return self.pictures[index]
 
     def labels(self) -> np.ndarray:
-        """i64[n], without opening a picture."""
+        """i64[n], without opening a picture; -1 = unknown."""
         return np.array([picture.label for picture in self.pictures], np.int64)
+
+    def files(self) -> frozenset[str]:
+        """Paths of the pictures; ids of those that are no files."""
+        return frozenset(picture.path or picture.id for picture in self.pictures)
+
+    def counts(self, classes: int) -> np.ndarray:
+        """i64[k]: pictures of each class."""
+        labels = self.labels()
+        return np.bincount(labels[labels >= 0], minlength=classes)
 
 
 @functools.lru_cache(maxsize=8)
@@ -81,7 +89,7 @@ def meanings(listings: tuple[Listing, ...], classes: int = 0) -> tuple[Meaning, 
     first: dict[tuple[str, str], Row] = {}  # (label, field) -> the row that gave it
     for row in rows:
         by_label[row.label] = _agreed(by_label.get(row.label, Meaning("")), row, first)
-    found = {
+    named = {
         label: dataclasses.replace(m, name=(m.name if numbered else "") or label)
         for label, m in by_label.items()
     }
@@ -92,19 +100,19 @@ def meanings(listings: tuple[Listing, ...], classes: int = 0) -> tuple[Meaning, 
                 f"config.data.classes={classes}: {where} names {len(labels)} classes; allowed: 0 "
                 "(count them) or their number"
             )
-        return tuple(found[label] for label in labels)
+        return tuple(named[label] for label in labels)
     count = classes or int(labels[-1]) + 1
     for label in labels:
         if int(label) >= count:
             raise UserError(_out_of_range(next(r for r in rows if r.label == label), count))
-    return tuple(found.get(str(k), Meaning(str(k))) for k in range(count))
+    return tuple(named.get(str(k), Meaning(str(k))) for k in range(count))
 
 
 def _agreed(known: Meaning, row: Row, first: dict[tuple[str, str], Row]) -> Meaning:
-    """What is known of a class and what a row says, which may leave out but not contradict."""
+    """The class with what a row adds to it. Raises: UserError for a row that contradicts it."""
     well = row.well.lower() in ("1", "true", "yes")
-    disease = row.disease or (class_table.HEALTHY if well else "")
-    said = class_table.checked(Meaning(row.name, row.crop, disease, row.severity), row.where)
+    disease = row.disease or (HEALTHY if well else "")
+    said = checked(Meaning(row.name, row.crop, disease, row.severity), row.where)
     new = {}
     for field in ("name", "crop", "disease", "severity"):
         here, there = getattr(said, field), getattr(known, field)
@@ -128,11 +136,12 @@ def _out_of_range(row: Row, classes: int) -> str:
 
 def picture(row: Row, table: ClassTable, folder: Path, labelled: bool = True) -> Picture:
     """The picture of a row. Raises: UserError for a label that is unknown, or is contradicted."""
-    found = Picture(row.file, str(folder / row.file), _label(row, table, labelled))
-    return meant(found, table, _severity(row, table, found.label))
+    label = _label(row, table, labelled)
+    bare = Picture(row.file, str(folder / row.file), label)
+    return with_parts(bare, table, _severity(row, table, label))
 
 
-def meant(picture: Picture, table: ClassTable, severity: int = -1) -> Picture:
+def with_parts(picture: Picture, table: ClassTable, severity: int = -1) -> Picture:
     """The picture with the crop, disease and severity of its class, or this severity."""
     label = picture.label
     if label < 0 or not table.crops:
@@ -161,8 +170,8 @@ def _severity(row: Row, table: ClassTable, label: int) -> int:
     if label < 0 or not table.severities:
         return -1
     wanted, stated = table.severity_of[label], table.severity(row.severity)
-    well = table.diseases[table.disease_of[label]] == class_table.HEALTHY
-    if well and row.severity.lower() in class_table.UNGRADED:
+    well = table.diseases[table.disease_of[label]] == HEALTHY
+    if well and row.severity.lower() in UNGRADED:
         return wanted
     if row.severity and stated != wanted and not (stated == -1 or (wanted == -1 and stated >= 0)):
         means = table.severities[wanted] if wanted >= 0 else "not graded"
@@ -185,7 +194,7 @@ def folder_of(listing: Listing, images: str) -> Path:
     return own / "images" if not (own / first).is_file() and (own / "images").is_dir() else own
 
 
-def few(pictures: Sequence[Picture], shots: int, seed: int) -> list[Picture]:
+def few_shots(pictures: Sequence[Picture], shots: int, seed: int) -> list[Picture]:
     """At most `shots` pictures of each class, chosen by the seed and the class alone, in order."""
     by_class: dict[int, list[int]] = {}
     for index, picture in enumerate(pictures):

@@ -1,4 +1,4 @@
-"""A look at all pictures before training: what is unreadable, repeated, told by its name, or rare.
+"""Checks all pictures before training: unreadable, repeated or rare ones, telling file names.
 
 Each file is read once: its hash finds exact copies; a 64-bit difference hash (neighbours compared
 on an 9x8 grey picture) together with a small grey picture finds those that look alike.
@@ -7,7 +7,6 @@ on an 9x8 grey picture) together with a small grey picture finds those that look
 import dataclasses
 import functools
 import hashlib
-import itertools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +77,7 @@ def _look(content: Any, name: str) -> Look:
 
 def near_pairs(hashes: np.ndarray, groups: np.ndarray, most: int) -> list[tuple[int, int]]:
     """Pairs (i < j) of different groups whose hashes u64[n] differ in at most `most` bits."""
-    found: list[tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for start in range(0, len(hashes), _BLOCK):
         rows = slice(start, start + _BLOCK)
         for other in range(start, len(hashes), _BLOCK):
@@ -86,19 +85,20 @@ def near_pairs(hashes: np.ndarray, groups: np.ndarray, most: int) -> list[tuple[
             bits = np.bitwise_count(hashes[rows, None] ^ hashes[None, columns])
             close = (bits <= most) & (groups[rows, None] != groups[None, columns])
             i, j = np.nonzero(close)
-            pairs = zip((i + start).tolist(), (j + other).tolist(), strict=True)
-            found += [(a, b) for a, b in pairs if a < b]
-    return found
+            both = zip((i + start).tolist(), (j + other).tolist(), strict=True)
+            pairs += [(a, b) for a, b in both if a < b]
+    return pairs
 
 
 def survey(
-    sources: Mapping[str, PictureSource], names: Sequence[str], near: int
+    names: Sequence[str], near: int, sources: Mapping[str, PictureSource]
 ) -> tuple[list[str], str]:
     """Findings of all splits together, and a table of the classes.
 
     Args:
-      sources: split -> its pictures; val and test count once where they are the same pictures.
+      names: of the classes.
       near: bits of 64 in which hashes of pictures that look alike may differ.
+      sources: split -> its pictures; val and test count once where they are the same pictures.
 
     Findings are one line each: unreadable pictures; a split that is the training split; exact
     copies across splits or under different labels; pictures of different splits that look alike;
@@ -113,11 +113,7 @@ def survey(
     findings += _copies(sound)
     findings += _alike(sound, near)
     findings += _telling_names([p for _, p in everything])
-    known = {split: source.labels() for split, source in splits.items()}
-    counted = {
-        split: np.bincount(labels[labels >= 0], minlength=len(names))
-        for split, labels in known.items()
-    }
+    counted = {split: source.counts(len(names)) for split, source in splits.items()}
     for split, count in counted.items():
         empty = np.flatnonzero(count == 0).tolist()
         if empty:
@@ -127,24 +123,23 @@ def survey(
 
 def _distinct(sources: Mapping[str, PictureSource]) -> dict[str, PictureSource]:
     """Splits by name, val and test as "val=test" where they are the same pictures."""
-    found = dict(sources)
-    if "val" in found and "test" in found and _paths(found["val"]) == _paths(found["test"]):
-        del found["test"]
-        return {"val=test" if name == "val" else name: found[name] for name in found}
-    return found
-
-
-def _paths(source: PictureSource) -> frozenset[str]:
-    return frozenset(p.path or p.id for p in source.pictures)
+    val, test = sources.get("val"), sources.get("test")
+    if val is None or test is None or val.files() != test.files():
+        return dict(sources)
+    return {
+        "val=test" if name == "val" else name: source
+        for name, source in sources.items()
+        if name != "test"
+    }
 
 
 def _trained_on(splits: Mapping[str, PictureSource]) -> list[str]:
     """Splits that are the training split itself."""
     if "train" not in splits:
         return []
-    trained = _paths(splits["train"])
+    trained = splits["train"].files()
     others = ((name, source) for name, source in splits.items() if name != "train")
-    same = [name for name, source in others if _paths(source) == trained]
+    same = [name for name, source in others if source.files() == trained]
     return [f"{name} is the training split: its scores tell nothing of new ones" for name in same]
 
 
@@ -163,24 +158,24 @@ def _copies(sound: _Sound) -> list[str]:
     for split, picture, look in sound:
         by_content[look.content].append((split, picture))
     across: dict[str, list[str]] = defaultdict(list)
-    torn, repeated = [], 0
+    conflicting, repeated = [], 0
     for members in by_content.values():
         if len(members) == 1:
             continue
         names = " = ".join(picture.id for _, picture in members)
         splits = dict.fromkeys(split for split, _ in members)
         if len({picture.label for _, picture in members}) > 1:
-            torn.append(names)
+            conflicting.append(names)
         if len(splits) > 1:
             across["/".join(splits)].append(names)
         else:
             repeated += len(members) - 1
-    found = [f"{len(n)} exact copies across {s}: {_list(n)}" for s, n in across.items()]
-    if torn:
-        found.append(f"{len(torn)} pictures under different labels: {_list(torn)}")
+    findings = [f"{len(n)} exact copies across {s}: {_list(n)}" for s, n in across.items()]
+    if conflicting:
+        findings.append(f"{len(conflicting)} pictures under different labels: {_list(conflicting)}")
     if repeated:
-        found.append(f"{repeated} exact copies within a split")
-    return found
+        findings.append(f"{repeated} exact copies within a split")
+    return findings
 
 
 def _alike(sound: _Sound, near: int) -> list[str]:
@@ -203,7 +198,7 @@ def _alike(sound: _Sound, near: int) -> list[str]:
 
 def _telling_names(pictures: Sequence[Picture]) -> list[str]:
     """File names from whose beginning the label can be told, or that call themselves copies."""
-    found = []
+    findings = []
     stems = [(re.split(r"[\\/]", p.id)[-1].rsplit(".", 1)[0], p.label) for p in pictures]
     labelled = [(stem, label) for stem, label in stems if label >= 0]
     starts = [(re.split(r"[_\-\s.]", stem)[0], label) for stem, label in labelled]
@@ -215,22 +210,20 @@ def _telling_names(pictures: Sequence[Picture]) -> list[str]:
     # Beginnings that are as many as the files tell nothing; neither does a single class.
     few = len(by_start) <= max(2 * len(labels), 1) and len(labelled) >= 4 * len(by_start)
     if few and len(labels) > 1 and told >= 0.95 * len(labelled):
-        found.append(
+        findings.append(
             f"file names tell the label: their beginning alone gives {told} of {len(labelled)} "
             f"labels (as in {_list(start for start, _ in starts)})"
         )
     copies = [stem for stem, _ in stems if _COPY.search(stem)]
     if copies:
-        found.append(f"{len(copies)} file names say they are copies: {_list(copies)}")
-    return found
+        findings.append(f"{len(copies)} file names say they are copies: {_list(copies)}")
+    return findings
 
 
 def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     """Pictures of each class and split, and the head and tail of the first split."""
-    head = ["class", "name", *counted]
-    rows = [head]
-    for k, name in enumerate(names):
-        rows.append([str(k), name, *(str(count[k]) for count in counted.values())])
+    rows = [["class", "name", *counted]]
+    rows += [[str(k), n, *(str(c[k]) for c in counted.values())] for k, n in enumerate(names)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
@@ -243,14 +236,13 @@ def _table(counted: Mapping[str, np.ndarray], names: Sequence[str]) -> str:
     some = first[first > 0]
     if not some.size:
         return "\n".join(lines)
-    first_of = {"head": class_balance.head(first), "tail": class_balance.tail(first)}
-    middle = sorted(set(range(len(first))) - set(itertools.chain(*first_of.values())))
+    tail, head = class_balance.tail(first), class_balance.tail(-first)
     lines.append(
         f"{split}: largest class {some.max()}, smallest {some.min()}, ratio "
         f"{some.max() / some.min():.1f}:1"
     )
-    for part, members in (*first_of.items(), ("rest", middle)):
-        share = first[list(members)].sum() / first.sum() if len(members) else 0.0
-        numbers = " ".join(map(str, members)) or "none"
-        lines.append(f"{part} ({len(members)} classes, {share:.1%} of the pictures): {numbers}")
+    for name, members in (("head", head), ("tail", tail), ("rest", ~(head | tail))):
+        share = first[members].sum() / first.sum()
+        numbers = " ".join(map(str, np.flatnonzero(members))) or "none"
+        lines.append(f"{name} ({members.sum()} classes, {share:.1%} of the pictures): {numbers}")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from jaxact.data.color import Colour
 from jaxact.data.images import FILTERS
 from jaxact.tasks.crop.config import Augment
 
-CELLS = 10  # a distorted picture is warped in CELLS x CELLS pieces
+CELLS = 10  # a distorted picture is warped in CELLS x CELLS squares
 _GRID_STEPS = 5  # columns and rows of a grid distortion
 _GRID_LIMIT = 0.3  # share by which one of them is wider or narrower
 _ELASTIC = 0.03  # share of the side that a node of an elastic distortion moves at most
@@ -67,14 +67,10 @@ def draw_warp(rng: np.random.Generator, augment: Augment) -> Warp:
         cos, sin = math.cos(angle) / factor, math.sin(angle) / factor
         x, y = x * augment.shift, y * augment.shift
     turn = ((across * cos, across * sin), (-down * sin, down * cos))
-    bend = None
     grid, elastic = rng.random() < augment.grid, rng.random() < augment.elastic
-    if grid or elastic:
-        bend = np.zeros((CELLS + 1, CELLS + 1, 2))
-        if grid:
-            bend += _grid(rng)
-        if elastic:
-            bend += _elastic(rng)
+    bend = _grid(rng) if grid else None
+    if elastic:
+        bend = _elastic(rng) if bend is None else bend + _elastic(rng)
     return Warp(centre, sides, turn, (x, y), bend)
 
 
@@ -114,11 +110,10 @@ def apply_warp(image: Image.Image, warp: Warp, side: int, interpolation: str) ->
         shape = (side, side)
         if image.size != shape or warp.sides != (1.0, 1.0):
             image = image.resize(shape, FILTERS[interpolation], box)
-        for sign, way in (
-            (a, Image.Transpose.FLIP_LEFT_RIGHT),
-            (d, Image.Transpose.FLIP_TOP_BOTTOM),
-        ):
-            image = image.transpose(way) if sign < 0 else image
+        if a < 0:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        if d < 0:
+            image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
         return image
     shrink = [max(1, int(n * s / side)) for n, s in zip(image.size, warp.sides, strict=True)]
     if max(shrink) > 1:
@@ -147,13 +142,13 @@ def _sampled(image: Image.Image, warp: Warp, side: int, interpolation: str) -> I
         table = (right[0], below[0], start[0], right[1], below[1], start[1])
         return image.transform(shape, Image.Transform.AFFINE, table, how)
     edges = np.rint(nodes * side).astype(int).tolist()
-    pieces = []
+    squares = []
     for row in range(CELLS):
         for column in range(CELLS):
             box = (edges[column], edges[row], edges[column + 1], edges[row + 1])
             corners = ((row, column), (row + 1, column), (row + 1, column + 1), (row, column + 1))
-            pieces.append((box, tuple(float(v) for at in corners for v in seen[at])))
-    return image.transform(shape, Image.Transform.MESH, pieces, how)
+            squares.append((box, tuple(float(v) for at in corners for v in seen[at])))
+    return image.transform(shape, Image.Transform.MESH, squares, how)
 
 
 # ------------------------------------------------------------------------------------------ colour
@@ -177,7 +172,7 @@ def colour_matrix(colour: Colour, mean: np.ndarray) -> np.ndarray:
     Args:
       mean: f[3], the picture's mean colour, whose grey contrast pulls toward.
 
-    Differs from `photometry.jitter` where that cuts to 0..255 in between, and in the hue, which
+    Differs from `color.jitter` where that cuts to 0..255 in between, and in the hue, which
     turns in the YIQ plane and so keeps the luma.
     """
     matrix, shift = _SAME, np.zeros(3)

@@ -51,8 +51,8 @@ def _name(picture: Picture, short: int) -> str:
             key = "\n".join(map(str, media.stamp(picture.path))).encode()
         except FileNotFoundError:
             raise UserError(f"{picture.path}: no such file") from None
-    found = hashlib.sha1(key, usedforsecurity=False).hexdigest()
-    return f"{found[:2]}/{found[2:]}_{short}"
+    name = hashlib.sha1(key, usedforsecurity=False).hexdigest()
+    return f"{name[:2]}/{name[2:]}_{short}"
 
 
 def _small(picture: Picture, short: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Class tables: what crop, disease and severity each class stands for; and class weights.
+"""Class tables: what crop, disease and severity each class stands for.
 
 A table is built in (`ai_challenger`), a CSV (class_id, name, crop, disease, severity), or implied
 by annotations with such columns. The sizes of all heads follow from it.
@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxact.config import UserError
@@ -84,16 +84,15 @@ class ClassTable:
 
     def severity(self, text: str) -> int:
         """The grade that a text means: its name or its number; -1 for "". -2 = none of these."""
-        found = text.strip().lower()
-        if not found or found == "-1":
+        grade = text.strip().lower()
+        if not grade or grade == "-1":
             return -1
         names = [name.lower() for name in self.severities]
-        if found in names:
-            return names.index(found)
         alias = {"mild": "general", "g": "general", "s": "serious", "severe": "serious"}
-        if alias.get(found) in names:
-            return names.index(alias[found])
-        return int(found) if found.isdigit() and int(found) < len(names) else -2
+        for known in (grade, alias.get(grade)):
+            if known in names:
+                return names.index(known)
+        return int(grade) if grade.isdigit() and int(grade) < len(names) else -2
 
 
 def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable:
@@ -108,29 +107,29 @@ def build(meanings: Sequence[Meaning], diseases: str = "agnostic") -> ClassTable
     names = tuple(m.name for m in meanings)
     if not all(m.crop and m.disease for m in meanings):
         return ClassTable(names)
-    healthy = [m.disease.lower() in _NO_DISEASE for m in meanings]
-    kinds = [
-        HEALTHY if well else (m.disease if diseases == "agnostic" else f"{m.crop} {m.disease}")
-        for m, well in zip(meanings, healthy, strict=True)
+    known = [
+        dataclasses.replace(m, disease=HEALTHY, severity=HEALTHY)
+        if m.disease.lower() in _NO_DISEASE
+        else m
+        for m in meanings
     ]
-    crops = _unique(m.crop for m in meanings)
-    found = _unique([HEALTHY] * any(healthy) + kinds)
-    grades = {m.severity for m, well in zip(meanings, healthy, strict=True) if not well} - {""}
+    shared = diseases == "agnostic"
+    kinds = [
+        m.disease if shared or m.disease == HEALTHY else f"{m.crop} {m.disease}" for m in known
+    ]
+    crops = tuple(dict.fromkeys(m.crop for m in known))
+    disease_names = tuple(dict.fromkeys([HEALTHY] * (HEALTHY in kinds) + kinds))
+    grades = {m.severity for m in known if m.disease != HEALTHY} - {""}
     severities = (HEALTHY, *sorted(grades, key=_natural)) if grades else ()
-    texts = [HEALTHY if well else m.severity for m, well in zip(meanings, healthy, strict=True)]
     return ClassTable(
         names,
-        tuple(crops.index(m.crop) for m in meanings),
-        tuple(found.index(kind) for kind in kinds),
-        tuple(severities.index(t) if t in severities else -1 for t in texts),
+        tuple(crops.index(m.crop) for m in known),
+        tuple(disease_names.index(kind) for kind in kinds),
+        tuple(severities.index(m.severity) if m.severity in severities else -1 for m in known),
         crops,
-        found,
+        disease_names,
         severities,
     )
-
-
-def _unique(texts: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(texts))
 
 
 def _natural(text: str) -> tuple[tuple[int, int, str], ...]:
@@ -145,16 +144,16 @@ def ai_challenger() -> tuple[Meaning, ...]:
     A disease with a single class counts as "general". Grades come from the classes themselves: the
     published metadata reads names like "(Fungus, Serious)" as general, 12 classes in all.
     """
-    found = []
+    classes = []
     for crop, diseases in _AI_CHALLENGER.items():
         for disease, grades in diseases:
             if disease == HEALTHY:
-                found.append(Meaning(f"{crop} healthy", crop, disease, ""))
+                classes.append(Meaning(f"{crop} healthy", crop, disease, ""))
                 continue
             for grade in ("general", "serious")[:grades]:
                 name = f"{crop} {disease}" + (f" {grade}" if grades == 2 else "")
-                found.append(Meaning(name, crop, disease, grade))
-    return tuple(found)
+                classes.append(Meaning(name, crop, disease, grade))
+    return tuple(classes)
 
 
 def as_rows(meanings: Sequence[Meaning]) -> list[dict[str, str]]:
@@ -172,11 +171,7 @@ def read(path: str | Path) -> tuple[Meaning, ...]:
     that contradicts the class.
     """
     by_id: dict[int, Meaning] = {}
-    for line, row in _rows(path, ("class_id",)):
-        where = f"{path}:{line}"
-        number = _class_id(row["class_id"], where)
-        if number in by_id:
-            raise UserError(f"{where}: class_id {number} is there twice")
+    for number, (where, row) in rows_by_class(path).items():
         name = row.get("name") or row.get("class") or str(number)
         given = (row.get(field, "").strip() for field in ("crop", "disease", "severity"))
         by_id[number] = checked(Meaning(name, *given), where)
@@ -206,10 +201,22 @@ def checked(meaning: Meaning, where: str) -> Meaning:
     return dataclasses.replace(meaning, severity=grade)
 
 
-def _class_id(text: str, where: str) -> int:
-    if not re.fullmatch(r"\d+", text.strip()):
-        raise UserError(f"{where}: class_id {text!r}; allowed: numbers from 0")
-    return int(text)
+def rows_by_class(
+    path: str | Path, needed: Sequence[str] = ()
+) -> dict[int, tuple[str, Mapping[str, str]]]:
+    """class_id -> (file and line, row) of a CSV with these columns; or of a run's config.json.
+
+    Raises: UserError for a missing file or column, an id that is no number from 0 or is repeated.
+    """
+    by_id: dict[int, tuple[str, Mapping[str, str]]] = {}
+    for line, row in _rows(path, ("class_id", *needed)):
+        where, text = f"{path}:{line}", row["class_id"]
+        if not re.fullmatch(r"\d+", text.strip()):
+            raise UserError(f"{where}: class_id {text!r}; allowed: numbers from 0")
+        if int(text) in by_id:
+            raise UserError(f"{where}: class_id {int(text)} is there twice")
+        by_id[int(text)] = where, row
+    return by_id
 
 
 def _rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, Mapping[str, str]]]:
@@ -220,11 +227,10 @@ def _rows(path: str | Path, needed: Sequence[str]) -> list[tuple[int, Mapping[st
         return _stored(path)
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
-        absent = [name for name in needed if name not in (reader.fieldnames or ())]
+        columns = reader.fieldnames or ()
+        absent = [name for name in needed if name not in columns]
         if absent:
-            raise UserError(
-                f"{path}: has no column {absent[0]!r}; it has {', '.join(reader.fieldnames or ())}"
-            )
+            raise UserError(f"{path}: has no column {absent[0]!r}; it has {', '.join(columns)}")
         return [(reader.line_num, row) for row in reader]
 
 
@@ -245,6 +251,3 @@ def _stored(path: str | Path) -> list[tuple[int, Mapping[str, str]]]:
     if not sound or not rows:
         raise UserError(f"{path}: holds no class_table; allowed: a CSV, or a run's config.json")
     return list(enumerate(rows))
-
-
-# ----------------------------------------------------------------------------------- class weights

@@ -1,14 +1,7 @@
 """Pictures of crop diseases: from annotations to the arrays of one example.
 
-Host side of `tasks/crop.py`. Everything drawn at random comes from the generator given. An example:
-
-| key      | dtype, shape                   | unit |
-|----------|--------------------------------|------|
-| image    | u8[h, w, 3], or u8[v, h, w, 3] | RGB; v views in evaluation, none mirrored |
-| label    | i32                            | class, -1 = unknown |
-| crop     | i32                            | -1 = unknown |
-| disease  | i32                            | 0 = healthy where a class is, -1 = unknown |
-| severity | i32                            | grade of the class table, -1 = not graded |
+Arrays are those of the table in `task.py`, without b: in evaluation `image` has an axis of views in
+front, none mirrored. Everything drawn at random comes from the generator given.
 """
 
 from collections.abc import Sequence
@@ -17,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images, media
-from jaxact.tasks.crop import annotation_files, annotations, augment, cache, class_balance
-from jaxact.tasks.crop import audit as image_audit
-from jaxact.tasks.crop import classes as class_table
-from jaxact.tasks.crop import tfds as prepared
+from jaxact.models.specs import PARTS
+from jaxact.tasks.crop import annotation_files, annotations, augment, cache, classes, tfds
 from jaxact.tasks.crop.annotation_files import Listing
 from jaxact.tasks.crop.annotations import Picture, PictureSource
+from jaxact.tasks.crop.audit import inspect
 from jaxact.tasks.crop.classes import ClassTable, Meaning
-from jaxact.tasks.crop.config import SAMPLERS, Data, Views
+from jaxact.tasks.crop.config import Data, Views
 
-# ---------------------------------------------------------------------------------------- examples
+_NUMBERS = ("label", *PARTS)
+
+# ----------------------------------------------------------------------------------------- sources
 
 
 def table(data: Data) -> ClassTable:
     """The classes by their heads. Raises: as `meanings`."""
-    return class_table.build(meanings(data), data.diseases)
+    return classes.build(meanings(data), data.diseases)
 
 
 def meanings(data: Data) -> tuple[Meaning, ...]:
@@ -44,23 +37,23 @@ def meanings(data: Data) -> tuple[Meaning, ...]:
     """
     if data.class_table:
         known = data.class_table == "ai_challenger"
-        found = class_table.ai_challenger() if known else class_table.read(data.class_table)
-        if data.classes and data.classes != len(found):
+        listed = classes.ai_challenger() if known else classes.read(data.class_table)
+        if data.classes and data.classes != len(listed):
             raise UserError(
-                f"config.data.classes={data.classes}: {data.class_table} has {len(found)} classes; "
-                "allowed: 0 (as many as it has) or that number"
+                f"config.data.classes={data.classes}: {data.class_table} has {len(listed)} "
+                "classes; allowed: 0 (as many as it has) or that number"
             )
-        _same_classes(data, {meaning.name for meaning in found})
-        return tuple(found)
-    if prepared.named(data.annotations):
-        return tuple(prepared.meanings(data.annotations))
+        _same_classes(data, {meaning.name for meaning in listed})
+        return listed
+    if tfds.named(data.annotations):
+        return tfds.meanings(data.annotations)
     if data.classes and not Path(data.annotations).is_file():
         return tuple(Meaning(str(k)) for k in range(data.classes))
     return annotations.meanings(_listings(data), data.classes)
 
 
 def _same_classes(data: Data, known: set[str]) -> None:
-    """Raises UserError where every class that the annotations name is another than the table's."""
+    """Raises: UserError where the annotations name classes, none of which is in the table."""
     if not Path(data.annotations).is_file():  # none, tfds, or missing: its reader says so
         return
     named = {row.name for listing in _listings(data) for row in listing.rows if row.name}
@@ -88,12 +81,12 @@ def source(data: Data, split: str) -> PictureSource:
     Raises: UserError for missing or invalid annotations, a class without a training picture, and a
     class of the split that training never sees (both unless data.missing is "allow").
     """
-    found = _split(data, split)
+    pictures = _split(data, split)
     if split == "train" and data.shots:
-        found = annotations.few(found, data.shots, data.shots_seed)
+        pictures = annotations.few_shots(pictures, data.shots, data.shots_seed)
     if data.missing == "error":
-        _require_classes(data, found, split)
-    return PictureSource(found)
+        _require_classes(data, pictures, split)
+    return PictureSource(pictures)
 
 
 def _split(data: Data, split: str) -> list[Picture]:
@@ -104,8 +97,8 @@ def _split(data: Data, split: str) -> list[Picture]:
         path, field = data.val_annotations or data.annotations, "val_split"
     named = getattr(data, field)
     known = table(data)
-    if prepared.named(path):
-        return [annotations.meant(p, known) for p in prepared.pictures(path, named)]
+    if tfds.named(path):
+        return [annotations.with_parts(p, known) for p in tfds.pictures(path, named)]
     _listings(data)  # names what is empty before what is missing
     listing = annotation_files.parse(path)
     if split != "train" and "split" not in listing.columns and path == data.annotations:
@@ -117,13 +110,13 @@ def _split(data: Data, split: str) -> list[Picture]:
     return [annotations.picture(row, known, folder) for row in listing.chosen(named, field)]
 
 
-def _require_classes(data: Data, found: Sequence[Picture], split: str) -> None:
+def _require_classes(data: Data, pictures: Sequence[Picture], split: str) -> None:
     known = table(data)
-    trained = found if split == "train" else _split(data, "train")
+    trained = pictures if split == "train" else _split(data, "train")
     missing = set(range(len(known.names))) - {p.label for p in trained}
     where = data.annotations
     if split != "train":
-        missing &= {p.label for p in found}
+        missing &= {p.label for p in pictures}
         where = f"{data.annotations} ({split})"
     if missing:
         first = min(missing)
@@ -135,31 +128,13 @@ def _require_classes(data: Data, found: Sequence[Picture], split: str) -> None:
         )
 
 
-def counts(source: PictureSource, classes: int) -> np.ndarray:
-    """i64[k]: pictures of each class."""
-    labels = source.labels()
-    return np.bincount(labels[labels >= 0], minlength=classes)
-
-
-def balance(data: Data, counts: np.ndarray) -> np.ndarray:
-    """f32[k]: the loss weights that `data.balance` asks for. Raises: UserError for a bad file."""
-    wanted = data.balance
-    if wanted.file:
-        return class_balance.read_weights(wanted.file, len(counts))
-    low, high = wanted.clip
-    return class_balance.weights(counts, wanted.weights, wanted.beta, low, high)
-
-
 def sampler(data: Data, source: PictureSource, stage_data: Any) -> np.ndarray | None:
     """f64[n] sampling weights of a stage's `sampler`; None = each picture once an epoch.
 
     weighted: 1 / count^power. balanced: 1 / count, so that classes are drawn equally often. mixN:
     N % of that and the rest natural; rows of 25, 50 and 75 make progressive balancing.
-
-    Raises: UserError for another name.
     """
     kind = stage_data.sampler
-    schema.require(kind in SAMPLERS, "stages.sampler", kind, ", ".join(SAMPLERS))
     if kind == "natural":
         return None
     labels = source.labels()
@@ -196,7 +171,7 @@ def side_of(data: Data, stage_data: Any, split: str) -> int:
 def prepare(
     data: Data, picture: Picture, rng: np.random.Generator, stage_data: Any, split: str
 ) -> dict[str, np.ndarray]:
-    """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
+    """One example's arrays (table in `task.py`). Raises: UserError for an unreadable picture."""
     side, how = side_of(data, stage_data, split), data.interpolation
     if split != "train":
         pixels = _views(data, picture, side, split)
@@ -216,9 +191,6 @@ def prepare(
     return {"image": pixels, **numbers}
 
 
-_NUMBERS = ("label", "crop", "disease", "severity")
-
-
 def _load(data: Data, picture: Picture, side: int) -> Any:
     """The decoded picture, large enough for `side` px."""
     if data.cache:
@@ -229,35 +201,36 @@ def _load(data: Data, picture: Picture, side: int) -> Any:
 def _views(data: Data, picture: Picture, side: int, split: str) -> np.ndarray:
     spec = view_spec(data, split)
     image = _load(data, picture, int(np.ceil(side * max(spec.scales))))
-    cut = [
-        images.resize(image, (side, side), box, data.interpolation)
-        for scale in spec.scales
-        for box in images.boxes(image.size, scale, spec.crops, data.keep_ratio)
-    ]
-    return np.stack(cut)
+    return np.stack(
+        [
+            images.resize(image, (side, side), box, data.interpolation)
+            for scale in spec.scales
+            for box in images.boxes(image.size, scale, spec.crops, data.keep_ratio)
+        ]
+    )
 
 
 def shapes(data: Data, stage_data: Any, split: str) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     side, spec = side_of(data, stage_data, split), view_spec(data, split)
-    view = () if split == "train" else (len(spec.scales) * spec.crops,)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {"image": ((*view, side, side, 3), np.uint8)}
-    return {**found, **{name: ((), np.int32) for name in _NUMBERS}}
+    views = () if split == "train" else (len(spec.scales) * spec.crops,)
+    numbers: dict[str, Any] = {name: ((), np.int32) for name in _NUMBERS}
+    return {"image": ((*views, side, side, 3), np.uint8), **numbers}
 
 
 def audit(picture: Picture) -> str:
     """Opens and decodes a picture: "" or what is wrong with it."""
-    return image_audit.inspect(picture).error
+    return inspect(picture).error
 
 
-def examples(data: Data, path: str) -> Sequence[Picture]:
+def examples(data: Data, path: str) -> PictureSource:
     """Pictures of a file, a folder, or an annotation list, with or without labels.
 
     Raises: UserError for a path that is missing or holds none.
     """
     given, held = Path(path), media.held(path, images.SUFFIXES)
     if held:
-        return [Picture(file, file) for file in held]
+        return PictureSource([Picture(file, file) for file in held])
     if not given.exists():
         raise UserError(f"--input={path} does not exist")
     if given.is_dir():
@@ -266,18 +239,18 @@ def examples(data: Data, path: str) -> Sequence[Picture]:
             raise UserError(
                 f"--input={path}: no pictures in it; allowed: {', '.join(images.SUFFIXES)}"
             )
-        return [Picture(str(p), str(p)) for p in files]
+        return PictureSource([Picture(str(p), str(p)) for p in files])
     if given.suffix.lower() in images.SUFFIXES:
-        return [Picture(path, path)]
+        return PictureSource([Picture(path, path)])
     if given.suffix.lower() not in annotation_files.SUFFIXES:
         allowed = ", ".join((*images.SUFFIXES, *annotation_files.SUFFIXES))
         raise UserError(
             f"--input={path}: suffix {given.suffix!r}; allowed: a folder of pictures, or {allowed}"
         )
     listing = annotation_files.parse(path, labelled=False)
-    folder = annotations.folder_of(listing, data.images)
-    known = table(data)
-    return [annotations.picture(row, known, folder, labelled=False) for row in listing.rows]
+    folder, known = annotations.folder_of(listing, data.images), table(data)
+    rows = listing.rows
+    return PictureSource([annotations.picture(row, known, folder, labelled=False) for row in rows])
 
 
 def thumbnail(picture: Picture) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Scores of long-tailed, hierarchical classification: which classes carry a number.
+"""Scores of long-tailed, hierarchical classification: accuracies of subsets of the classes.
 
-Classes are split by their number of TRAINING images: tail and head are the quarters (rounded down)
-with the fewest and the most, mid the rest; few, medium and many are below 20, up to 100 and above
-(the convention of ImageNet-LT). Accuracy of a part is the mean recall of its classes that occur.
+Subsets go by the number of TRAINING pictures: tail and head are the quarters (rounded down) of the
+classes with the fewest and the most, mid the rest; few, medium and many have below 20, 20 to 100
+and above 100 (as in ImageNet-LT). The accuracy of a subset is the mean recall of its classes that
+occur.
 """
 
 import csv
@@ -12,40 +13,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxact.evaluate.metrics import Confusion
+from jaxact.tasks.crop.class_balance import TAIL, tail
 
-TAIL = 0.25  # of the classes
-SHOTS = (20, 100)  # images: few below the first, many above the second
-
-
-def tail(counts: Sequence[int] | np.ndarray, share: float = TAIL) -> np.ndarray:
-    """bool[k]: the floor(share k) classes with the fewest training images i[k], ties by number."""
-    counts = np.asarray(counts)
-    found = np.zeros(len(counts), bool)
-    found[np.argsort(counts, kind="stable")[: int(share * len(counts))]] = True
-    return found
+SUBSETS = ("tail", "mid", "head", "few", "medium", "many")
+SHOTS = (20, 100)  # pictures: few below the first, many above the second
 
 
-def parts(counts: Sequence[int] | np.ndarray, share: float = TAIL) -> dict[str, np.ndarray]:
-    """bool[k] of tail, mid, head and of few, medium, many, from training images i[k]."""
+def subsets(counts: Sequence[int] | np.ndarray, share: float = TAIL) -> dict[str, np.ndarray]:
+    """bool[k] of each of SUBSETS, from training pictures i[k]."""
     counts = np.asarray(counts)
     low = tail(counts, share)
-    head = np.zeros_like(low)
-    head[np.argsort(-counts, kind="stable")[: int(share * len(counts))]] = True
-    head &= ~low  # where a share above one half lets them meet
+    head = tail(-counts, share) & ~low  # a share above one half lets them meet
     few, many = counts < SHOTS[0], counts > SHOTS[1]
-    return {
-        "tail": low,
-        "mid": ~(low | head),
-        "head": head,
-        "few": few,
-        "medium": ~(few | many),
-        "many": many,
-    }
+    return dict(zip(SUBSETS, (low, ~(low | head), head, few, ~(few | many), many), strict=True))
 
 
-def part_scores(table: Confusion, members: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """{part}_acc: the mean recall of the part's classes that occur; a part without any is left
-    out."""
+def subset_scores(table: Confusion, members: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """{subset}_acc: the mean recall of its classes that occur; without any it is left out."""
     recall, seen = table.recall(), table.support > 0
     return {
         f"{name}_acc": float(recall[seen & mine].mean())
@@ -75,7 +59,7 @@ def class_table(
     table: Confusion, names: Sequence[str], counts: Sequence[int] | np.ndarray, share: float = TAIL
 ) -> str:
     """CSV text: class, name, train images, part, support, predicted, precision, recall, f1."""
-    members = parts(counts, share)
+    members = subsets(counts, share)
     of = np.select([members["tail"], members["head"]], ["tail", "head"], "mid")
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")

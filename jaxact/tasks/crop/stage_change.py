@@ -1,6 +1,7 @@
 """What changes in the state when a stage begins: cosine head, centres, a head drawn anew.
 
-Pure functions of the variables, the two rows and a key (`Task.enter`). crop.md sections 4 and 5.
+Pure functions of the variables, the two rows and a key (`Training.enter`). Source: crop.md
+sections 4 and 5.
 """
 
 from collections.abc import Callable, Iterator
@@ -64,10 +65,10 @@ def class_means(
     count = np.zeros(classes, np.int64)
     for batch in batches:
         # One view: the middle of the picture, or the whole of it.
-        found = np.asarray(features(variables, normalised(batch["image"][:, 0])), np.float64)
+        values = np.asarray(features(variables, normalised(batch["image"][:, 0])), np.float64)
         label = np.asarray(batch["label"])
         known = np.asarray(batch["mask"]) & (label >= 0)
-        np.add.at(total, label[known], found[known])
+        np.add.at(total, label[known], values[known])
         count += np.bincount(label[known], minlength=classes)
     mean = total / np.maximum(count, 1)[:, None]
     return jnp.asarray(np.where(count[:, None] > 0, mean, np.asarray(centers)), jnp.float32)

@@ -1,6 +1,6 @@
 """Long-tailed crop-disease classification on single pictures.
 
-Batch keys beside `id` and `mask` (b examples; evaluation batches have v views after b):
+Batch keys beside `id` and `mask` (b examples; evaluation has v views of each after b):
 
 | key      | dtype, shape      | unit |
 |----------|-------------------|------|
@@ -13,7 +13,7 @@ Batch keys beside `id` and `mask` (b examples; evaluation batches have v views a
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxact import config as schema
 from jaxact.evaluate import metrics
+from jaxact.models.classifier import Classifier
 from jaxact.models.specs import PARTS
 from jaxact.ops import longtail, losses, mixing, pixels
 from jaxact.task import (
@@ -35,30 +36,31 @@ from jaxact.task import (
     Task,
     Training,
 )
-from jaxact.tasks.crop import audit, dataset, network, stage_change
-from jaxact.tasks.crop import classes as class_table
-from jaxact.tasks.crop import longtail_scores as parts_of
-from jaxact.tasks.crop import scoring as crop_scores
+from jaxact.tasks.crop import audit, class_balance, dataset, stage_change
 from jaxact.tasks.crop.annotations import PictureSource
-from jaxact.tasks.crop.checks import validate
-from jaxact.tasks.crop.config import Config, Data, Loss
-from jaxact.weights import images as foreign
+from jaxact.tasks.crop.classes import ClassTable, as_rows
+from jaxact.tasks.crop.config import Config, Data, Loss, validate
+from jaxact.tasks.crop.scoring import Counts, Scoring, conclude
+from jaxact.weights import images
 
 
 def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
     validate(config)
     data, bound = config.data, functools.partial
-    classes = dataset.meanings(data)
-    table = class_table.build(classes, data.diseases)
+    micro_batch = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro_batch, "mixing_group")
+    table = dataset.table(data)
     if config.model.kind == "multitask":
         table.require_heads("model.kind")
     sizes = (len(table.names), len(table.crops), len(table.diseases), len(table.severities))
-    dynamic = config.loss.dynamic
-    model: Any = network.build(config.model, sizes[0], sizes[1:], config.dtype, dynamic)
-    counted = functools.cache(bound(_counts, data, len(table.names)))
-    before = functools.cache(bound(_counts, data, len(table.names), True))
-    scoring = crop_scores.Scoring(config, table, counted, before)
+    spec, dtype = dataclasses.replace(config.model), jnp.dtype(config.dtype)
+    model: Any = Classifier(spec, sizes[0], sizes[1:], config.loss.dynamic, dtype)
+    counts = functools.cache(bound(_counts, data, sizes[0]))
+    full_counts = functools.cache(bound(_counts, dataclasses.replace(data, shots=0), sizes[0]))
+    statistics = functools.cache(bound(_class_statistics, config, counts, full_counts))
+    scoring = Scoring(config, table, counts, full_counts)
+    normalised = bound(_normalised, data)
     features = jax.jit(lambda v, image: model.apply(v, image, train=False)["features"])
     return Task(
         training=Training(
@@ -68,61 +70,72 @@ def make(config: Config) -> Task:
             prepare=bound(dataset.prepare, data),
             shapes=bound(dataset.shapes, data),
             inputs=bound(_inputs, config, sizes),
-            loss=bound(_loss, config, _facts(config, counted, before)),
+            loss=bound(_loss, config, statistics),
             sampler=bound(dataset.sampler, data),
             watch=_watch,
-            enter=bound(stage_change.enter, bound(_normalised, data), features),
+            enter=bound(stage_change.enter, normalised, features),
         ),
         evaluation=Evaluation(
-            infer=bound(_infer, config, counted),
+            infer=bound(_infer, config, counts),
             measure=_measure,
             rows=_rows,
             score=scoring.score,
             views=bound(dataset.view_text, data, schema.carried(schema.reached(config), "size")),
             metrics=scoring.names(),
-            conclude=bound(crop_scores.conclude, config, scoring, model, bound(_normalised, data)),
+            conclude=bound(conclude, config, scoring, model, normalised),
         ),
         prediction=Prediction(
-            example=bound(_example, data),
-            describe=bound(_describe, table),
+            example=bound(dataset.examples, data), describe=bound(_describe, table)
         ),
         shipping=Shipping(
             counted=model.clone(implementation="conv"),
-            meanings=class_table.as_rows(classes),
+            meanings=as_rows(dataset.meanings(data)),
             audit=dataset.audit,
-            weights=bound(_load_foreign, config),
+            weights=bound(_load_weights, config),
             thumbnail=dataset.thumbnail,
             contract=bound(_contract, config),
-            survey=bound(_survey, data, table),
+            survey=bound(audit.survey, table.names, data.near),
         ),
     )
 
 
-def _source(data: Data, scoring: Any, split: str) -> PictureSource:
+def _source(data: Data, scoring: Scoring, split: str) -> PictureSource:
     """The pictures of a split; of validation, those that `eval.metric` can be measured on."""
-    found = dataset.source(data, split)
+    pictures = dataset.source(data, split)
     if split == "val":
-        scoring.require_metric(found)
-    return found
+        scoring.require_metric(pictures)
+    return pictures
 
 
-def _survey(data: Data, table: Any, sources: Any) -> tuple[Sequence[str], str]:
-    return audit.survey(sources, table.names, data.near)
-
-
-def _example(data: Data, path: str) -> PictureSource:
-    return PictureSource(dataset.examples(data, path))
-
-
-def _counts(data: Data, classes: int, whole: bool = False) -> np.ndarray:
-    """i64[k]: training pictures of each class; `whole`: before `data.shots` leaves most out.
+def _counts(data: Data, classes: int) -> np.ndarray:
+    """i64[k]: training pictures of each class.
 
     Ones where no annotations are named: how fast a step is (`bench`) does not depend on them.
     """
     if not data.annotations:
         return np.ones(classes, np.int64)
-    data = dataclasses.replace(data, shots=0) if whole else data
-    return dataset.counts(dataset.source(data, "train"), classes)
+    return dataset.source(data, "train").counts(classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassStatistics:
+    """What the loss needs to know of the training pictures of each class; all arrays are [k]."""
+
+    prior: np.ndarray  # f: logarithm of its share
+    margins: np.ndarray  # f: LDAM's
+    weights: np.ndarray  # f32: in the loss
+    tail: np.ndarray  # bool: one of those with the fewest pictures
+
+
+def _class_statistics(config: Config, counts: Counts, full_counts: Counts) -> ClassStatistics:
+    """Prior, margins and weights by the pictures trained on, `counts`; the tail by those before
+    `data.shots` makes all classes equal, `full_counts`."""
+    return ClassStatistics(
+        longtail.log_prior(counts()),
+        longtail.margins(counts()),
+        class_balance.loss_weights(config.data.balance, counts()),
+        class_balance.tail(full_counts(), config.loss.tail),
+    )
 
 
 # ---------------------------------------------------------------------------------- under jit
@@ -137,7 +150,7 @@ def _inputs(
 ) -> tuple[dict[str, Any], Any]:
     """Normalised pictures; in training also mixed, with a distribution for each head.
 
-    `sizes`: classes of the heads, the label's first; () in evaluation.
+    `sizes`: classes of the heads, the label's first.
     """
     image = _normalised(config.data, batch["image"])
     if stage_data is None:
@@ -173,31 +186,6 @@ def _inputs(
     return arguments, targets
 
 
-Facts = Callable[[], dict[str, np.ndarray]]
-
-
-def _facts(
-    config: Config, counted: Callable[[], np.ndarray], before: Callable[[], np.ndarray]
-) -> Facts:
-    """What the loss knows of the training split: read when the first step is traced.
-
-    Prior, margins and weights are of what is trained on; which classes are the tail is decided
-    `before` data.shots makes all of them equal.
-    """
-
-    @functools.cache
-    def found() -> dict[str, np.ndarray]:
-        counts = counted()
-        return {
-            "prior": longtail.log_prior(counts),
-            "margins": longtail.margins(counts),
-            "weights": dataset.balance(config.data, counts),
-            "tail": parts_of.tail(before(), config.loss.tail),
-        }
-
-    return found
-
-
 def _share(targets: Any, classes: int) -> Any:
     """Label distributions f32[b, k] of a mixed batch."""
     lam = targets["lam"]
@@ -205,41 +193,50 @@ def _share(targets: Any, classes: int) -> Any:
     return lam * own + (1 - lam) * partner
 
 
-def _loss(config: Config, facts: Facts, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
-    """Label loss by the stage's rules, the other heads' cross entropies, the center loss."""
-    settings, known = config.loss, facts()
-    logits = longtail.adjusted(outputs["logits"], known["prior"], hyper["tau"])
-    weights = 1 + hyper["class_weight"] * (known["weights"] - 1)
+def _loss(
+    config: Config,
+    statistics: Callable[[], ClassStatistics],
+    outputs: Any,
+    targets: Any,
+    hyper: Hyper,
+) -> dict[str, Any]:
+    """Label loss by the stage's rules, the other heads' cross entropies, the center loss.
+
+    `statistics` is called when the first step is traced.
+    """
+    settings, known = config.loss, statistics()
+    logits = longtail.adjusted(outputs["logits"], known.prior, hyper["tau"])
+    weights = 1 + hyper["class_weight"] * (known.weights - 1)
     share, mask = _share(targets, logits.shape[-1]), targets["mask"]
     smoothing = hyper["label_smoothing"]
     focal = longtail.focal(logits, settings.gamma, weights)
     if settings.kind == "focal":
         base = focal
     elif any(max(stage.margin, default=0) > 0 for stage in config.stages):
-        base = longtail.ldam(logits, hyper["margin"] * known["margins"], smoothing, weights)
+        base = longtail.ldam(logits, hyper["margin"] * known.margins, smoothing, weights)
     else:
         base = longtail.smoothed(logits, smoothing, weights)
     on = hyper["focal"] > 0
-    table = jnp.where(on & known["tail"], focal, base)
+    table = jnp.where(on & known.tail, focal, base)
     each = longtail.reduce(table, share, weights, mask)
     if settings.tail_form == "sum_of_means":
-        apart = longtail.sum_of_means(table, share, known["tail"], weights, mask)
+        apart = longtail.sum_of_means(table, share, known.tail, weights, mask)
         each = jnp.where(on, apart, each)
-    found = {"label": each}
+    terms = {"label": each}
     if config.model.kind == "multitask":
         scale = _head_weights(settings, outputs)
-        found["label"] = scale["label"] * each
+        terms["label"] = scale["label"] * each
         for name in PARTS:
             if name in outputs:
                 entropy = losses.cross_entropy(outputs[name], targets[name], smoothing)
-                found[name] = scale[name] * entropy
+                terms[name] = scale[name] * entropy
     if config.model.center:
         features, centers = outputs["features"], outputs["centers"]
         lam, norm = targets["lam"], settings.center_norm
         own = longtail.center(features, targets["own"], centers, norm)
         partner = longtail.center(features, targets["partner"], centers, norm)
-        found["center"] = hyper["center"] * (lam * own + (1 - lam) * partner)
-    return found
+        terms["center"] = hyper["center"] * (lam * own + (1 - lam) * partner)
+    return terms
 
 
 def _head_weights(settings: Loss, outputs: Any) -> dict[str, Any]:
@@ -249,8 +246,8 @@ def _head_weights(settings: Loss, outputs: Any) -> dict[str, Any]:
     if not means:
         return fixed
     base, seen = [fixed[name] for name in means], jnp.stack(list(means.values()))
-    found = longtail.inverse_loss_weights(base, jax.lax.stop_gradient(seen))
-    return {**fixed, **dict(zip(means, found, strict=True))}
+    weights = longtail.inverse_loss_weights(base, jax.lax.stop_gradient(seen))
+    return {**fixed, **dict(zip(means, weights, strict=True))}
 
 
 def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
@@ -261,18 +258,15 @@ def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
     return {"acc": lam * own + (1 - lam) * partner}
 
 
-def _infer(
-    config: Config, counted: Callable[[], np.ndarray], apply: Any, batch: Batch, split: str
-) -> Any:
+def _infer(config: Config, counts: Counts, apply: Any, batch: Batch, split: str) -> Any:
     """Log probabilities f32[b, k] of the mean over views, one view in memory at a time, and the
     probabilities of the other heads."""
     data = config.data
     names = ("logits", *(PARTS if config.model.kind == "multitask" else ()))
 
     def one(image: Any) -> Any:
-        arguments, _ = _inputs(config, (), {"image": image}, {}, None, None)
-        found = apply(**arguments)
-        return {name: jax.nn.softmax(found[name]) for name in names if name in found}
+        outputs = apply(image=_normalised(data, image))
+        return {name: jax.nn.softmax(outputs[name]) for name in names if name in outputs}
 
     def both(image: Any) -> Any:
         if not dataset.view_spec(data, split).flip:
@@ -281,18 +275,18 @@ def _infer(
 
     views = jnp.moveaxis(batch["image"], 1, 0)
     if len(views) == 1:
-        found = both(views[0])
+        shares = both(views[0])
     else:
-        found = jax.tree.map(lambda x: x.mean(0), jax.lax.map(both, views))
-    logits = jnp.log(jnp.maximum(found["logits"], jnp.finfo(jnp.float32).tiny))
+        shares = jax.tree.map(lambda x: x.mean(0), jax.lax.map(both, views))
+    logits = jnp.log(jnp.maximum(shares["logits"], jnp.finfo(jnp.float32).tiny))
     if config.eval.tau:
         if not data.annotations:
             raise schema.UserError(
                 f"config.eval.tau={config.eval.tau} needs the training counts; allowed: "
                 "config.data.annotations, or 0"
             )
-        logits = longtail.adjusted(logits, longtail.log_prior(counted()), -config.eval.tau)
-    return {**found, "logits": jax.nn.log_softmax(logits)}
+        logits = longtail.adjusted(logits, longtail.log_prior(counts()), -config.eval.tau)
+    return {**shares, "logits": jax.nn.log_softmax(logits)}
 
 
 def _measure(outputs: Any, batch: Batch) -> Any:
@@ -314,50 +308,50 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ predictions
 
 
-def _describe(table: Any, row: dict[str, np.ndarray], top: int = 5) -> dict[str, Any]:
+def _describe(table: ClassTable, row: dict[str, np.ndarray], top: int = 5) -> dict[str, Any]:
     """The likeliest classes, and what the best one means."""
     share = row["scores"]
     order = np.argsort(-share, kind="stable")[:top]
     first = [
         {"class": int(k), "name": table.names[k], "probability": float(share[k])} for k in order
     ]
-    found = {"name": first[0]["name"], "probability": first[0]["probability"], "top": first}
+    said = {"name": first[0]["name"], "probability": first[0]["probability"], "top": first}
     for name, of, names in (
         ("crop", table.crop_of, table.crops),
         ("disease", table.disease_of, table.diseases),
         ("severity", table.severity_of, table.severities),
     ):
         if of and of[order[0]] >= 0:
-            found[name] = names[of[order[0]]]
-    return found
+            said[name] = names[of[order[0]]]
+    return said
 
 
-def _load_foreign(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
+def _load_weights(config: Config, path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a PyTorch or safetensors file, as far as they fit, and the report.
 
     Raises: UserError where the file says that it wants other pixels than the config gives.
     """
-    found, report, pixels = foreign.load(path, variables, config.model.backbone)
+    loaded, report, wants = images.load(path, variables, config.model.backbone)
     for field in ("mean", "std"):
-        wanted = tuple(round(255 * value, 3) for value in getattr(pixels, field))
+        wanted = tuple(round(255 * value, 3) for value in getattr(wants, field))
         given = getattr(config.data, field)
         if not np.allclose(wanted, given, atol=0.1):
             raise schema.UserError(
                 f"config.data.{field}={given} is not what {path} was trained with; allowed: "
-                f"--config.data.{field}={','.join(map(str, wanted))} ({pixels.source})"
+                f"--config.data.{field}={','.join(map(str, wanted))} ({wants.source})"
             )
-    return found, report
+    return loaded, report
 
 
 def _contract(config: Config, stage_data: Any = None) -> Contract:
     """What `export` ships: resized pictures in (of this row's size), probabilities out."""
+    data = config.data
     last = schema.carried(schema.reached(config), "size")[-1]
-    side = config.data.test_size or (last if stage_data is None else stage_data.size)
-    ways = "resized to a square" if not config.data.keep_ratio else "its middle square, resized"
+    side = data.test_size or (last if stage_data is None else stage_data.size)
+    ways = "resized to a square" if not data.keep_ratio else "its middle square, resized"
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:
-        arguments, _ = _inputs(config, (), batch, {}, None, None)
-        logits = apply(**arguments)["logits"].astype(jnp.float32)
+        logits = apply(image=_normalised(data, batch["image"]))["logits"].astype(jnp.float32)
         return {"logits": logits, "scores": jax.nn.softmax(logits)}
 
     return Contract(
@@ -367,8 +361,8 @@ def _contract(config: Config, stage_data: Any = None) -> Contract:
             "scores": "f32[b, k] probabilities of the classes",
         },
         preprocessing={
-            "resize": f"{ways}, {side} px, {config.data.interpolation}",
-            "inside": f"(x - {list(config.data.mean)}) / {list(config.data.std)}",
+            "resize": f"{ways}, {side} px, {data.interpolation}",
+            "inside": f"(x - {list(data.mean)}) / {list(data.std)}",
         },
         call=call,
     )

@@ -35,16 +35,16 @@ def _builder(annotations: str) -> Any:
         ) from None
     try:
         folder = Path(name).is_dir()
-        found = tfds.builder_from_directory(name) if folder else tfds.builder(name)
+        builder = tfds.builder_from_directory(name) if folder else tfds.builder(name)
     except (ValueError, LookupError, OSError, ImportError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"config.data.annotations={annotations!r}: {line}") from None
-    if not {"image", "label"} <= set(found.info.features or ()):
+    if not {"image", "label"} <= set(builder.info.features or ()):
         raise UserError(
             f"config.data.annotations={annotations!r}: has the features "
-            f"{', '.join(found.info.features or ())}; allowed: sets with image and label"
+            f"{', '.join(builder.info.features or ())}; allowed: sets with image and label"
         )
-    return found
+    return builder
 
 
 def meanings(annotations: str) -> tuple[Meaning, ...]:
@@ -52,22 +52,16 @@ def meanings(annotations: str) -> tuple[Meaning, ...]:
 
     Raises: UserError as above.
     """
-    found = []
+    classes = []
     for name in _builder(annotations).info.features["label"].names:
         crop, _, disease = str(name).partition("___")
-        found.append(Meaning(str(name), crop if disease else "", disease))
-    return tuple(found)
+        classes.append(Meaning(str(name), crop if disease else "", disease))
+    return tuple(classes)
 
 
-class Encoded:
-    """The picture at one place of a prepared set, read when it is asked for."""
-
-    def __init__(self, annotations: str, split: str, index: int):
-        self.annotations, self.split, self.index = annotations, split, index
-
-    def __call__(self) -> bytes:
-        """The encoded picture."""
-        return bytes(_records(self.annotations, self.split)[self.index]["image"])
+def _encoded(annotations: str, split: str, index: int) -> bytes:
+    """The encoded picture at one place of a prepared set."""
+    return bytes(_records(annotations, split)[index]["image"])
 
 
 @functools.lru_cache(maxsize=8)
@@ -97,6 +91,8 @@ def pictures(annotations: str, split: str) -> list[Picture]:
     records = _records(annotations, split)
     labels = [int(np.asarray(records[i]["label"])) for i in range(len(records))]
     return [
-        Picture(f"{split}/{i}", "", label, pixels=Encoded(annotations, split, i))
+        Picture(
+            f"{split}/{i}", "", label, pixels=functools.partial(_encoded, annotations, split, i)
+        )
         for i, label in enumerate(labels)
     ]

@@ -13,12 +13,12 @@ import pytest
 
 from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.tasks.crop import network
-from jaxact.tasks.crop.config import Model
+from jaxact.models.classifier import Classifier
+from jaxact.models.specs import ClassifierSpec
 from jaxact.train import optimizer
 from jaxact.train.schedule import last_stage_data, resolve
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "crop.py"
 
 
@@ -300,7 +300,7 @@ def test_rebalanced_variants_choose_among_rebalanced_epochs():
 
 @pytest.mark.parametrize("backbone", ["resnet18", "efficientnet_b0", "convnext_tiny"])
 def test_layerwise_groups_fit_each_family(backbone):
-    model = network.build(Model(backbone=backbone), 5, (0, 0, 0), "float32")
+    model = Classifier(ClassifierSpec(backbone=backbone), 5)
     shapes = jax.eval_shape(
         lambda key: model.init(key, jnp.zeros((1, 64, 64, 3)), train=False), jax.random.key(0)
     )

@@ -19,23 +19,30 @@ from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.evaluate.metrics import Confusion
-from jaxact.models import classifier, convnext, efficientnet
+from jaxact.models import classifier
 from jaxact.models.initialise import initialise
-from jaxact.models.specs import CLASSIFIER_KINDS, PARTS, ConvNeXtSpec, EfficientNetSpec
+from jaxact.models.specs import (
+    CLASSIFIER_KINDS,
+    CONVNEXTS,
+    EFFICIENTNETS,
+    PARTS,
+    ClassifierSpec,
+    ConvNeXtSpec,
+    EfficientNetSpec,
+)
 from jaxact.ops import longtail
 from jaxact.task import Ending
 from jaxact.tasks.crop import classes, stage_change
-from jaxact.tasks.crop import network as crop_network
-from jaxact.tasks.crop import scoring as crop_scores
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.classes import Meaning
-from jaxact.tasks.crop.config import Config, Model, Stage
+from jaxact.tasks.crop.config import Config, Stage
+from jaxact.tasks.crop.scoring import Scoring
 from jaxact.train import optimizer, restore, schedule, state, step
 from jaxact.train import stage_change as transition
 from jaxact.train.restore import start
 from jaxact.train.run import abstract_batch, abstract_variables, open_run
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
+RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "crop.py"
 HEADS = ("label", *PARTS)
 
 
@@ -74,7 +81,8 @@ def test_weights_fall_with_the_loss_and_keep_their_sum():
 
 def test_the_heads_keep_a_moving_mean_of_their_losses():
     """Two updates by hand: the first loss whole, then 0.6 of what was and 0.4 of what is."""
-    heads = classifier.Heads(3, parts=(2, 2, 2), dropout=0.0, momentum=0.6)
+    spec = ClassifierSpec("multitask", dropout=0.0)
+    heads = classifier.Heads(spec, 3, (2, 2, 2), momentum=0.6)
     rng = np.random.default_rng(0)
     batches = [rng.normal(size=(4, 5)).astype(np.float32) for _ in range(2)]
     variables = heads.init(jax.random.key(0), batches[0])
@@ -100,7 +108,8 @@ def test_the_heads_keep_a_moving_mean_of_their_losses():
             assert outputs["balance"][name] == kept
     # Evaluation has no use for them and changes none.
     assert "balance" not in heads.apply(variables, batches[0])
-    assert "balance" not in classifier.Heads(3, parts=(2, 2, 2)).init(jax.random.key(0), batches[0])
+    without = classifier.Heads(spec, 3, (2, 2, 2))
+    assert "balance" not in without.init(jax.random.key(0), batches[0])
 
 
 def test_dynamic_weights_weigh_the_terms_and_take_no_part_in_the_gradient():
@@ -108,12 +117,7 @@ def test_dynamic_weights_weigh_the_terms_and_take_no_part_in_the_gradient():
     config.model.kind, config.loss.dynamic = "multitask", 0.9
     names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     hyper = {name: 0.0 for name in names}
-    facts = {
-        "prior": np.zeros(3),
-        "margins": np.zeros(3),
-        "weights": np.ones(3),
-        "tail": np.zeros(3, bool),
-    }
+    statistics = crop.ClassStatistics(np.zeros(3), np.zeros(3), np.ones(3), np.zeros(3, bool))
     labels = jnp.array([0, 2])
     targets = {"mask": np.ones(2, bool), "own": labels, "partner": labels, "lam": 1.0}
     targets |= {name: jax.nn.one_hot(labels % 2, 2) for name in PARTS}
@@ -123,7 +127,7 @@ def test_dynamic_weights_weigh_the_terms_and_take_no_part_in_the_gradient():
     outputs |= {name: jnp.asarray(rng.normal(size=(2, 2))) for name in PARTS}
 
     def terms(means):
-        return crop._loss(config, lambda: facts, {**outputs, **means}, targets, hyper)
+        return crop._loss(config, lambda: statistics, {**outputs, **means}, targets, hyper)
 
     fixed = terms({})
     found = terms({"balance": {k: jnp.float32(v) for k, v in means.items()}})
@@ -179,9 +183,7 @@ def test_mistakes_of_dynamic_weights(annotations, kind, dynamic, said):
 
 @pytest.mark.parametrize("kind", CLASSIFIER_KINDS)
 def test_a_restart_draws_every_layer_of_the_head_anew(kind):
-    model = Model(kind=kind, hidden=7)
-    built = crop_network.build(model, 5, (2, 3, 2), "float32")
-    heads = classifier.Heads(5, built.parts, built.hidden)
+    heads = classifier.Heads(ClassifierSpec(kind, hidden=7), 5, (2, 3, 2))
     drawn = [heads.init(jax.random.key(seed), jnp.zeros((1, 6)))["params"] for seed in (0, 1)]
     moved = jax.tree.map(lambda x: x + 1, drawn[0])  # as training left it
     variables = {"params": {"backbone": {"w": jnp.ones(2)}, "head": moved}}
@@ -249,8 +251,8 @@ def test_a_head_drawn_anew_replaces_its_average_and_starts_its_optimiser(annotat
 # --------------------------------------------------------------------------------- where it looks
 
 SMALL = {
-    "convnext_tiny": (convnext, ConvNeXtSpec((1, 1, 1, 1), (8, 8, 16, 16))),
-    "efficientnet_b0": (efficientnet, EfficientNetSpec(8, (1,) * 7, (8,) * 7, 16)),
+    "convnext_tiny": (CONVNEXTS, ConvNeXtSpec((1, 1, 1, 1), (8, 8, 16, 16))),
+    "efficientnet_b0": (EFFICIENTNETS, EfficientNetSpec(8, (1,) * 7, (8,) * 7, 16)),
 }
 
 
@@ -258,8 +260,8 @@ SMALL = {
 def network(request, monkeypatch):
     """A small network of each family, on 96 px: maps of 3 x 3."""
     family, spec = SMALL[request.param]
-    monkeypatch.setitem(family.SPECS, request.param, spec)
-    model = classifier.Classifier(request.param, 4, dropout=0.0)
+    monkeypatch.setitem(family, request.param, spec)
+    model = classifier.Classifier(ClassifierSpec(backbone=request.param, dropout=0.0), 4)
     images = np.random.default_rng(0).normal(size=(3, 96, 96, 3)).astype(np.float32)
     variables = initialise(model, jax.random.key(0), jnp.asarray(images))
     return model, variables, images
@@ -327,7 +329,7 @@ def test_activation_maps_are_highest_where_the_evidence_is(network):
 @pytest.mark.parametrize("backbone", SMALL)
 def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backbone):
     family, spec = SMALL[backbone]
-    monkeypatch.setitem(family.SPECS, backbone, spec)
+    monkeypatch.setitem(family, backbone, spec)
     config = small(annotations)
     config.model.backbone, config.stages[0].size = backbone, 64
     task = tasks.make(config)
@@ -347,7 +349,7 @@ def test_pictures_of_activation_maps_are_written(annotations, monkeypatch, backb
         history=(),
         variables=initialise(task.training.model, jax.random.key(0), shape),
         source=source,
-        stage=schedule.last_stage_data(config),
+        stage_data=schedule.last_stage_data(config),
         pictures=True,
     )
     figure = task.evaluation.conclude(end).figures[-1]
@@ -407,7 +409,7 @@ def test_a_metric_of_grades_needs_graded_pictures(annotations, tmp_path):
         task.training.source.args[1].config,
         eval=dataclasses.replace(config.eval, metric="severity_acc"),
     )
-    scoring = crop_scores.Scoring(bare, TABLE, lambda: np.ones(6), lambda: np.ones(6))
+    scoring = Scoring(bare, TABLE, lambda: np.ones(6), lambda: np.ones(6))
     ungraded = types.SimpleNamespace(
         labels=lambda: np.array([5]), pictures=[types.SimpleNamespace(severity=-1)]
     )
@@ -443,7 +445,7 @@ def test_hierarchical_scores_by_hand():
     share = rows / 100
     config = Config()
     counts = np.array([9, 5, 2, 30, 7, 8])
-    scoring = crop_scores.Scoring(config, TABLE, lambda: counts, lambda: counts)
+    scoring = Scoring(config, TABLE, lambda: counts, lambda: counts)
     logits = np.log(np.maximum(share, 1e-30))
     measured = {
         "confusion": Confusion.count(share.argmax(1), labels, 6),

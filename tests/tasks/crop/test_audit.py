@@ -11,7 +11,7 @@ from PIL import Image, ImageEnhance
 from jaxact.tasks.crop import audit
 from jaxact.tasks.crop.annotations import Picture, PictureSource
 
-SCRIPT = pathlib.Path(__file__).parents[2] / "scripts" / "prepare_crop.py"
+SCRIPT = pathlib.Path(__file__).parents[3] / "scripts" / "prepare_crop.py"
 
 
 def scene(seed, side=96):
@@ -34,7 +34,7 @@ def splits(tmp_path):
 
 
 def survey(splits, near=8):
-    return audit.survey(splits, ("healthy", "rust"), near)
+    return audit.survey(("healthy", "rust"), near, splits)
 
 
 def path(splits, split, index):
@@ -123,7 +123,7 @@ def test_names_that_tell_the_label():
 
 
 def test_classes_without_pictures(splits):
-    findings, text = audit.survey(splits, ("healthy", "rust", "scab"), 8)
+    findings, text = audit.survey(("healthy", "rust", "scab"), 8, splits)
     assert findings == ["train: no picture of scab", "val: no picture of scab"]
     assert text.splitlines()[3].split() == ["2", "scab", "0", "0"]
 

@@ -9,9 +9,18 @@ from PIL import Image
 
 from jaxact.data import color, randaugment
 from jaxact.data.color import Colour
-from jaxact.tasks.crop import augment as retouch
 from jaxact.tasks.crop import config
-from jaxact.tasks.crop.augment import Warp
+from jaxact.tasks.crop.augment import (
+    Warp,
+    _elastic,
+    _grid,
+    apply_warp,
+    augmented,
+    draw_colour,
+    draw_warp,
+    erased,
+    recolour,
+)
 from jaxact.tasks.crop.config import Augment
 
 STILL = Augment(
@@ -28,7 +37,7 @@ def scene(side=64, seed=0):
 def changed(augment, seed=0, picture=None, side=64):
     picture = scene() if picture is None else picture
     rng = np.random.default_rng(seed)
-    return retouch.augmented(Image.fromarray(picture), augment, side, rng, "bilinear")
+    return augmented(Image.fromarray(picture), augment, side, rng, "bilinear")
 
 
 def test_with_everything_off_nothing_changes():
@@ -46,7 +55,7 @@ def test_flips_are_exact():
 
 
 def test_presets_are_the_guides():
-    full, light, strong = config.full(), config.light(), config.strong()
+    full, light, strong = Augment(), config.light(), config.strong()
     assert (full.hflip, full.vflip, full.shift, full.scale, full.rotate) == (
         0.5,
         0.2,
@@ -69,7 +78,7 @@ def test_presets_are_the_guides():
 
 
 def warped(picture, warp, side=64):
-    image = retouch.apply_warp(Image.fromarray(picture), warp, side, "bilinear")
+    image = apply_warp(Image.fromarray(picture), warp, side, "bilinear")
     return np.asarray(image)
 
 
@@ -107,7 +116,7 @@ def test_no_black_comes_in():
 
 def test_the_drawn_warp_is_what_was_asked_for():
     augment = Augment(warp=1.0, hflip=0.0, vflip=0.0, shift=0.05, scale=0.1, rotate=25.0)
-    drawn = [retouch.draw_warp(np.random.default_rng(s), augment) for s in range(400)]
+    drawn = [draw_warp(np.random.default_rng(s), augment) for s in range(400)]
     turns = np.array([w.turn for w in drawn])
     degrees = np.degrees(np.arctan2(turns[:, 0, 1], turns[:, 0, 0]))
     factors = 1 / np.hypot(turns[:, 0, 0], turns[:, 0, 1])
@@ -116,14 +125,14 @@ def test_the_drawn_warp_is_what_was_asked_for():
         assert 0.9 * limit < np.abs(values).max() <= limit + 1e-9
         assert abs(values.mean()) < 0.15 * limit
     augment = Augment(warp=0.5, hflip=0.5, vflip=0.2)
-    drawn = [retouch.draw_warp(np.random.default_rng(s), augment) for s in range(600)]
+    drawn = [draw_warp(np.random.default_rng(s), augment) for s in range(600)]
     signs = np.array([[w.turn[0][0] < 0, w.turn[1][1] < 0, w.offset != (0, 0)] for w in drawn])
     np.testing.assert_allclose(signs.mean(0), [0.5, 0.2, 0.5], atol=0.06)
 
 
 def test_distortions_move_nodes_smoothly_and_keep_the_frame():
     rng = np.random.default_rng(0)
-    grid, elastic = retouch._grid(rng), retouch._elastic(rng)
+    grid, elastic = _grid(rng), _elastic(rng)
     assert np.abs(grid[[0, -1], :, 1]).max() < 1e-12 and np.abs(grid[:, [0, -1], 0]).max() < 1e-12
     assert 0.01 < np.abs(grid).max() < 0.2
     assert 0.01 < np.abs(elastic).max() <= 0.03
@@ -134,10 +143,10 @@ def test_distortions_move_nodes_smoothly_and_keep_the_frame():
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (2, 0, 3, 1), (1, 3, 2, 0)])
-def test_colour_is_the_jitter_of_photometry_up_to_rounding(order):
+def test_colour_is_the_jitter_of_frames_up_to_rounding(order):
     colour = Colour(1.1, 0.85, 1.15, 0.0, order)
     picture = scene()
-    found = np.asarray(retouch.recolour(Image.fromarray(picture), colour)).astype(int)
+    found = np.asarray(recolour(Image.fromarray(picture), colour)).astype(int)
     wanted = color.jitter(picture[None], colour)[0]
     assert np.abs(found - wanted).max() <= 2
     assert np.abs(found - picture).mean() > 3
@@ -146,17 +155,17 @@ def test_colour_is_the_jitter_of_photometry_up_to_rounding(order):
 def test_hue_turns_colours_but_not_grey_nor_luma():
     grey = np.full((8, 8, 3), 90, np.uint8)
     turned = Colour(hue=0.3)
-    np.testing.assert_array_equal(retouch.recolour(Image.fromarray(grey), turned), grey)
+    np.testing.assert_array_equal(recolour(Image.fromarray(grey), turned), grey)
     picture = (scene() // 4 + 96).astype(np.uint8)  # pale, so that nothing is cut off
-    found = np.asarray(retouch.recolour(Image.fromarray(picture), turned))
+    found = np.asarray(recolour(Image.fromarray(picture), turned))
     luma = [0.299, 0.587, 0.114]
     np.testing.assert_allclose(found @ luma, picture @ luma, atol=1)
     assert np.abs(found.astype(int) - picture).mean() > 5
     # Red turned by a third of the circle is the green side of the wheel.
     red = np.full((8, 8, 3), (180, 60, 60), np.uint8)
-    third = np.asarray(retouch.recolour(Image.fromarray(red), Colour(hue=1 / 3)))[0, 0]
+    third = np.asarray(recolour(Image.fromarray(red), Colour(hue=1 / 3)))[0, 0]
     assert third.argmax() == 1
-    whole = np.asarray(retouch.recolour(Image.fromarray(picture), Colour(hue=1.0)))
+    whole = np.asarray(recolour(Image.fromarray(picture), Colour(hue=1.0)))
     np.testing.assert_allclose(whole.astype(int), picture, atol=1)
 
 
@@ -165,7 +174,7 @@ def test_one_kind_of_colour_at_a_time():
     augment.colour = 1.0
     kinds = set()
     for seed in range(60):
-        c = retouch.draw_colour(np.random.default_rng(seed), augment)
+        c = draw_colour(np.random.default_rng(seed), augment)
         kinds.add((c.brightness != 1 or c.contrast != 1, c.saturation != 1 or c.hue != 0))
     assert kinds == {(True, False), (False, True), (True, True)}
 
@@ -181,7 +190,7 @@ def test_blur_is_a_3x3_gaussian():
 def test_erasing_takes_the_share_asked_for():
     shares = []
     for seed in range(40):
-        found = retouch.erased(scene(), np.random.default_rng(seed), (0.1, 0.2))
+        found = erased(scene(), np.random.default_rng(seed), (0.1, 0.2))
         gone = (found != scene()).any(-1)
         y, x = np.nonzero(gone)
         shares.append((np.ptp(y) + 1) * (np.ptp(x) + 1) / gone.size)
@@ -190,7 +199,7 @@ def test_erasing_takes_the_share_asked_for():
 
 @pytest.mark.parametrize("kind", ["full", "light", "strong"])
 def test_the_generator_given_is_the_only_source_of_chance(kind):
-    augment = getattr(config, kind)()
+    augment = getattr(config.Data(), kind)
     augment.operations, augment.erase = 2, 0.5
     before = random.getstate()
     first = [changed(augment, seed, side=32) for seed in range(8)]

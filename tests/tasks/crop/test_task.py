@@ -20,14 +20,14 @@ from jaxact import task as tasks
 from jaxact.config import Group, UserError
 from jaxact.models import classifier
 from jaxact.models.initialise import initialise
-from jaxact.models.specs import CLASSIFIER_KINDS
+from jaxact.models.specs import CLASSIFIER_KINDS, ClassifierSpec
 from jaxact.modes import check
-from jaxact.tasks.crop import classes, network, scoring, stage_change
+from jaxact.tasks.crop import classes, scoring, stage_change
 from jaxact.tasks.crop import task as crop
-from jaxact.tasks.crop.config import Config, Model, Stage
+from jaxact.tasks.crop.config import Config, Stage
 from jaxact.train import checkpoint, loop, run, setup, state
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "crop.py"
 
 
@@ -76,15 +76,12 @@ def test_parameter_totals(name):
     table = classes.build(classes.ai_challenger())
     sizes = (len(table.crops), len(table.diseases), len(table.severities))
     assert (len(table.names), *sizes) == (61, 10, 23, 3)
-    model = Model(backbone=name)
-    built = network.build(model, 61, sizes, "float32")
-    assert size(built, 1, 64, 64, 3) == baseline
+    spec = ClassifierSpec(backbone=name)
+    assert size(classifier.Classifier(spec, 61, sizes), 1, 64, 64, 3) == baseline
     heads = {}
     for kind in CLASSIFIER_KINDS:
-        chosen = network.build(dataclasses.replace(model, kind=kind), 61, sizes, "float32")
-        heads[kind] = size(
-            classifier.Heads(61, chosen.parts, chosen.hidden, chosen.dropout), 1, features
-        )
+        chosen = classifier.Heads(dataclasses.replace(spec, kind=kind), 61, sizes)
+        heads[kind] = size(chosen, 1, features)
     below = baseline - heads["baseline"]
     assert heads["baseline"] == 61 * (features + 1)
     assert heads["multitask"] - heads["baseline"] == 36 * (features + 1)
@@ -92,7 +89,7 @@ def test_parameter_totals(name):
 
 
 def test_both_heads_and_the_centres_are_there_from_the_start():
-    heads = classifier.Heads(61, cosine=True, center=True)
+    heads = classifier.Heads(ClassifierSpec(cosine=True, center=True), 61)
     found = jax.eval_shape(lambda k: heads.init(k, jnp.zeros((1, 24))), jax.random.key(0))
     shapes = {k: v.shape for k, v in state.flatten(found["params"]).items()}
     assert shapes == {
@@ -107,7 +104,7 @@ def test_both_heads_and_the_centres_are_there_from_the_start():
 def test_the_gate_is_remembered_for_evaluation(golden):
     with np.load(golden / "losses/classification_losses.npz") as file:
         features, weight, want = (file[f"cosine/{k}"] for k in ("features", "weight", "logits"))
-    heads = classifier.Heads(61, dropout=0.0, cosine=True)
+    heads = classifier.Heads(ClassifierSpec(dropout=0.0, cosine=True), 61)
     variables = heads.init(jax.random.key(0), features)
     variables["params"]["cosine_kernel"] = weight.T
     linear, label = heads.apply(variables, features)["logits"], variables["params"]["label"]
@@ -142,8 +139,8 @@ def loss_of(counts, hyper, logits=LOGITS, labels=LABELS, lam=1.0, order=None, co
         "order": order,
     }
     outputs = {"logits": jnp.asarray(logits), **more}
-    facts = crop._facts(config, *[lambda: np.asarray(counts)] * 2)
-    found = crop._loss(config, facts, outputs, targets, {**zero, **hyper})
+    statistics = crop._class_statistics(config, *[lambda: np.asarray(counts)] * 2)
+    found = crop._loss(config, lambda: statistics, outputs, targets, {**zero, **hyper})
     return {name: float(each.mean()) for name, each in found.items()}
 
 
@@ -231,13 +228,9 @@ def test_multitask_loss_of_the_guide(golden, annotations):
         targets[name] = jax.nn.one_hot(labels % count, count)
     names = [f.name for f in dataclasses.fields(Stage) if f.metadata.get("kind") == "value"]
     hyper = {**{name: 0.0 for name in names}, "label_smoothing": 0.1, "class_weight": 1.0}
-    facts = {
-        "prior": np.zeros(61),
-        "margins": np.zeros(61),
-        "weights": want["class_weights"],
-        "tail": np.zeros(61, bool),
-    }
-    found = crop._loss(config, lambda: facts, outputs, targets, hyper)
+    weights = want["class_weights"]
+    statistics = crop.ClassStatistics(np.zeros(61), np.zeros(61), weights, np.zeros(61, bool))
+    found = crop._loss(config, lambda: statistics, outputs, targets, hyper)
     means = {name: float(each.mean()) for name, each in found.items()}
     for name, factor in (("crop", 0.3), ("disease", 0.3), ("severity", 0.5)):
         assert means[name] == pytest.approx(factor * parts[name], rel=1e-5)
@@ -324,7 +317,7 @@ def test_a_restarted_head_is_drawn_like_a_new_one():
 
 
 def test_activation_maps_of_a_linear_head_are_its_class_maps():
-    model = classifier.Classifier("resnet10_w8", 5)
+    model = classifier.Classifier(ClassifierSpec(backbone="resnet10_w8"), 5)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(3, 32, 32, 3)), jnp.float32)
     variables = initialise(model, jax.random.key(0), images)
@@ -639,7 +632,7 @@ def test_an_unknown_metric_is_refused_before_training(annotations, tmp_path):
 
 def test_weights_that_want_other_pixels_are_refused(annotations, monkeypatch):
     pixels = types.SimpleNamespace(mean=(0.5,) * 3, std=(0.5,) * 3, source="config.json")
-    monkeypatch.setattr(crop.foreign, "load", lambda *a: ({}, "report", pixels))
+    monkeypatch.setattr(crop.images, "load", lambda *a: ({}, "report", pixels))
     task = tasks.make(tiny(annotations))
     with pytest.raises(UserError, match=r"config.data.mean=.*--config.data.mean=127.5,127.5,127.5"):
         task.shipping.weights(pathlib.Path("x.safetensors"), {})

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxact import config as schema
 from jaxact.config import UserError
-from jaxact.tasks.crop import annotation_files, cache, checks, dataset, tfds
-from jaxact.tasks.crop.config import AUGMENTS, SAMPLERS, Data, Views
+from jaxact.tasks.crop import annotation_files, cache, dataset, tfds
+from jaxact.tasks.crop.class_balance import loss_weights
+from jaxact.tasks.crop.config import (
+    AUGMENTS,
+    SAMPLERS,
+    Config,
+    Data,
+    Stage,
+    Views,
+    validate,
+)
 
 HEAD = "file,label,class,crop,disease,severity,split\n"
 ROWS = (
@@ -231,7 +239,7 @@ def long_tailed(folder, sizes=(50, 10, 2)):
 def test_samplers(folder):
     data = long_tailed(folder)
     source = dataset.source(data, "train")
-    assert dataset.counts(source, 4).tolist() == [50, 10, 2, 0]
+    assert source.counts(4).tolist() == [50, 10, 2, 0]
     share = {}
     for name in SAMPLERS:
         found = dataset.sampler(data, source, stage(sampler=name))
@@ -244,28 +252,28 @@ def test_samplers(folder):
     root = np.sqrt([50, 10, 2])
     np.testing.assert_allclose(share["weighted"], root / root.sum())
     np.testing.assert_allclose(share["mix25"], 0.75 * natural + 0.25 / 3)
-    with pytest.raises(UserError, match=r"stages\.sampler='even' is not allowed"):
-        dataset.sampler(data, source, stage(sampler="even"))
+    with pytest.raises(UserError, match=r"stages\[0\]\.sampler='even' is not allowed"):
+        validate(Config(stages=(Stage(sampler="even"),)))
 
 
 def test_balance_follows_its_fields(folder):
     data = long_tailed(folder)
-    counts = dataset.counts(dataset.source(data, "train"), 3)
+    counts = dataset.source(data, "train").counts(3)
     data.balance.clip = (0.01, 100.0)
     found = {}
     for mode in ("none", "sqrt", "inverse", "effective"):
         data.balance.weights = mode
-        found[mode] = dataset.balance(data, counts)
+        found[mode] = loss_weights(data.balance, counts)
     assert found["none"].tolist() == [1, 1, 1]
     np.testing.assert_allclose(found["inverse"] / found["inverse"][0], [1, 5, 25], rtol=1e-6)
     np.testing.assert_allclose(found["sqrt"] ** 2, found["sqrt"][0] ** 2 * np.array([1, 5, 25]))
     data.balance.clip, data.balance.weights = (0.1, 2.0), "inverse"
-    clipped = dataset.balance(data, counts)
+    clipped = loss_weights(data.balance, counts)
     np.testing.assert_allclose(clipped[1:], clipped[0] * 2 / (62 / 150), rtol=1e-6)
     (folder / "w.csv").write_text("class_id,weight\n0,1\n1,2\n")
     data.balance.file = str(folder / "w.csv")
     with pytest.raises(UserError, match=r"w\.csv: no weight for class 2"):
-        dataset.balance(data, counts)
+        loss_weights(data.balance, counts)
 
 
 def test_few_shots_are_fixed_by_their_seed(folder):
@@ -274,7 +282,7 @@ def test_few_shots_are_fixed_by_their_seed(folder):
     for seed in (0, 1):
         data.shots, data.shots_seed = 5, seed
         chosen[seed] = dataset.source(data, "train")
-        assert dataset.counts(chosen[seed], 3).tolist() == [5, 5, 2]
+        assert chosen[seed].counts(3).tolist() == [5, 5, 2]
         assert dataset.source(data, "train").ids == chosen[seed].ids
     assert chosen[0].ids != chosen[1].ids
     # More classes do not change what is chosen of one.
@@ -409,13 +417,6 @@ def test_a_cache_that_cannot_be_written(folder):
 # -------------------------------------------------------------------------------------- the fields
 
 
-@dataclasses.dataclass
-class Sized:
-    """The field of a stage that decides how large pictures are."""
-
-    size: int = schema.shape(224)
-
-
 def fields(**changes):
     data = Data()
     for name, value in changes.items():
@@ -424,7 +425,7 @@ def fields(**changes):
         for part in path:
             node = getattr(node, part)
         setattr(node, last, value)
-    return types.SimpleNamespace(data=data, stages=(Sized(size=64),))
+    return Config(data=data, stages=(Stage(size=64),))
 
 
 @pytest.mark.parametrize(
@@ -460,15 +461,14 @@ def fields(**changes):
 )
 def test_fields_out_of_range_are_named(change):
     with pytest.raises(UserError) as found:
-        checks.validate(fields(**change))
+        validate(fields(**change))
     name = list(change)[-1].replace("__", ".")
     assert f"config.data.{name}" in str(found.value) and "allowed" in str(found.value)
 
 
 def test_the_defaults_are_valid():
-    checks.validate(fields())
-    checks.validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
-    schema._types(Data(), "data.")
+    validate(fields())
+    validate(fields(val__crops=5, val__scales=(1.2,), cache=64, cache_dir="c"))
 
 
 def test_a_healthy_picture_may_be_called_ungraded(tmp_path):
@@ -544,7 +544,7 @@ def test_real_data(real_data):
     assert table.severities == ("healthy", "1", "2", "2+", "3", "4")
     sources = {p: dataset.source(data, p) for p in ("train", "val", "test")}
     assert [len(s) for s in sources.values()] == [5460, 798, 1588]
-    counts = dataset.counts(sources["train"], 52)
+    counts = sources["train"].counts(52)
     assert counts.max() == 849 and counts.min() == 4
     for source in sources.values():
         for picture in source.pictures[::400]:

@@ -18,14 +18,15 @@ from jaxact import exported
 from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.data.pipeline import train_batches
+from jaxact.models.classifier import Classifier
 from jaxact.models.initialise import initialise
 from jaxact.modes import bench, check, evaluate, export, predict
 from jaxact.ops import mixing
 from jaxact.task import Ending
-from jaxact.tasks.crop import classes, network
-from jaxact.tasks.crop import scoring as crop_scores
+from jaxact.tasks.crop import classes
 from jaxact.tasks.crop import task as crop
 from jaxact.tasks.crop.config import Config, Stage
+from jaxact.tasks.crop.scoring import Scoring
 from jaxact.train import finish, loop, optimizer, restore, schedule, setup, state, step
 from jaxact.train.restore import stage_data_of, start
 from jaxact.train.run import (
@@ -37,7 +38,7 @@ from jaxact.train.run import (
     value_names,
 )
 
-RECIPE = pathlib.Path(__file__).parents[2] / "configs" / "crop.py"
+RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "crop.py"
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +226,7 @@ def test_no_graded_class_leaves_the_severity_head_out(annotations, tmp_path):
     _, rows = jax.eval_shape(step.make_eval_step(run.task, "test").whole, fresh, batch)
     assert "crop_scores" in rows and "severity_scores" not in rows
     # A size of 0 is left out of the tree when it is really drawn, too.
-    built = network.build(config.model, 6, (2, 2, 0), "float32")
+    built = Classifier(config.model, 6, (2, 2, 0))
     drawn = initialise(built, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert set(drawn["params"]["head"]) == {"label", "crop", "disease"}
 
@@ -237,13 +238,14 @@ def test_few_shots_do_not_decide_what_is_rare(annotations):
     rare = np.argsort(counts, kind="stable")[:2]
     task = tasks.make(config)
     scoring = task.evaluation.score.__self__
-    assert set(np.flatnonzero(scoring.pieces()["tail"])) == set(rare)
-    assert scoring.counts().tolist() == [1] * 6 and scoring.whole().tolist() == counts.tolist()
-    facts = task.training.loss.args[1]()
-    assert set(np.flatnonzero(facts["tail"])) == set(rare)
+    assert set(np.flatnonzero(scoring.subsets()["tail"])) == set(rare)
+    assert scoring.counts().tolist() == [1] * 6
+    assert scoring.full_counts().tolist() == counts.tolist()
+    statistics = task.training.loss.args[1]()
+    assert set(np.flatnonzero(statistics.tail)) == set(rare)
     # What the loss makes up for is what is drawn.
-    np.testing.assert_allclose(facts["prior"], np.log(1 / 6), rtol=1e-6)
-    np.testing.assert_allclose(facts["weights"], 1, rtol=1e-6)
+    np.testing.assert_allclose(statistics.prior, np.log(1 / 6), rtol=1e-6)
+    np.testing.assert_allclose(statistics.weights, 1, rtol=1e-6)
 
 
 def test_further_taus_are_not_added_to_the_first():
@@ -252,7 +254,7 @@ def test_further_taus_are_not_added_to_the_first():
         config.eval.tau, config.eval.taus = tau, taus
         table = classes.ClassTable(("a", "b"))
         counts = np.array([9, 1])
-        scoring = crop_scores.Scoring(config, table, lambda: counts, lambda: counts)
+        scoring = Scoring(config, table, lambda: counts, lambda: counts)
         rng = np.random.default_rng(0)
         logits = rng.normal(size=(200, 2)) - shift * np.log(counts / 10)
         return scoring._adjusted(logits, np.arange(200) % 2, 1.0)
@@ -328,7 +330,7 @@ def test_a_temperature_is_not_scored_where_it_was_fitted(annotations, apart, cap
         history=(),
         variables=None,
         source=source,
-        stage=None,
+        stage_data=None,
         pictures=False,
     )
     extra = task.evaluation.conclude(end)
@@ -369,7 +371,7 @@ def test_predictions_take_the_classes_of_the_run(annotations, tmp_path):
     both = [
         tasks.make(c) for c in (config, dataclasses.replace(config, data=named(config, workdir)))
     ]
-    assert both[0].describe.args[0] == both[1].describe.args[0]
+    assert both[0].prediction.describe.args[0] == both[1].prediction.describe.args[0]
     (workdir / "config.json").write_text('{"class_table": [{"class_id": 1}]}')
     with pytest.raises(UserError, match="holds no class_table"):
         classes.read(workdir / "config.json")

@@ -16,11 +16,10 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data.resize import Box
 from jaxact.data.video import Video
-from jaxact.tasks.action import dataset as recordings
-from jaxact.tasks.action import eval_views
+from jaxact.tasks.action import clip_arrays, eval_views
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.clip_arrays import Streams
 from jaxact.tasks.action.config import Data
-from jaxact.tasks.action.dataset import Streams
 
 PREDICT = "predict"
 LEAST = 1e-6  # s, below which two moments are the same
@@ -53,7 +52,7 @@ class _Open:
     clip: Clip
     place: eval_views.Layout
     wanted: np.ndarray  # rising frame numbers of the video
-    found: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    frames: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -99,24 +98,21 @@ def windows(
     if not clip.video:
         raise UserError(f"{clip.id}: names no video; without its times there are no windows")
     with Video(clip.video, threads=0) as video:
-        times = video.times[: recordings.frame_count(clip, video.frames)]
+        times = video.times[: clip_arrays.frame_count(clip, video.frames)]
         coming = (_opened(data, streams, clip, video, s) for s in spans(times, seconds, stride))
         waiting: deque[_Open] = deque()
         done = -1  # the last frame decoded
         upcoming = next(coming, None)
         while waiting or upcoming is not None:
-            if not waiting and upcoming is not None:
+            # Every window that needs a frame which is decoded for the first one takes it along.
+            while upcoming is not None and (not waiting or upcoming.span.first <= waiting[0].last):
                 waiting.append(upcoming)
                 upcoming = next(coming, None)
             head = waiting[0]
-            # Whoever needs a frame that is passed on the way takes it along.
-            while upcoming is not None and upcoming.span.first <= head.last:
-                waiting.append(upcoming)
-                upcoming = next(coming, None)
             _decode(data, video, waiting, done, head.last)
             done = max(done, head.last)
             waiting.popleft()
-            look = functools.partial(_look, head)
+            look = functools.partial(_look, head) if "rgb" in streams else None
             arrays = functools.partial(
                 eval_views.arrays, data, streams, head.clip, head.place, look, PREDICT
             )
@@ -151,9 +147,9 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             # Copies: a view would keep the whole piece alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:
-                window.found |= {n: by_number[n] for n in of_it.tolist()}
+                window.frames |= {n: by_number[n] for n in of_it.tolist()}
 
 
 def _look(window: _Open, wanted: np.ndarray) -> np.ndarray:
     """u8[t, crops, s, s, 3] of frame numbers counted from the window's first."""
-    return np.stack([window.found[n] for n in (wanted + window.span.first).tolist()])
+    return np.stack([window.frames[n] for n in (wanted + window.span.first).tolist()])

@@ -41,7 +41,7 @@ class Listing:
 
     path: str
     entries: list[Entry]
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # in label order; () = labels are numbers only
     members: dict[str, list[str]] = field(default_factory=dict)  # split -> ids, in that order
 
 

@@ -100,14 +100,6 @@ def read(
     return clips
 
 
-def class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names in label order that a file implies or states; () where labels are numbers only.
-
-    Raises: UserError as `read`.
-    """
-    return parse(path).classes
-
-
 def _names(listing: Listing, classes: int | Sequence[str]) -> tuple[str, ...]:
     if not isinstance(classes, int):
         return tuple(classes)

@@ -53,13 +53,9 @@ def sample(
     if streams == ("rgb", "pose") and data.aligned:
         pose = draw(data.pose_frames)
         return {"pose": pose, "rgb": frame_sampling.aligned(pose, data.rgb_frames)}
-    numbers = {}
-    if "rgb" in streams:
-        numbers["rgb"] = draw(data.rgb_frames)
-        # Poses that an RGB-only model does not see still place its crop.
-        numbers["pose"] = numbers["rgb"]
-    if "pose" in streams:
-        numbers["pose"] = draw(data.pose_frames)
+    numbers = {"rgb": draw(data.rgb_frames)} if "rgb" in streams else {}
+    # Poses that an RGB-only model does not see still place its crop.
+    numbers["pose"] = draw(data.pose_frames) if "pose" in streams else numbers["rgb"]
     return numbers
 
 

@@ -16,7 +16,7 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import geometry, shards
 from jaxact.data.video import Video
-from jaxact.tasks.action import annotations, clip_arrays, eval_views, skeletons
+from jaxact.tasks.action import annotation_files, annotations, clip_arrays, eval_views, skeletons
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.clip_arrays import Streams
 from jaxact.tasks.action.config import Data
@@ -28,7 +28,7 @@ def class_names(data: Data, count: int) -> tuple[str, ...]:
     path = data.class_names
     if not path:
         listed = pathlib.Path(data.annotations).is_file()
-        names = annotations.class_names(data.annotations) if listed else ()
+        names = annotation_files.parse(data.annotations).classes if listed else ()
         return names if len(names) == count else tuple(map(str, range(count)))
     file = pathlib.Path(path)
     if not file.is_file():
@@ -123,10 +123,10 @@ def shapes(
     data: Data, streams: Streams, skeleton: Skeleton, stage_data: Any, split: str
 ) -> dict[str, tuple[tuple[int, ...], Any]]:
     """name -> (shape of one example, or of one part of its views; dtype), as `prepare` makes it."""
-    train = split == "train"
-    side = stage_data.size if train else data.test_size
+    side = stage_data.size if split == "train" else data.test_size
     views = eval_views.spec(data, split)
-    leading = () if train else (views.clips // eval_views.parts(data, split) * views.crops,)
+    each = views.clips // eval_views.parts(data, split) * views.crops
+    leading = () if split == "train" else (each,)
     named: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
     if "rgb" in streams:
         named["rgb"] = ((*leading, data.rgb_frames, side, side, 3), np.uint8)

@@ -19,13 +19,13 @@ from jaxact.tasks.action.skeletons import Skeleton
 def inputs(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Port]:
     """The arrays of one view, without the label."""
     side = data.test_size
+    place = (
+        f"px (x, y) in the crop of {side} px; an absent person stands at {ABSENT:g}; axes person, "
+        "frame, joint, xy"
+    )
     meanings = {
         "rgb": (0, 255, "RGB frames of the crop; axes frame, row, column, colour"),
-        "keypoint": (
-            *(0, side),
-            f"px (x, y) in the crop of {side} px; an absent person stands at {ABSENT:g}; axes "
-            "person, frame, joint, xy",
-        ),
+        "keypoint": (0, side, place),
         "score": (0, 1, "confidence of each joint, 0 = absent; axes person, frame, joint"),
     }
     ports = {}

@@ -45,8 +45,7 @@ def score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str,
         return {}
     labels = rows["label"][known]
     scores = {name: rows[name][known] for name in ("scores", "rgb", "pose") if name in rows}
-    total = scores["scores"]
-    numbers = metrics.classification(probabilities(config, total), labels)
+    numbers = metrics.classification(probabilities(config, scores["scores"]), labels)
     assert int(merged["confusion"].table.sum()) == len(labels), "an example was lost or repeated"
     if "rgb" in scores and "pose" in scores:
         for name in ("rgb", "pose"):

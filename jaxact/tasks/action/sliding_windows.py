@@ -1,8 +1,8 @@
 """Sliding windows over a video of any length: decoded once, in order, in bounded memory.
 
-A window is a clip of its own: its frames, people and box are chosen as those of a short video. Held
-are the cut and resized frames of the windows that overlap the one under way, and nothing else, so
-memory depends on window, stride and views but not on the length of the video.
+A window is a clip of its own: its frames, people and box are chosen as those of a short video. Only
+the cut and resized frames of windows that overlap the current one are held, so memory depends on
+window, stride and views but not on the length of the video.
 """
 
 import dataclasses
@@ -21,7 +21,6 @@ from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.clip_arrays import Streams
 from jaxact.tasks.action.config import Data
 
-PREDICT = "predict"
 LEAST = 1e-6  # s, below which two moments are the same
 
 
@@ -31,7 +30,7 @@ class Window:
 
     start: float  # s from the first frame
     end: float  # s
-    arrays: Callable[[int], dict[str, np.ndarray]]  # part of its views -> arrays (see data.views)
+    arrays: Callable[[int], dict[str, np.ndarray]]  # part of its views -> arrays (see eval_views)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +113,7 @@ def windows(
             waiting.popleft()
             look = functools.partial(_look, head) if "rgb" in streams else None
             arrays = functools.partial(
-                eval_views.arrays, data, streams, head.clip, head.place, look, PREDICT
+                eval_views.arrays, data, streams, head.clip, head.place, look, "predict"
             )
             yield Window(head.span.start, head.span.end, arrays)
 
@@ -126,7 +125,7 @@ def _opened(data: Data, streams: Streams, clip: Clip, video: Video, span: Span) 
     count = span.after - span.first
     own = dataclasses.replace(clip, frames=count, keypoint=keypoint, score=score)
     size = video.size if "rgb" in streams else clip.size
-    place = eval_views.layout(data, streams, own, count, size, PREDICT)
+    place = eval_views.layout(data, streams, own, count, size, "predict")
     wanted = np.unique(place.at["rgb"]) + span.first if "rgb" in streams else np.arange(0)
     return _Open(span, own, place, wanted)
 
@@ -143,7 +142,7 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             if not len(union):
                 continue
             chosen = frames[np.searchsorted(numbers, union)]
-            cut = eval_views.small(data, takers[0][0].place, PREDICT, chosen)
+            cut = eval_views.small(data, takers[0][0].place, "predict", chosen)
             # Copies: a view would keep the whole piece alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:

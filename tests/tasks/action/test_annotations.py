@@ -71,7 +71,7 @@ def test_pickle(tmp_path):
     assert (clip.score == 0.5).all() and clip.score.shape == (1, 6, 17)
     assert [clip.id for clip in annotations.read(path)] == ["a", "b", "c"]
     assert tuple(annotation_files.parse(path).members) == ("train", "val")
-    assert annotations.class_names(path) == ()
+    assert annotation_files.parse(path).classes == ()
 
 
 def test_pickle_videos(tmp_path):
@@ -264,7 +264,7 @@ def test_csv(tmp_path):
     assert [(clip.id, clip.label, clip.frames) for clip in clips] == [("b", 0, 0), ("c", 1, 0)]
     assert clips[0].video == str(tmp_path / "b.mp4") and clips[0].keypoint is None
     assert annotations.read(path)[0].id == "x/a"
-    assert annotations.class_names(path) == ("clap", "wave")
+    assert annotation_files.parse(path).classes == ("clap", "wave")
     assert [clip.label for clip in annotations.read(path, classes=("wave", "clap"))] == [0, 1, 0]
     assert annotations.read(path, videos="v")[1].video == "v/b.mp4"
     with pytest.raises(UserError, match="label 'clap', allowed: wave, jump"):
@@ -281,7 +281,7 @@ def test_csv_numbers_and_columns(tmp_path):
     first, second = annotations.read(path, classes=5)
     assert (first.id, first.label, first.frames) == ("one", 4, 30)
     assert (second.id, second.label, second.frames) == ("two", 0, 0)
-    assert annotations.class_names(path) == () and annotation_files.parse(path).members == {}
+    assert annotation_files.parse(path).classes == () and annotation_files.parse(path).members == {}
     with pytest.raises(UserError, match=r"line 2: label 4, allowed: 0 to 3"):
         annotations.read(path, classes=4)
     with pytest.raises(UserError, match="none, the file has no splits"):
@@ -341,7 +341,7 @@ def test_jsonl(tmp_path):
     assert clip.keypoint is None and clip.frames == 9
     assert clip.video == str(tmp_path / "v/b.mp4")
     named = lines(tmp_path, {"id": "a", "video": "a.mp4", "label": "x"})
-    assert annotations.class_names(named) == ("x",)
+    assert annotation_files.parse(named).classes == ("x",)
 
 
 def test_jsonl_joints_by_name(tmp_path):
@@ -393,7 +393,7 @@ def test_joint_count_against_the_skeleton(tmp_path):
     with pytest.raises(UserError, match="17 joints a person, openpose18 has 18"):
         annotations.read(path, skeleton=OPENPOSE18)
     path = save(tmp_path, three(), joints=list(COCO17.joints), classes=["x", "y", "z"])
-    assert annotations.class_names(path) == ("x", "y", "z")
+    assert annotation_files.parse(path).classes == ("x", "y", "z")
     assert len(annotations.read(path, skeleton=COCO17, classes=3)) == 3
 
 
@@ -510,7 +510,7 @@ def test_prepare_jhmdb(real_data, prepare, tmp_path):
     want = (raw["keypoints_norm"][start : start + clips[7].frames] + 0.5) * [320, 240]
     np.testing.assert_allclose(clips[7].keypoint[0], want, rtol=0, atol=2e-3)
     assert all((clip.keypoint != 0).all() and (clip.score == 1).all() for clip in clips)
-    assert annotations.class_names(out)[:2] == ("catch", "clap")
+    assert annotation_files.parse(out).classes[:2] == ("catch", "clap")
 
 
 def test_prepare_openpose(real_data, prepare, tmp_path):
@@ -549,7 +549,7 @@ def test_real_table(real_data):
         annotations.read(path, split, classes=2, videos=videos) for split in ("train", "test")
     )
     assert (len(train), len(test)) == (220, 80)
-    assert annotations.class_names(path) == ("fight", "noFight")
+    assert annotation_files.parse(path).classes == ("fight", "noFight")
     assert all(Path(clip.video).is_file() and clip.frames > 0 for clip in test)
 
 

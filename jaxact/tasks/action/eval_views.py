@@ -99,7 +99,7 @@ def cut(data: Data, place: Layout, split: str, frames: Any, keypoint: Any) -> li
     return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
 
 
-def small(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarray:
+def resized(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarray:
     """u8[t, h, w, 3] as decoded -> u8[t, crops, s, s, 3]."""
     return np.stack([pictures for pictures, _ in cut(data, place, split, frames, None)], 1)
 
@@ -107,7 +107,7 @@ def small(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarr
 def decoded(
     video: Video, wanted: np.ndarray, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(numbers, frames u8[t, h, w, 3]) in pieces of bounded bytes; `wanted` rises.
+    """(numbers, frames u8[t, h, w, 3]) some at a time (`DECODED`); `wanted` rises.
 
     With `size` (h, w) px the frames are scaled as they are converted.
     """
@@ -123,19 +123,19 @@ def arrays(
     streams: Streams,
     clip: Clip,
     place: Layout,
-    look: Callable[[np.ndarray], np.ndarray] | None,
+    read: Callable[[np.ndarray], np.ndarray] | None,
     split: str,
     part: int,
 ) -> dict[str, np.ndarray]:
     """One part of an example's views.
 
-    `look` gives u8[t, crops, s, s, 3] of rising frame numbers; None for poses alone.
+    `read` gives u8[t, crops, s, s, 3] of rising frame numbers; None for poses alone.
     """
     at = place.shown(part, parts(data, split))
     named: dict[str, Any] = {"label": np.int32(clip.label)}
-    if look is not None:
+    if read is not None:
         wanted, where = np.unique(at["rgb"], return_inverse=True)
-        stack = look(wanted)[where.reshape(at["rgb"].shape)]  # clips, t, crops, s, s, 3
+        stack = read(wanted)[where.reshape(at["rgb"].shape)]  # clips, t, crops, s, s, 3
         stack = stack.swapaxes(1, 2)
         named["rgb"] = stack.reshape(-1, *stack.shape[2:])
     if "pose" in streams:
@@ -145,8 +145,8 @@ def arrays(
             poses.pad_people(points, place.score[:, steps], data.people, ABSENT)
             for _, points in cut(data, place, split, None, place.keypoint[:, steps])
         ]
-        for name, crops in zip(("keypoint", "score"), zip(*people, strict=True), strict=True):
-            named[name] = _by_view(np.stack(crops), len(at["pose"]))
+        named["keypoint"] = _by_view(np.stack([points for points, _ in people]), len(at["pose"]))
+        named["score"] = _by_view(np.stack([scores for _, scores in people]), len(at["pose"]))
     return named
 
 
@@ -171,10 +171,10 @@ def example(
     with Video(clip.video) as video:
         frames = clip_arrays.frame_count(clip, video.frames)
         place = layout(data, streams, clip, frames, video.size, split)
-        look = functools.partial(_read, data, video, place, split)
-        return arrays(data, streams, clip, place, look, split, part)
+        read = functools.partial(_read, data, video, place, split)
+        return arrays(data, streams, clip, place, read, split, part)
 
 
 def _read(data: Data, video: Video, place: Layout, split: str, wanted: np.ndarray) -> np.ndarray:
-    pieces = decoded(video, wanted)
-    return np.concatenate([small(data, place, split, frames) for _, frames in pieces])
+    stacks = [resized(data, place, split, frames) for _, frames in decoded(video, wanted)]
+    return np.concatenate(stacks)

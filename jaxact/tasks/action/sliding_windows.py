@@ -111,9 +111,9 @@ def windows(
             _decode(data, video, waiting, done, head.last)
             done = max(done, head.last)
             waiting.popleft()
-            look = functools.partial(_look, head) if "rgb" in streams else None
+            read = functools.partial(_read, head) if "rgb" in streams else None
             arrays = functools.partial(
-                eval_views.arrays, data, streams, head.clip, head.place, look, "predict"
+                eval_views.arrays, data, streams, head.clip, head.place, read, "predict"
             )
             yield Window(head.span.start, head.span.end, arrays)
 
@@ -142,13 +142,13 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             if not len(union):
                 continue
             chosen = frames[np.searchsorted(numbers, union)]
-            cut = eval_views.small(data, takers[0][0].place, "predict", chosen)
-            # Copies: a view would keep the whole piece alive.
+            cut = eval_views.resized(data, takers[0][0].place, "predict", chosen)
+            # Copies: a slice would keep all decoded frames alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:
                 window.frames |= {n: by_number[n] for n in of_it.tolist()}
 
 
-def _look(window: _Open, wanted: np.ndarray) -> np.ndarray:
+def _read(window: _Open, wanted: np.ndarray) -> np.ndarray:
     """u8[t, crops, s, s, 3] of frame numbers counted from the window's first."""
     return np.stack([window.frames[n] for n in (wanted + window.span.first).tolist()])

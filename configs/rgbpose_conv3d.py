@@ -41,16 +41,8 @@ Variants (`--config=configs/rgbpose_conv3d.py:NAME`):
 """
 
 from jaxact.config import Eval, Input, Optim, Save, UserError
-from jaxact.tasks.action.config import (
-    Backbone,
-    Config,
-    Data,
-    Exchange,
-    Model,
-    ResNet3D,
-    Stage,
-    Views,
-)
+from jaxact.models.specs import ResNet3DSpec, X3DSpec
+from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 
 # Daily (A1-A40), medical (A41-A49), two persons (A50-A60), as in configs/x3d.py.
 NTU60_COARSE = (0,) * 40 + (1,) * 9 + (2,) * 11
@@ -107,14 +99,21 @@ def rgb_only() -> Config:
     return config
 
 
-def pose_only() -> Config:
-    """The pose path alone, from scratch: keypoints are resized straight to the heatmap's 56 px."""
+def pose_alone(
+    network: str = "slowonly",
+    heatmap: str = "joints",
+    length: str = "240 epochs",
+    frames: int = 48,
+    skeleton: str = "coco17_ntu",  # COCO's joints, limbs in the order of published weights
+) -> Config:
+    """A pose network alone, from scratch: keypoints are resized straight to the heatmap's 56 px."""
     config = fusion()
-    config.length = "180 epochs"
+    config.length = length
     config.pretrained = False
     config.batch_size = 128
-    config.model.network, config.model.streams = "slowonly", "pose"
-    config.data.scale, config.data.sigma = 1.0, 0.6
+    config.model.network, config.model.streams = network, "pose"
+    config.data.pose_frames, config.data.skeleton = frames, skeleton
+    config.data.heatmap, config.data.scale, config.data.sigma = heatmap, 1.0, 0.6
     config.data.resize = config.data.test_size = 64
     config.data.test = Views(clips=10, double=True)
     config.stages[0].size = 56
@@ -123,6 +122,11 @@ def pose_only() -> Config:
     )
     config.eval.every, config.save.every = "10 epochs", "10 epochs"
     return config
+
+
+def pose_only() -> Config:
+    """The pose path alone, from scratch."""
+    return pose_alone(length="180 epochs", frames=32, skeleton="coco17")
 
 
 def late() -> Config:
@@ -134,29 +138,15 @@ def late() -> Config:
 
 def posec3d(heatmap: str = "joints") -> Config:
     """PoseC3D: the pose network at 48 frames, its last stage at every second one."""
-    config = pose_only()
-    config.length = "240 epochs"
+    config = pose_alone(heatmap=heatmap)
     config.model.pose_resnet.temporal_strides = (1, 1, 2)
-    config.data.pose_frames = 48
-    config.data.heatmap = heatmap
-    config.data.skeleton = "coco17_ntu"  # COCO's joints, limbs in the order of published weights
-    return config
-
-
-def c3d_light() -> Config:
-    """C3D with 32 channels and no pooling in time, trained as PoseC3D is."""
-    config = posec3d()
-    config.model.network = "c3d"
-    config.model.pose_resnet = Model().pose_resnet
     return config
 
 
 def x3d_shallow() -> Config:
     """X3D with ten blocks, neither squeeze-excite nor swish, trained as PoseC3D is."""
-    config = posec3d()
-    config.model.network = "x3d"
-    config.model.pose_resnet = Model().pose_resnet
-    config.model.pose = Backbone(temporal="conv", blocks=(2, 5, 3), se="none", swish=False)
+    config = pose_alone("x3d")
+    config.model.pose = X3DSpec(blocks=(2, 5, 3), se="none", swish=False)
     return config
 
 
@@ -173,99 +163,119 @@ def conservative() -> Config:
 
 def jhmdb(heatmap: str = "joints") -> Config:
     """PoseC3D on JHMDB poses, small enough for two CPU cores; trained as configs/x3d.py:jhmdb."""
-    config = posec3d(heatmap)
-    config.length = "40 epochs"
-    config.batch_size = 16
-    config.model.classes = 14
-    config.model.pose_resnet = ResNet3D(
-        blocks=(1, 2, 1),
-        width=16,
-        inflate=(0, 1, 1),
-        strides=(2, 2, 2),
-        temporal_strides=(1, 1, 2),
-        stem_stride=1,
-        pool_stride=1,
+    return Config(
+        length="40 epochs",
+        batch_size=16,
+        model=Model(
+            network="slowonly",
+            streams="pose",
+            classes=14,
+            pose_resnet=ResNet3DSpec(
+                blocks=(1, 2, 1),
+                width=16,
+                inflate=(0, 1, 1),
+                strides=(2, 2, 2),
+                temporal_strides=(1, 1, 2),
+                stem_stride=1,
+                pool_stride=1,
+                last_scale=1.0,
+            ),
+            attention=False,
+            loss_weights=(1.0, 1.0, 0.0, 0.0),
+            head_deviation=0.06,
+        ),
+        data=Data(
+            skeleton="jhmdb15",
+            train_split="split1_train",
+            val_split="split1_test",
+            people=1,
+            rgb_frames=8,
+            pose_frames=16,
+            resize=27,
+            test_size=24,
+            rotate=15.0,
+            stretch=0.15,
+            heatmap=heatmap,
+            scale=1.0,
+            test=Views(clips=5, flip=True),
+        ),
+        optim=Optim(
+            name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
+        ),
+        stages=(Stage(size=24, label_smoothing=(0.1,)),),
+        # Once, at the end: looking at the test split more often would choose a checkpoint by it.
+        eval=Eval(every="100%", batch_size=32),
+        save=Save(every="10 epochs"),
+        input=Input(threads=2),
+    )
+
+
+def narrow(
+    width: int, inflate: tuple[int, ...], strides: tuple[int, ...], stem: int
+) -> ResNet3DSpec:
+    """A path of three stages, one block each; `stem`: stride of its first layer and its pool."""
+    return ResNet3DSpec(
+        blocks=(1, 1, 1),
+        width=width,
+        inflate=inflate,
+        strides=strides,
+        temporal_strides=(1, 1, 1),
+        stem_stride=stem,
+        pool_stride=stem,
         last_scale=1.0,
     )
-    config.model.head_deviation = 0.06
-    config.data.skeleton = "jhmdb15"
-    config.data.train_split, config.data.val_split = "split1_train", "split1_test"
-    config.data.people = 1
-    config.data.pose_frames = 16
-    config.data.resize, config.data.test_size = 27, 24
-    config.data.rotate, config.data.stretch = 15.0, 0.15
-    config.data.val, config.data.test = Views(), Views(clips=5, flip=True)
-    config.optim = Optim(
-        name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
-    )
-    config.stages = (Stage(size=24, label_smoothing=(0.1,)),)
-    # Once, at the end: looking at the test split more often would choose a checkpoint by it.
-    config.eval = Eval(every="100%", batch_size=32)
-    config.input = Input(threads=2)
-    return config
 
 
-def demo_fusion() -> Config:
-    """Both paths, narrow, on the clips of `make demo`: minutes on two CPU cores."""
-    config = fusion()
-    config.length = "14 epochs"
-    config.pretrained = False
-    config.batch_size = 16
-    rgb = ResNet3D(
-        blocks=(1, 1, 1), width=12, inflate=(0, 1, 1), strides=(1, 2, 2), temporal_strides=(1, 1, 1)
-    )
-    pose = ResNet3D(
-        blocks=(1, 1, 1), width=12, inflate=(1, 1, 1), strides=(2, 2, 2), temporal_strides=(1, 1, 1)
-    )
-    pose.stem_stride = pose.pool_stride = 1
-    rgb.last_scale = pose.last_scale = 1.0
-    config.model = Model(
-        network="rgbpose",
+def demo(
+    streams: str = "rgb+pose",
+    width: int = 12,
+    frames: tuple[int, int] = (8, 16),
+    resize: int = 52,
+    size: int = 48,
+) -> Config:
+    """Both narrow paths, or one, on the clips of `make demo`: minutes on two CPU cores."""
+    model = Model(
+        network="rgbpose" if streams == "rgb+pose" else "slowonly",
+        streams=streams,
         classes=8,
-        rgb_resnet=rgb,
-        pose_resnet=pose,
+        rgb_resnet=narrow(width, (0, 1, 1), (1, 2, 2), stem=2),
+        pose_resnet=narrow(width, (1, 1, 1), (2, 2, 2), stem=1),
         attention=False,
         loss_weights=(1.0, 1.0, 0.0, 0.0),
         dropout=(0.1, 0.1),
         head_deviation=0.06,
     )
-    # Both maps are 12 x 12 px at the first exchange, 6 x 6 at the second.
-    config.model.exchange.rgb_after = (1, 2)
-    config.data = Data(
-        train_split="train",
-        val_split="test",
-        rgb_frames=8,
-        pose_frames=16,
-        resize=52,
-        test_size=48,
-        area=(0.9, 1.0),
-        aspect=(0.9, 1.1),
-        scale=0.5,
+    if streams == "rgb+pose":
+        # Both maps are 12 x 12 px at the first exchange, 6 x 6 at the second.
+        model.exchange.rgb_after = (1, 2)
+    return Config(
+        length="14 epochs",
+        batch_size=16,
+        model=model,
+        data=Data(
+            train_split="train",
+            val_split="test",
+            rgb_frames=frames[0],
+            pose_frames=frames[1],
+            resize=resize,
+            test_size=size,
+            area=(0.9, 1.0),
+            aspect=(0.9, 1.1),
+            scale=0.5,
+        ),
+        optim=Optim(name="adamw", lr=5e-3, weight_decay=1e-3, warmup="4 epochs"),
+        stages=(Stage(size=size),),
+        eval=Eval(every="100%", batch_size=16),  # once, as in jhmdb
+        save=Save(every="7 epochs", log_every=20),
+        input=Input(threads=2),
     )
-    config.optim = Optim(name="adamw", lr=5e-3, weight_decay=1e-3, warmup="4 epochs")
-    config.stages = (Stage(size=48),)
-    config.eval = Eval(every="100%", batch_size=16)  # once, as in jhmdb
-    config.save = Save(every="7 epochs", log_every=20)
-    config.input = Input(threads=2)
-    return config
-
-
-def demo_alone(stream: str) -> Config:
-    """One path of `demo_fusion`."""
-    config = demo_fusion()
-    config.model.network, config.model.streams = "slowonly", stream
-    config.model.exchange = Exchange()
-    return config
 
 
 def tiny() -> Config:
     """Two steps of two very small paths on a handful of generated clips."""
-    config = demo_fusion()
+    config = demo(width=4, frames=(2, 4), resize=36, size=32)
     config.length = "2 steps"
     config.batch_size = 4
-    config.model.rgb_resnet.width = config.model.pose_resnet.width = 4
-    config.data.rgb_frames, config.data.pose_frames = 2, 4
-    config.data.resize, config.data.test_size, config.stages[0].size = 36, 32, 32
     config.data.test = Views(clips=2)
     config.eval = Eval(every="2 steps", batch_size=4)
     config.save = Save(every="1 steps", log_every=1)
@@ -280,15 +290,15 @@ VARIANTS = {
     "late": late,
     "posec3d": posec3d,
     "posec3d_limb": lambda: posec3d("limbs"),
-    "c3d_light": c3d_light,
+    "c3d_light": lambda: pose_alone("c3d"),
     "x3d_shallow": x3d_shallow,
     "conservative": conservative,
     "jhmdb": jhmdb,
     "jhmdb_limb": lambda: jhmdb("limbs"),
     "jhmdb_both": lambda: jhmdb("both"),
-    "demo_fusion": demo_fusion,
-    "demo_rgb_only": lambda: demo_alone("rgb"),
-    "demo_pose_only": lambda: demo_alone("pose"),
+    "demo_fusion": demo,
+    "demo_rgb_only": lambda: demo("rgb"),
+    "demo_pose_only": lambda: demo("pose"),
     "tiny": tiny,
 }
 

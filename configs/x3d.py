@@ -2,8 +2,8 @@
 
 Data: NTU RGB+D 60 (https://rose1.ntu.edu.sg/dataset/actionRecognition/; academic use, on request)
 as mp4 files named <id>.mp4, and the PySKL annotation `ntu60_hrnet.pkl` (COCO-17 poses by HRNet). We
-hold neither, and have not run this
-recipe on NTU60: no accuracy of ours is claimed for it. Numbers to expect, all measured by others:
+hold neither, and have not run this recipe on NTU60: no accuracy of ours is claimed for it. Numbers
+to expect, all measured by others:
 
 | who | setting | top-1, cross-subject |
 |---|---|---|
@@ -29,10 +29,9 @@ Variants (`--config=configs/x3d.py:NAME`):
 | tiny | two steps on generated clips, for tests |
 """
 
-from typing import Any
-
 from jaxact.config import Eval, Group, Input, Optim, Save, UserError
-from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
+from jaxact.models.specs import X3DSpec
+from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 
 # The data set's own grouping of its 60 actions: daily (A1-A40), medical (A41-A49), two persons
 # (A50-A60).
@@ -135,9 +134,7 @@ def kinetics(frames: int, stride: int, size: int, short: tuple[int, int], test: 
     return Config(
         length="300 epochs",
         batch_size=128,
-        model=Model(
-            streams="rgb", classes=400, rgb=Backbone(temporal="conv"), head="x3d", attention=False
-        ),
+        model=Model(streams="rgb", classes=400, rgb=X3DSpec(), head="x3d", attention=False),
         data=Data(
             sampling="dense",
             rgb_frames=frames,
@@ -171,116 +168,166 @@ def kinetics(frames: int, stride: int, size: int, short: tuple[int, int], test: 
     )
 
 
-def fight_surv() -> Config:
-    """Surveillance fights from RGB alone, small enough for two CPU cores."""
-    config = kinetics(frames=8, stride=3, size=80, short=(96, 96), test=96)
-    config.length = "24 epochs"
-    config.batch_size = 16
-    config.model.classes = 2
-    config.data.short, config.data.resize = (), 96
-    config.model.rgb = small(16, (2, 2, 2, 2), temporal="conv")
-    config.model.head = "linear"
-    config.model.head_deviation = 0.06
-    config.data.val_split = "test"
-    config.data.test = Views(clips=3)
-    config.optim = Optim(
-        name="adamw", lr=2e-3, weight_decay=0.05, warmup="2 epochs", ema=0.99, ema_warmup=True
-    )
-    config.stages = (Stage(size=80, label_smoothing=(0.1,)),)
-    config.eval = Eval(every="100%", batch_size=8)  # once, as in jhmdb
-    config.input = Input(threads=2)
+def x3d_l() -> Config:
+    """X3D-L: deeper, 312 px, half the batch."""
+    config = kinetics(16, 5, 312, (356, 446), 356)
+    config.model.rgb.blocks = (5, 10, 25, 15)
+    config.length, config.batch_size = "256 epochs", 64
+    config.optim.lr, config.optim.lr_batch = 0.05, 64
     return config
 
 
-def jhmdb() -> Config:
-    """JHMDB joints, small enough for two CPU cores."""
-    config = pose()
-    config.length = "40 epochs"
-    config.batch_size = 16
-    config.model.classes = 14
-    config.model.coarse = ()
-    config.model.pose = small(24, (2, 2, 2), fold_div=4, stem_stride=1)
-    config.model.head_deviation = 0.06
-    config.data.skeleton = "jhmdb15"
-    config.data.train_split, config.data.val_split = "split1_train", "split1_test"
-    config.data.people = 1
-    config.data.pose_frames = 16
-    config.data.resize, config.data.test_size = 27, 24
-    config.data.rotate, config.data.stretch = 15.0, 0.15
-    config.data.val, config.data.test = Views(), Views(clips=5, flip=True)
-    config.optim = Optim(
-        name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
-    )
-    config.stages = (Stage(size=24, label_smoothing=(0.1,)),)
-    # Once, at the end: looking at the test split more often would choose a checkpoint by it.
-    config.eval = Eval(every="100%", batch_size=32)
-    config.input = Input(threads=2)
-    return config
-
-
-def exercise() -> Config:
-    """OpenPose exercises (detector noise, missing joints), leave one fifth out."""
-    config = jhmdb()
-    config.length = "40 epochs"
-    config.model.classes = 8
-    config.data.skeleton = "coco17"
-    config.data.train_split, config.data.val_split = "fold0_train", "fold0_test"
-    config.data.pose_frames = 24
-    return config
-
-
-def small(width: int, blocks: tuple[int, ...], **fields: Any) -> Backbone:
+def small(
+    width: int,
+    blocks: tuple[int, ...],
+    temporal: str = "shift",
+    fold_div: int = 8,
+    stem_stride: int = 2,
+) -> X3DSpec:
     """A backbone that learns in hundreds of steps instead of hundreds of epochs.
 
     Zero residual scales, conv5 and squeeze-excite pay off in long trainings of deep networks only.
     """
-    return Backbone(blocks=blocks, width=width, se="none", conv5=False, last_scale=1.0, **fields)
+    return X3DSpec(
+        blocks=blocks,
+        width=width,
+        temporal=temporal,
+        fold_div=fold_div,
+        stem_stride=stem_stride,
+        se="none",
+        conv5=False,
+        last_scale=1.0,
+    )
+
+
+def fight_surv() -> Config:
+    """Surveillance fights from RGB alone, small enough for two CPU cores."""
+    return Config(
+        length="24 epochs",
+        batch_size=16,
+        model=Model(
+            streams="rgb",
+            classes=2,
+            rgb=small(16, (2, 2, 2, 2), temporal="conv"),
+            head_deviation=0.06,
+            attention=False,
+        ),
+        data=Data(
+            val_split="test",
+            sampling="dense",
+            rgb_frames=8,
+            stride=3,
+            compact=False,
+            keep_ratio=True,
+            resize=96,
+            test_size=96,
+            mean=(114.75,) * 3,
+            std=(57.375,) * 3,
+            test=Views(clips=3),
+        ),
+        optim=Optim(
+            name="adamw", lr=2e-3, weight_decay=0.05, warmup="2 epochs", ema=0.99, ema_warmup=True
+        ),
+        stages=(Stage(size=80, label_smoothing=(0.1,)),),
+        eval=Eval(every="100%", batch_size=8),  # once, as in small_pose
+        input=Input(threads=2),
+    )
+
+
+def small_pose(skeleton: str, classes: int, frames: int, splits: tuple[str, str]) -> Config:
+    """Poses of one person, small enough for two CPU cores; `splits`: train, validation."""
+    return Config(
+        length="40 epochs",
+        batch_size=16,
+        model=Model(
+            streams="pose",
+            classes=classes,
+            pose=small(24, (2, 2, 2), fold_div=4, stem_stride=1),
+            head_deviation=0.06,
+        ),
+        data=Data(
+            skeleton=skeleton,
+            train_split=splits[0],
+            val_split=splits[1],
+            people=1,
+            pose_frames=frames,
+            resize=27,
+            test_size=24,
+            rotate=15.0,
+            stretch=0.15,
+            scale=1.0,
+            test=Views(clips=5, flip=True),
+        ),
+        optim=Optim(
+            name="adamw", lr=3e-3, weight_decay=0.02, warmup="5 epochs", ema=0.99, ema_warmup=True
+        ),
+        stages=(Stage(size=24, label_smoothing=(0.1,)),),
+        # Once, at the end: looking at the test split more often would choose a checkpoint by it.
+        eval=Eval(every="100%", batch_size=32),
+        input=Input(threads=2),
+    )
+
+
+def jhmdb() -> Config:
+    """JHMDB joints."""
+    return small_pose("jhmdb15", 14, 16, ("split1_train", "split1_test"))
+
+
+def exercise() -> Config:
+    """OpenPose exercises (detector noise, missing joints), leave one fifth out."""
+    return small_pose("coco17", 8, 24, ("fold0_train", "fold0_test"))
+
+
+def generated(
+    rgb: X3DSpec, pose: X3DSpec, frames: tuple[int, int], resize: int, size: int
+) -> Config:
+    """Two small streams on generated clips; `frames`: rgb, pose; `resize`, then `size` px."""
+    return Config(
+        length="14 epochs",
+        batch_size=16,
+        model=Model(
+            classes=8,
+            rgb=rgb,
+            pose=pose,
+            # Without attention each stream answers alone, so the report shows what fusion adds.
+            attention=False,
+            coarse=(0, 0, 1, 1, 2, 2, 3, 3),
+            dropout=(0.1, 0.1),
+            head_deviation=0.06,
+        ),
+        data=Data(
+            train_split="train",
+            val_split="test",
+            rgb_frames=frames[0],
+            pose_frames=frames[1],
+            resize=resize,
+            test_size=size,
+            area=(0.9, 1.0),
+            aspect=(0.9, 1.1),
+            scale=2 / 3,  # heatmaps of 32 px: a marching leg moves by two or three of them
+        ),
+        optim=Optim(name="adamw", lr=5e-3, weight_decay=1e-3, warmup="4 epochs"),
+        stages=(Stage(size=size),),
+        eval=Eval(every="100%", batch_size=16),  # once, as in small_pose
+        save=Save(every="7 epochs", log_every=20),
+        input=Input(threads=2),
+    )
 
 
 def demo() -> Config:
-    """Two small streams on generated clips: minutes on two CPU cores."""
-    config = ntu60()
-    config.length = "14 epochs"
-    config.batch_size = 16
-    config.model = Model(
-        classes=8,
-        rgb=small(16, (2, 2, 2)),
-        pose=small(24, (2, 2, 2), fold_div=4, stem_stride=1),
-        # Without attention each stream answers alone, so the report shows what fusion adds.
-        attention=False,
-        coarse=(0, 0, 1, 1, 2, 2, 3, 3),
-        dropout=(0.1, 0.1),
-        head_deviation=0.06,
-    )
-    config.data = Data(
-        train_split="train",
-        val_split="test",
-        rgb_frames=8,
-        pose_frames=16,
-        resize=52,
-        test_size=48,
-        area=(0.9, 1.0),
-        aspect=(0.9, 1.1),
-        scale=2 / 3,  # heatmaps of 32 px: a marching leg moves by two or three of them
-    )
-    config.optim = Optim(name="adamw", lr=5e-3, weight_decay=1e-3, warmup="4 epochs")
-    config.stages = (Stage(size=48),)
-    config.eval = Eval(every="100%", batch_size=16)  # once, as in jhmdb
-    config.save = Save(every="7 epochs", log_every=20)
-    config.input = Input(threads=2)
-    return config
+    """Minutes on two CPU cores."""
+    pose = small(24, (2, 2, 2), fold_div=4, stem_stride=1)
+    return generated(small(16, (2, 2, 2)), pose, (8, 16), 52, 48)
 
 
 def tiny() -> Config:
-    """Two steps of a two-stream network on a handful of generated clips."""
-    config = demo()
+    """Two steps on a handful of clips."""
+    rgb = X3DSpec(blocks=(1, 1), width=8, temporal="shift")
+    pose = X3DSpec(blocks=(1, 1), width=8, temporal="shift", fold_div=4, stem_stride=1)
+    config = generated(rgb, pose, (2, 4), 36, 32)
     config.length = "2 steps"
     config.batch_size = 4
-    config.model.rgb = Backbone(blocks=(1, 1), width=8)
-    config.model.pose = Backbone(blocks=(1, 1), width=8, fold_div=4, stem_stride=1)
-    config.data.rgb_frames, config.data.pose_frames = 2, 4
-    config.data.resize, config.data.test_size, config.stages[0].size = 36, 32, 32
-    config.data.val, config.data.test = Views(), Views(clips=2)
+    config.data.test = Views(clips=2)
     config.eval = Eval(every="2 steps", batch_size=4)
     config.save = Save(every="1 steps", log_every=1)
     return config
@@ -296,22 +343,13 @@ VARIANTS = {
     "x3d_xs": lambda: kinetics(4, 12, 160, (182, 228), 182),
     "x3d_s": lambda: kinetics(13, 6, 160, (182, 228), 182),
     "x3d_m": lambda: kinetics(16, 5, 224, (256, 320), 256),
-    "x3d_l": lambda: x3d_l(),
+    "x3d_l": x3d_l,
     "fight_surv": fight_surv,
     "jhmdb": jhmdb,
     "exercise": exercise,
     "demo": demo,
     "tiny": tiny,
 }
-
-
-def x3d_l() -> Config:
-    """X3D-L: deeper, 312 px, half the batch."""
-    config = kinetics(16, 5, 312, (356, 446), 356)
-    config.model.rgb.blocks = (5, 10, 25, 15)
-    config.length, config.batch_size = "256 epochs", 64
-    config.optim.lr, config.optim.lr_batch = 0.05, 64
-    return config
 
 
 def get_config(variant: str = "") -> Config:

@@ -60,10 +60,10 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        stride = self.spec.stem_stride
+        stride, (t, h, w) = self.spec.stem_stride, self.spec.stem_kernel
         x = layers.Conv(
             self.spec.width,
-            self.spec.stem_kernel,
+            (t, h, w),
             (1, stride, stride),
             dtype=self.dtype,
             name="conv",

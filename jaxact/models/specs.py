@@ -3,7 +3,7 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxact.config import UserError, field
+from jaxact.config import UserError, check, field
 
 CLASSIFIER_KINDS = ("baseline", "multitask", "fewshot")
 
@@ -248,85 +248,80 @@ VISION_TRANSFORMERS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class ExchangeSpec:
-    """Where and how two paths see each other."""
+    """Where and how the two paths of RGBPoseConv3D see each other."""
 
-    rgb_after: tuple[int, ...] = (2, 3)  # stages of the RGB path (1 = first) before each exchange
-    pose_after: tuple[int, ...] = (1, 2)  # the same of the pose path
-    share: int = 4  # a path's own channels / channels it receives
-    kernel: int = 7  # frames of the finer path
+    # Stages of the RGB path (1 = first) before each exchange.
+    rgb_after: tuple[int, ...] = field((2, 3), least=1)
+    pose_after: tuple[int, ...] = field((1, 2), least=1)  # the same of the pose path
+    share: int = field(4, least=1)  # a path's own channels / channels it receives
+    kernel: int = field(7, least=1)  # frames of the finer path, an odd number
     rgb_detach: bool = False  # the RGB path's loss does not train the pose path
     pose_detach: bool = False  # the pose path's loss does not train the RGB path
-    rgb_drop_path: float = 0.0  # probability that the RGB path receives zeros; training only
-    pose_drop_path: float = 0.0  # the same of the pose path
+    # Probability that the RGB path receives zeros in a training step.
+    rgb_drop_path: float = field(0.0, least=0, most=1)
+    pose_drop_path: float = field(0.0, least=0, most=1)  # the same of the pose path
 
     def __post_init__(self):
+        check(self, "exchange.")
         pairs = (self.rgb_after, self.pose_after)
         if len(pairs[0]) != len(pairs[1]):
             raise UserError(f"exchange rgb_after {pairs[0]!r}, pose_after {pairs[1]!r}: as many")
         for name, stages in (("rgb_after", pairs[0]), ("pose_after", pairs[1])):
-            if min(stages, default=1) < 1 or list(stages) != sorted(set(stages)):
+            if list(stages) != sorted(set(stages)):
                 raise UserError(f"exchange {name} {stages!r}: stages from 1 on, rising")
-        if self.kernel < 1 or self.kernel % 2 == 0:
+        if self.kernel % 2 == 0:
             raise UserError(f"exchange kernel {self.kernel!r}: an odd number of frames")
-        if self.share < 1:
-            raise UserError(f"exchange share {self.share!r}: 1 or more")
-        for name in ("rgb_drop_path", "pose_drop_path"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"exchange {name} {getattr(self, name)!r}: 0 to 1")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class C3DSpec:
-    """The shape of one network; stage i has width * 2**i channels, at most 8 * width."""
+    """The shape of one network; stage i has width * 2**i channels, at most 8 * width.
 
-    width: int = 32  # channels of the first stage
-    stages: int = 4  # convolutions 1a 2a 3a 3b 4a 4b 5a 5b; PYSKL's C3D-light has 4 of 5
+    The defaults are PYSKL's C3D-light.
+    """
+
+    width: int = field(32, least=1)  # channels of the first stage
+    stages: int = field(4, least=1, most=5)  # convolutions 1a 2a 3a 3b 4a 4b 5a 5b
     pool_time: bool = False  # later pools also halve the frames
 
     def __post_init__(self):
-        if not 1 <= self.stages <= 5:
-            raise UserError(f"c3d stages {self.stages!r}: 1 to 5")
-        if self.width < 1:
-            raise UserError(f"c3d width {self.width!r}: 1 or more")
+        check(self, "c3d.")
 
 
 EXPANSION = 4  # channels of a stage / inner channels of its bottlenecks
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class ResNet3DSpec:
     """The shape of one network; stage i has 4 * width * 2**i channels."""
 
-    blocks: tuple[int, ...] = (3, 4, 6, 3)  # bottlenecks of each stage
-    width: int = 64  # channels of the stem
-    inflate: tuple[int, ...] = (0, 0, 1, 1)  # each stage: 1 = first kernels 3x1x1, 0 = 1x1x1
-    strides: tuple[int, ...] = (1, 2, 2, 2)  # of each stage's first block, in h and w
-    temporal_strides: tuple[int, ...] = (1, 1, 1, 1)  # the same in time
-    stem_kernel: tuple[int, int, int] = (1, 7, 7)  # t, h, w
-    stem_stride: int = 2  # in h and w
-    pool_stride: int = 2  # in h and w, of the 3 x 3 max pool after the stem
+    blocks: tuple[int, ...] = field((3, 4, 6, 3), least=1)  # bottlenecks of each stage
+    width: int = field(64, least=1)  # channels of the stem
+    # Of each stage: 1 = its blocks see 3 frames (first kernels 3x1x1), 0 = one (1x1x1).
+    inflate: tuple[int, ...] = field((0, 0, 1, 1), least=0, most=1)
+    # Of each stage's first block, in h and w.
+    strides: tuple[int, ...] = field((1, 2, 2, 2), least=1, most=8)
+    temporal_strides: tuple[int, ...] = field((1, 1, 1, 1), least=1, most=8)  # the same in t
+    stem_kernel: tuple[int, ...] = field((1, 7, 7), least=1, length=3)  # t, h, w, odd numbers
+    stem_stride: int = field(2, least=1)  # in h and w
+    pool_stride: int = field(2, least=1)  # in h and w, of the 3 x 3 max pool after the stem
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        stages = len(self.blocks)
-        if not self.blocks or min(self.blocks) < 1:
+        check(self, "resnet3d.")
+        if not self.blocks:
             raise UserError(f"resnet3d blocks {self.blocks!r}: at least one block in every stage")
-        for field in ("inflate", "strides", "temporal_strides"):
-            found = getattr(self, field)
-            if len(found) != stages:
+        for name in ("inflate", "strides", "temporal_strides"):
+            numbers = getattr(self, name)
+            if len(numbers) != len(self.blocks):
                 raise UserError(
-                    f"resnet3d {field} {found!r}: needs one number for each of the {stages} stages"
+                    f"resnet3d {name} {numbers!r}: needs one number for each of the "
+                    f"{len(self.blocks)} stages"
                 )
-            least, most = (0, 1) if field == "inflate" else (1, 8)
-            if min(found) < least or max(found) > most:
-                raise UserError(f"resnet3d {field} {found!r}: allowed are {least} to {most}")
-        if len(self.stem_kernel) != 3 or any(k < 1 or k % 2 == 0 for k in self.stem_kernel):
+        if any(size % 2 == 0 for size in self.stem_kernel):
             raise UserError(f"resnet3d stem_kernel {self.stem_kernel!r}: three odd numbers, t h w")
-        for field in ("width", "stem_stride", "pool_stride"):
-            if getattr(self, field) < 1:
-                raise UserError(f"resnet3d {field} {getattr(self, field)!r}: 1 or more")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -334,28 +329,27 @@ class ResNet3DSpec:
         return tuple(EXPANSION * self.width * 2**stage for stage in range(len(self.blocks)))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class X3DSpec:
-    """The shape of one backbone; stage i has width * 2**i channels."""
+    """The shape of one X3D or X-Shift backbone; stage i has width * 2**i channels."""
 
-    blocks: tuple[int, ...] = (3, 5, 11, 7)  # blocks of each stage
+    blocks: tuple[int, ...] = field((3, 5, 11, 7), least=1)  # blocks of each stage
     width: int = 24  # channels of the stem and the first stage
     bottleneck: float = 2.25  # inner channels / channels of a stage
-    temporal: str = "conv"  # conv: 3x3x3 filters, 5x1x1 stem; shift: temporal shift, 1x3x3 filters
-    fold_div: int = 8  # 1/fold_div of the channels shift each way; only with temporal = shift
+    # conv: 3x3x3 filters, 5x1x1 stem (X3D); shift: temporal shift, 1x3x3 filters (X-Shift)
+    temporal: str = field("conv", choices=("conv", "shift"))
+    fold_div: int = 8  # 1/fold_div of the channels shift each way in time; only with shift
     stem_stride: int = 2  # spatial; time keeps its length everywhere
     swish: bool = True  # after the depthwise filter; False = nothing there, as in X3D-shallow
-    se: str = "half"  # half: blocks 0, 2, 4, ... of a stage; all; none
+    # Blocks with squeeze and excitation; half: blocks 0, 2, 4, ... of a stage.
+    se: str = field("half", choices=("half", "all", "none"))
     res2_shortcut_bn: bool = True  # False: as PyTorchVideo builds it
     conv5: bool = True  # widen the last stage's map before pooling; small nets learn faster without
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        for field, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
-            value = getattr(self, field)
-            if value not in allowed:
-                raise UserError(f"x3d {field} {value!r}: choose one of {', '.join(allowed)}")
-        if not self.blocks or min(self.blocks) < 1:
+        check(self, "x3d.")
+        if not self.blocks:
             raise UserError(f"x3d blocks {self.blocks!r}: at least one block in every stage")
 
     @property

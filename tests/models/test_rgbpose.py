@@ -514,8 +514,8 @@ def test_mistakes_are_named():
         ({"rgb_after": (2,)}, r"rgb_after \(2,\), pose_after \(1, 2\): as many"),
         ({"pose_after": (2, 1)}, "pose_after .*: stages from 1 on, rising"),
         ({"kernel": 4}, "kernel 4: an odd number"),
-        ({"share": 0}, "share 0: 1 or more"),
-        ({"rgb_drop_path": 1.5}, "rgb_drop_path 1.5: 0 to 1"),
+        ({"share": 0}, "share=0 .*: 1 or more"),
+        ({"rgb_drop_path": 1.5}, "rgb_drop_path=1.5 .*: 0 to 1"),
     ):
         with pytest.raises(UserError, match=message):
             ExchangeSpec(**fields)

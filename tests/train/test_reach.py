@@ -9,8 +9,8 @@ from weights import writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
+from jaxact.models.specs import ExchangeSpec
 from jaxact.modes import export
-from jaxact.tasks.action.config import Exchange
 from jaxact.train import restore
 from jaxact.train.restore import reaching
 from jaxact.train.run import initial_variables, open_run
@@ -51,7 +51,7 @@ def test_reaching_looks_into_calls_and_rounds():
 def opened(tmp_path, **model):
     """The tiny recipe of 3-D ResNets with other values in its model, and its only stage."""
     config = schema.load(ROOT / "configs" / "rgbpose_conv3d.py", "tiny")
-    config.model.network, config.model.exchange = "slowonly", Exchange()
+    config.model.network, config.model.exchange = "slowonly", ExchangeSpec()
     for name, value in model.items():
         setattr(config.model, name, value)
     run = open_run(config, tmp_path)

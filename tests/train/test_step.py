@@ -14,8 +14,9 @@ from toy import blobs, recipe
 from jaxact import config as schema
 from jaxact.config import Group
 from jaxact.data.pipeline import random_batch, train_batches
+from jaxact.models.specs import X3DSpec
 from jaxact.tasks.action import task as action
-from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage
+from jaxact.tasks.action.config import Config, Data, Model, Stage
 from jaxact.train import loop, mesh, restore, state
 from jaxact.train.run import open_run
 from jaxact.train.step import make_train_step
@@ -35,7 +36,7 @@ def toy(**fields):
 
 def tiny(streams="rgb+pose", **fields):
     """A recogniser of one block a stage; batches of it are random bytes."""
-    spec = Backbone(blocks=(1,), width=8)
+    spec = X3DSpec(blocks=(1,), width=8, temporal="shift")
     pose = dataclasses.replace(spec, fold_div=4, stem_stride=1)
     model = Model(streams=streams, classes=3, rgb=spec, pose=pose, dropout=(0.0, 0.0))
     data = Data(rgb_frames=2, pose_frames=4, test_size=16, scale=0.5, people=1)

@@ -41,8 +41,7 @@ class Listing:
 
     path: str
     entries: list[Entry]
-    splits: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # in label order; () = labels are numbers only
     members: dict[str, list[str]] = field(default_factory=dict)  # split -> ids, in that order
 
 
@@ -109,7 +108,7 @@ def _pickle(path: Path) -> Listing:
             raise UserError(f"{path}: split {name!r} names {twice!r} twice")
         lists[str(name)] = ids
     classes = tuple(str(name) for name in data.get("classes", ()))
-    return Listing(str(path), entries, tuple(lists), classes, lists)
+    return Listing(str(path), entries, classes, lists)
 
 
 def _record(record: Any, where: str) -> Entry:
@@ -162,8 +161,11 @@ def _csv(path: Path) -> Listing:
         if len(row) != len(header):
             raise UserError(f"{where}: {len(row)} fields, the header has {len(header)}")
         cells = dict(zip(header, (cell.strip() for cell in row), strict=True))
+        frames = cells.get("frames")
         if not cells["file"]:
             raise UserError(f"{where}: field file is empty")
+        if frames and not frames.isdigit():
+            raise UserError(f"{where}: frames {frames!r}, needed: a whole number")
         entries.append(
             Entry(
                 where=where,
@@ -171,18 +173,10 @@ def _csv(path: Path) -> Listing:
                 label=cells["label"] or None,
                 splits=(cells["split"],) if cells.get("split") else (),
                 video=cells["file"],
-                frames=_whole(cells.get("frames"), where),
+                frames=int(frames) if frames else None,
             )
         )
     return _listed(path, entries)
-
-
-def _whole(cell: str | None, where: str) -> int | None:
-    if not cell:
-        return None
-    if not cell.isdigit():
-        raise UserError(f"{where}: frames {cell!r}, needed: a whole number")
-    return int(cell)
 
 
 _FIELDS = ("id", "video", "label", "split", "size", "joints", "keypoint", "score", "frames")
@@ -246,12 +240,10 @@ def _listed(path: Path, entries: list[Entry]) -> Listing:
             f"{named.where}: label {named.label!r} is a name, {numbers[0].where} has the number "
             f"{numbers[0].label!r}; a file uses one or the other"
         )
-    if numbers:
-        for entry in numbers:
-            entry.label = int(entry.label)
-        return Listing(str(path), entries, tuple(members), (), members)
-    classes = tuple(sorted({str(entry.label) for entry in given}))
-    return Listing(str(path), entries, tuple(members), classes, members)
+    for entry in numbers:
+        entry.label = int(entry.label)
+    classes = () if numbers else tuple(sorted({str(entry.label) for entry in given}))
+    return Listing(str(path), entries, classes, members)
 
 
 def _is_number(label: Any) -> bool:

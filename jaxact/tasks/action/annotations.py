@@ -39,65 +39,41 @@ class Clip:
 
 
 def read(
-    path: str | Path,
+    source: str | Path | Listing,
     split: str = "",
     *,
+    entries: Sequence[Entry] | None = None,
     classes: int | Sequence[str] = 0,
     videos: str | Path = "",
     suffix: str = ".mp4",
     skeleton: Skeleton | None = None,
-    third: str = "score",
     nan: str = "zero",
     labelled: bool = True,
 ) -> list[Clip]:
     """The clips of one split of an annotation file, in the file's order.
 
     Args:
+      source: the file, or what `parse` made of it.
       split: its name; "" takes the whole file.
+      entries: the records to take, instead of a split.
       classes: number of classes, or their names in label order; 0 = do not check. Text labels
         without given names are numbered by their sorted order over the whole file.
       videos: folder of the videos. Pickle: "" = poses only; the file is `id + suffix`, or the
         record's `filename`. CSV, JSON lines: "" = the annotation file's own folder.
       skeleton: joint order wanted; a file that names its joints is reordered to it, one that does
         not must have their number. None keeps each file's own order.
-      third: "score" or "drop", what the third value of a keypoint is (see `poses.checked`).
       nan: "zero" reads NaN joints as not detected (logged), "error" refuses them.
       labelled: False allows records without a label (-1).
 
     Raises: UserError naming file and record.
     """
-    listing = parse(path)
-    given = _names(listing, classes)
-    return convert(
-        *(path, _chosen(listing, split), given),
-        classes=classes,
-        videos=videos,
-        suffix=suffix,
-        skeleton=skeleton,
-        third=third,
-        nan=nan,
-        labelled=labelled,
-    )
-
-
-def convert(
-    path: str | Path,
-    entries: Sequence[Entry],
-    names: tuple[str, ...],
-    *,
-    classes: int | Sequence[str] = 0,
-    videos: str | Path = "",
-    suffix: str = ".mp4",
-    skeleton: Skeleton | None = None,
-    third: str = "score",
-    nan: str = "zero",
-    labelled: bool = True,
-) -> list[Clip]:
-    """`read` for entries of a file that is parsed already; `names` are of its text labels."""
+    listing = source if isinstance(source, Listing) else parse(source)
+    entries = _chosen(listing, split) if entries is None else entries
+    names = _names(listing, classes)
     folder = Path(videos) if str(videos) else None
-    if folder is None and Path(path).suffix in (".csv", ".jsonl"):
-        folder = Path(path).parent
-    clips, lost = [], []
+    if folder is None and Path(listing.path).suffix in (".csv", ".jsonl"):
+        folder = Path(listing.path).parent
+    clips, lost, joints = [], [], 0
     for entry in entries:
         label = _label(entry, names, classes, labelled)
         frames = 0 if entry.frames is None else _count(entry.frames, "total_frames", entry.where)
@@ -106,30 +82,22 @@ def convert(
             clips.append(Clip(entry.id, label, frames, video))
             continue
         size = _size(entry)
-        keypoint, score, count = _pose(entry, frames, size, skeleton, third, nan)
+        keypoint, score, count = _pose(entry, frames, size, skeleton, nan)
+        if joints not in (0, keypoint.shape[2]):
+            raise UserError(
+                f"{entry.where}: {keypoint.shape[2]} joints a person, the records before it "
+                f"{joints}"
+            )
+        joints = keypoint.shape[2]
         if count:
             lost.append((entry, count))
         clips.append(Clip(entry.id, label, keypoint.shape[1], video, size, keypoint, score))
-    _same_joints(clips, entries)
     if lost:
         _log.warning(
             "%s: %d NaN joints in %d records (first: %s) are read as not detected",
-            *(path, sum(count for _, count in lost), len(lost), lost[0][0].id),
+            *(listing.path, sum(count for _, count in lost), len(lost), lost[0][0].id),
         )
     return clips
-
-
-def class_names(path: str | Path) -> tuple[str, ...]:
-    """Class names in label order that a file implies or states; () where labels are numbers only.
-
-    Raises: UserError as `read`.
-    """
-    return parse(path).classes
-
-
-def split_names(path: str | Path) -> tuple[str, ...]:
-    """The splits of an annotation file. Raises: UserError as `read`."""
-    return parse(path).splits
 
 
 def _names(listing: Listing, classes: int | Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +115,7 @@ def _chosen(listing: Listing, split: str) -> list[Entry]:
     if not split:
         return listing.entries
     if split not in listing.members:
-        known = ", ".join(listing.splits) or "none, the file has no splits"
+        known = ", ".join(listing.members) or "none, the file has no splits"
         raise UserError(f"{listing.path}: split {split!r} is unknown; splits: {known}")
     if not listing.members[split]:
         raise UserError(f"{listing.path}: split {split!r} is empty")
@@ -198,10 +166,7 @@ def _size(entry: Entry) -> tuple[int, int]:
         height, width = entry.size
     except (TypeError, ValueError) as error:
         raise UserError(f"{entry.where}: frame size {entry.size!r}, needed: (h, w) px") from error
-    return (
-        _count(height, "frame height", entry.where),
-        _count(width, "frame width", entry.where),
-    )
+    return (_count(height, "frame height", entry.where), _count(width, "frame width", entry.where))
 
 
 def _video(entry: Entry, folder: Path | None, suffix: str) -> str:
@@ -211,12 +176,7 @@ def _video(entry: Entry, folder: Path | None, suffix: str) -> str:
 
 
 def _pose(
-    entry: Entry,
-    frames: int,
-    size: tuple[int, int],
-    skeleton: Skeleton | None,
-    third: str,
-    nan: str,
+    entry: Entry, frames: int, size: tuple[int, int], skeleton: Skeleton | None, nan: str
 ) -> tuple[np.ndarray, np.ndarray, int]:
     keypoint, score = entry.keypoint, entry.score
     if entry.frame_inds is not None:
@@ -224,20 +184,14 @@ def _pose(
             keypoint, entry.frame_inds, entry.box_score, frames, entry.where
         )
     where = entry.where
-    keypoint, score, lost = poses.checked(keypoint, score, frames, where, third, nan, size)
+    keypoint, score, lost = poses.checked(keypoint, score, frames, where, nan, size)
     if entry.joints is not None:
-        names = _joint_names(entry)
-        if len(names) != keypoint.shape[2]:
-            raise UserError(
-                f"{entry.where}: {keypoint.shape[2]} joints a person, 'joints' names {len(names)}"
-            )
-        if skeleton is not None:
-            try:
-                order = skeletons.order(names, skeleton)
-            except UserError as error:
-                raise UserError(f"{entry.where}: {error}") from error
-            if order is not None:
-                keypoint, score = keypoint[:, :, list(order)], score[:, :, list(order)]
+        try:
+            order = _joint_order(entry.joints, keypoint.shape[2], skeleton)
+        except UserError as error:
+            raise UserError(f"{entry.where}: {error}") from error
+        if order is not None:
+            keypoint, score = keypoint[:, :, list(order)], score[:, :, list(order)]
     elif skeleton is not None and len(skeleton.joints) != keypoint.shape[2]:
         raise UserError(
             f"{entry.where}: {keypoint.shape[2]} joints a person, {skeleton.name} has "
@@ -246,24 +200,10 @@ def _pose(
     return keypoint, score, lost
 
 
-def _joint_names(entry: Entry) -> tuple[str, ...]:
-    if isinstance(entry.joints, str):
-        try:
-            return skeletons.find(entry.joints).joints
-        except UserError as error:
-            raise UserError(f"{entry.where}: {error}") from error
-    return tuple(str(joint) for joint in entry.joints)
-
-
-def _same_joints(clips: list[Clip], entries: Sequence[Entry]) -> None:
-    first = None
-    for clip, entry in zip(clips, entries, strict=True):
-        if clip.keypoint is None:
-            continue
-        joints = clip.keypoint.shape[2]
-        if first is None:
-            first = joints
-        elif joints != first:
-            raise UserError(
-                f"{entry.where}: {joints} joints a person, the records before it {first}"
-            )
+def _joint_order(joints: Any, count: int, skeleton: Skeleton | None) -> tuple[int, ...] | None:
+    """Where each joint of `skeleton` stands among `count` named ones; None = nothing moves."""
+    if isinstance(joints, str):
+        joints = skeletons.find(joints).joints
+    if len(joints) != count:
+        raise UserError(f"{count} joints a person, 'joints' names {len(joints)}")
+    return None if skeleton is None else skeletons.order(tuple(map(str, joints)), skeleton)

@@ -16,11 +16,10 @@ from jaxact.config import UserError
 from jaxact.data import geometry
 from jaxact.data.resize import Box
 from jaxact.data.video import Video
-from jaxact.tasks.action import dataset as recordings
-from jaxact.tasks.action import poses, skeletons
+from jaxact.tasks.action import clip_arrays, poses
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.clip_arrays import ABSENT, Streams
 from jaxact.tasks.action.config import Data, Views
-from jaxact.tasks.action.dataset import ABSENT, Streams
 
 DECODED = 1 << 25  # bytes of decoded frames held at once, of one example
 
@@ -39,31 +38,11 @@ def parts(data: Data, split: str) -> int:
 
 def text(data: Data, split: str) -> str:
     """The views in words: "10 clips x 3 crops, flip, 256 px"."""
-    found = spec(data, split)
-    mirror = "flip" if found.flip else "double" if found.double else "no flip"
-    clips, crops = (
-        f"{n} {word}{'s' if n > 1 else ''}"
-        for n, word in ((found.clips, "clip"), (found.crops, "crop"))
-    )
-    return f"{clips} x {crops}, {mirror}, {data.test_size} px"
-
-
-def shapes(
-    data: Data, streams: Streams, skeleton: skeletons.Skeleton, stage_data: Any, split: str
-) -> dict[str, tuple[tuple[int, ...], Any]]:
-    """name -> (shape of one example, or of one part of its views; dtype), as `prepare` makes it."""
-    train = split == "train"
-    side = stage_data.size if train else data.test_size
-    found = spec(data, split)
-    view = () if train else (found.clips // parts(data, split) * found.crops,)
-    named: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32)}
-    if "rgb" in streams:
-        named["rgb"] = ((*view, data.rgb_frames, side, side, 3), np.uint8)
-    if "pose" in streams:
-        points = (*view, data.people, data.pose_frames, len(skeleton.joints))
-        named["keypoint"] = ((*points, 2), np.float32)
-        named["score"] = (points, np.float32)
-    return named
+    views = spec(data, split)
+    mirror = "flip" if views.flip else "double" if views.double else "no flip"
+    counts = ((views.clips, "clip"), (views.crops, "crop"))
+    many = " x ".join(f"{n} {word}{'s' if n > 1 else ''}" for n, word in counts)
+    return f"{many}, {mirror}, {data.test_size} px"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +69,7 @@ def layout(
     Raises:
       UserError: there are no poses, and the model needs them.
     """
-    at = recordings.sample(data, streams, frames, spec(data, split).clips, None)
+    at = clip_arrays.sample(data, streams, frames, spec(data, split).clips, None)
     if clip.keypoint is None or clip.score is None:
         if "pose" in streams:
             raise UserError(f"{clip.id}: has no keypoints, and this model needs them")
@@ -120,15 +99,15 @@ def cut(data: Data, place: Layout, split: str, frames: Any, keypoint: Any) -> li
     return [geometry.crop(frames, keypoint, box)[:2] for box in boxes]
 
 
-def small(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarray:
+def resized(data: Data, place: Layout, split: str, frames: np.ndarray) -> np.ndarray:
     """u8[t, h, w, 3] as decoded -> u8[t, crops, s, s, 3]."""
-    return np.stack([found for found, _ in cut(data, place, split, frames, None)], 1)
+    return np.stack([pictures for pictures, _ in cut(data, place, split, frames, None)], 1)
 
 
 def decoded(
     video: Video, wanted: np.ndarray, size: tuple[int, int] | None = None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(numbers, frames u8[t, h, w, 3]) in pieces of bounded bytes; `wanted` rises.
+    """(numbers, frames u8[t, h, w, 3]) some at a time (`DECODED`); `wanted` rises.
 
     With `size` (h, w) px the frames are scaled as they are converted.
     """
@@ -144,78 +123,58 @@ def arrays(
     streams: Streams,
     clip: Clip,
     place: Layout,
-    look: Callable[[np.ndarray], np.ndarray],
+    read: Callable[[np.ndarray], np.ndarray] | None,
     split: str,
     part: int,
 ) -> dict[str, np.ndarray]:
-    """One part of an example's views; `look` gives u8[t, crops, s, s, 3] of rising numbers."""
+    """One part of an example's views.
+
+    `read` gives u8[t, crops, s, s, 3] of rising frame numbers; None for poses alone.
+    """
     at = place.shown(part, parts(data, split))
-    found: dict[str, Any] = {"label": np.int32(clip.label)}
-    if "rgb" in streams:
+    named: dict[str, Any] = {"label": np.int32(clip.label)}
+    if read is not None:
         wanted, where = np.unique(at["rgb"], return_inverse=True)
-        stack = look(wanted)[where.reshape(at["rgb"].shape)]  # clips, t, crops, s, s, 3
+        stack = read(wanted)[where.reshape(at["rgb"].shape)]  # clips, t, crops, s, s, 3
         stack = stack.swapaxes(1, 2)
-        found["rgb"] = stack.reshape(-1, *stack.shape[2:])
+        named["rgb"] = stack.reshape(-1, *stack.shape[2:])
     if "pose" in streams:
         assert place.keypoint is not None and place.score is not None
         steps = at["pose"].reshape(-1)
-        crops = cut(data, place, split, None, place.keypoint[:, steps])
-        points = np.stack([points for _, points in crops])  # crops, p, clips * t, j, 2
-        scores = np.repeat(place.score[None][:, :, steps], len(crops), 0)
-        found["keypoint"] = _by_view(points, len(at["pose"]), data.people, ABSENT)
-        found["score"] = _by_view(scores, len(at["pose"]), data.people, 0.0)
-    return found
+        people = [
+            poses.pad_people(points, place.score[:, steps], data.people, ABSENT)
+            for _, points in cut(data, place, split, None, place.keypoint[:, steps])
+        ]
+        named["keypoint"] = _by_view(np.stack([points for points, _ in people]), len(at["pose"]))
+        named["score"] = _by_view(np.stack([scores for _, scores in people]), len(at["pose"]))
+    return named
 
 
-def _by_view(array: np.ndarray, clips: int, people: int, fill: float) -> np.ndarray:
-    """[crops, p, clips * t, ...] -> [clips * crops, people, t, ...], absent people filled in."""
-    crops, found = array.shape[:2]
-    array = array.reshape(crops, found, clips, -1, *array.shape[3:])
-    array = np.moveaxis(array, 2, 0)
-    missing = [(0, 0)] * array.ndim
-    missing[2] = (0, people - found)
-    array = np.pad(array, missing, constant_values=fill).astype(np.float32)
+def _by_view(array: np.ndarray, clips: int) -> np.ndarray:
+    """[crops, p, clips * t, ...] -> f32[clips * crops, p, t, ...]."""
+    array = array.reshape(*array.shape[:2], clips, -1, *array.shape[3:])
+    array = np.moveaxis(array, 2, 0).astype(np.float32)
     return array.reshape(-1, *array.shape[2:])
 
 
 def example(
-    data: Data,
-    streams: Streams,
-    skeleton: skeletons.Skeleton,
-    clip: Any,
-    rng: np.random.Generator,
-    stage_data: Any,
-    split: str,
-    part: int = 0,
-) -> dict[str, np.ndarray]:
-    """One example's arrays: a training clip, or one part of the evaluation views."""
-    if split == "train":
-        return recordings.prepare(data, streams, skeleton, clip, rng, stage_data)
-    return prepare(data, streams, clip, split, part)
-
-
-def prepare(
     data: Data, streams: Streams, clip: Clip, split: str, part: int = 0
 ) -> dict[str, np.ndarray]:
-    """The arrays of one part of an example's views (the table is in `tasks/action.py`).
+    """The arrays of one part of an example's views (the table is in `task.py`).
 
     Raises:
       UserError: the video cannot be read, or has far fewer frames than annotated; no poses.
     """
     if "rgb" not in streams:
         place = layout(data, streams, clip, clip.frames, clip.size, split)
-        return arrays(data, streams, clip, place, _nothing, split, part)
+        return arrays(data, streams, clip, place, None, split, part)
     with Video(clip.video) as video:
-        frames = recordings.frame_count(clip, video.frames)
+        frames = clip_arrays.frame_count(clip, video.frames)
         place = layout(data, streams, clip, frames, video.size, split)
-        look = functools.partial(_read, data, video, place, split)
-        return arrays(data, streams, clip, place, look, split, part)
+        read = functools.partial(_read, data, video, place, split)
+        return arrays(data, streams, clip, place, read, split, part)
 
 
 def _read(data: Data, video: Video, place: Layout, split: str, wanted: np.ndarray) -> np.ndarray:
-    pieces = decoded(video, wanted)
-    return np.concatenate([small(data, place, split, frames) for _, frames in pieces])
-
-
-def _nothing(wanted: np.ndarray) -> np.ndarray:
-    raise AssertionError("a model without an RGB stream looks at no frame")
+    stacks = [resized(data, place, split, frames) for _, frames in decoded(video, wanted)]
+    return np.concatenate(stacks)

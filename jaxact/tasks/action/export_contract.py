@@ -1,7 +1,6 @@
 """What an exported recogniser takes: one view of a clip, and how a file becomes that.
 
-`data/clips.py` does it; these are the same steps in words and numbers, for those who do them
-elsewhere.
+`eval_views` does it. These are the same steps in words and numbers, for other programs.
 """
 
 import dataclasses
@@ -12,34 +11,34 @@ import numpy as np
 from jaxact.data import geometry
 from jaxact.task import Port
 from jaxact.tasks.action import dataset, eval_views
+from jaxact.tasks.action.clip_arrays import ABSENT, Streams
 from jaxact.tasks.action.config import Data
-from jaxact.tasks.action.dataset import Streams
 from jaxact.tasks.action.skeletons import Skeleton
 
 
 def inputs(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Port]:
     """The arrays of one view, without the label."""
     side = data.test_size
-    found = {}
-    for name, (shape, dtype) in eval_views.shapes(data, streams, skeleton, None, "predict").items():
-        if name == "label":
-            continue
-        low, high, meaning = {
-            "rgb": (0, 255, "RGB frames of the crop; axes frame, row, column, colour"),
-            "keypoint": (
-                *(0, side),
-                f"px (x, y) in the crop of {side} px; an absent person stands at "
-                f"{dataset.ABSENT:g}; axes person, frame, joint, xy",
-            ),
-            "score": (0, 1, "confidence of each joint, 0 = absent; axes person, frame, joint"),
-        }[name]
-        found[name] = Port(shape[1:], np.dtype(dtype), meaning, low, high)  # one of the views
-    return found
+    place = (
+        f"px (x, y) in the crop of {side} px; an absent person stands at {ABSENT:g}; axes person, "
+        "frame, joint, xy"
+    )
+    meanings = {
+        "rgb": (0, 255, "RGB frames of the crop; axes frame, row, column, colour"),
+        "keypoint": (0, side, place),
+        "score": (0, 1, "confidence of each joint, 0 = absent; axes person, frame, joint"),
+    }
+    ports = {}
+    for name, (shape, dtype) in dataset.shapes(data, streams, skeleton, None, "predict").items():
+        if name in meanings:
+            low, high, meaning = meanings[name]
+            ports[name] = Port(shape[1:], np.dtype(dtype), meaning, low, high)  # one of the views
+    return ports
 
 
 def preprocessing(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str, Any]:
     """The steps before the program, in their order, and those inside it."""
-    found: dict[str, Any] = {
+    steps: dict[str, Any] = {
         "frames": _frames(data, streams),
         "crop": _crop(data),
         "resize": _resize(data),
@@ -52,39 +51,34 @@ def preprocessing(data: Data, streams: Streams, skeleton: Skeleton) -> dict[str,
         },
     }
     if "pose" in streams:
-        found["skeleton"] = {
+        steps["skeleton"] = {
             "name": skeleton.name,
             "joints": list(skeleton.joints),
             "mirror": list(skeleton.swap),
             "people": f"the {data.people} with the highest mean score",
         }
-    return found
+    return steps
 
 
 def _frames(data: Data, streams: Streams) -> dict[str, Any]:
-    found: dict[str, Any] = {"sampling": data.sampling}
+    rule: dict[str, Any] = {"sampling": data.sampling}
     if data.sampling == "dense":
-        found |= {
-            "stride": data.stride,
-            "meaning": "frames `stride` apart; one clip: the middle one, several: spread evenly "
-            "from the first frame to the last possible; past the end it starts again",
-        }
-    else:
-        found |= {
-            "meaning": "one frame of each of n equal parts, drawn with numpy RandomState(255) for "
-            "each video; a shorter video starts again",
-        }
-    if "rgb" in streams:
-        found["rgb"] = data.rgb_frames
-    if "pose" in streams:
-        found["pose"] = data.pose_frames
-    if streams == ("rgb", "pose"):
-        found["rgb_from_pose"] = (
-            f"the first of every {data.pose_frames // data.rgb_frames} pose frames"
-            if data.aligned
-            else "sampled independently"
+        rule["stride"] = data.stride
+        rule["meaning"] = (
+            "frames `stride` apart; one clip: the middle one, several: spread evenly from the "
+            "first frame to the last possible; past the end it starts again"
         )
-    return found
+    else:
+        rule["meaning"] = (
+            "one frame of each of n equal parts, drawn with numpy RandomState(255) for each video; "
+            "a shorter video starts again"
+        )
+    lengths = {"rgb": data.rgb_frames, "pose": data.pose_frames}
+    rule |= {stream: lengths[stream] for stream in streams}
+    if len(streams) == 2:
+        every = f"the first of every {data.pose_frames // data.rgb_frames} pose frames"
+        rule["rgb_from_pose"] = every if data.aligned else "sampled independently"
+    return rule
 
 
 def _crop(data: Data) -> dict[str, Any]:
@@ -117,19 +111,19 @@ def _resize(data: Data) -> dict[str, Any]:
 
 def _inside(data: Data, streams: Streams) -> dict[str, Any]:
     """What the program does itself, so that nobody does it twice."""
-    found: dict[str, Any] = {}
+    steps: dict[str, Any] = {}
     if "rgb" in streams:
-        found["normalise"] = {
+        steps["normalise"] = {
             "mean": list(data.mean),
             "std": list(data.std),
             "meaning": "(rgb - mean) / std, channels R, G, B of 0..255",
         }
     if "pose" in streams:
-        found["heatmaps"] = {
+        steps["heatmaps"] = {
             "kind": data.heatmap,
             "scale": data.scale,
             "sigma": data.sigma,
             "peak": "the score of the joint" if data.use_score else 1,
             "meaning": "keypoints become Gaussian maps; scale is map px / crop px, sigma in map px",
         }
-    return found
+    return steps

@@ -71,7 +71,6 @@ def uniform_views(
     frames: int,
     length: int,
     clips: int = 1,
-    seed: int = 255,
     interval: tuple[float, float] = (1.0, 1.0),
     legacy: str = "mmaction2",
 ) -> np.ndarray:
@@ -82,7 +81,7 @@ def uniform_views(
     _check(frames, length, interval, legacy)
     if clips < 1:
         raise UserError(f"sampling {clips} clips: at least 1 is needed")
-    rng = np.random.RandomState(seed)
+    rng = np.random.RandomState(255)  # the seed of the references
     views = np.empty((clips, length), np.int64)
     for i in range(clips):
         offset, window = _window(frames, rng, interval, legacy)

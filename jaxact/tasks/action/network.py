@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from jaxact.models import heads, rgbpose
 from jaxact.models.recognizer import Recognizer
-from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec, X3DSpec
 from jaxact.tasks.action.config import Model
 
 
@@ -15,7 +14,8 @@ def build(model: Model, dtype: str) -> nn.Module:
     """The recogniser of `config.model`, computing in `dtype`.
 
     Called as (rgb, pose, train, ...) -> dict of logits; see `recognizer.Recognizer`.
-    Raises UserError for numbers that make no network.
+    The specs are copied, which checks them once more. Raises UserError for numbers that make no
+    network.
     """
     window = model.window or (0, 0, 0)
     head = heads.Head(
@@ -33,8 +33,8 @@ def build(model: Model, dtype: str) -> nn.Module:
         return Recognizer(
             classes=head.classes,
             streams=model.streams,
-            rgb=X3DSpec(**dataclasses.asdict(model.rgb)),
-            pose=X3DSpec(**dataclasses.asdict(model.pose)),
+            rgb=dataclasses.replace(model.rgb),
+            pose=dataclasses.replace(model.pose),
             use_attention=model.attention and model.streams == "rgb+pose",
             head_kind=head.kind,
             coarse_classes=head.coarse_classes,
@@ -47,19 +47,13 @@ def build(model: Model, dtype: str) -> nn.Module:
             remat=model.remat,
             head_deviation=head.deviation,
         )
-    rgb, pose = (
-        C3DSpec(**dataclasses.asdict(model.c3d))
-        if model.network == "c3d"
-        else ResNet3DSpec(**dataclasses.asdict(config))
-        for config in (model.rgb_resnet, model.pose_resnet)
-    )
-    exchange = ExchangeSpec(**dataclasses.asdict(model.exchange))
+    light = model.network == "c3d"
     return rgbpose.ConvRecognizer(
         head=head,
         streams=model.streams,
-        rgb=rgb,
-        pose=pose,
-        exchange=exchange if model.network == "rgbpose" else None,
+        rgb=dataclasses.replace(model.c3d if light else model.rgb_resnet),
+        pose=dataclasses.replace(model.c3d if light else model.pose_resnet),
+        exchange=dataclasses.replace(model.exchange) if model.network == "rgbpose" else None,
         dtype=head.dtype,
         remat=model.remat,
     )

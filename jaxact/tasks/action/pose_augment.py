@@ -35,12 +35,12 @@ def warp(keypoint: np.ndarray, size: Size, change: Warp) -> np.ndarray:
     middle = sides / 2
     turn = np.array([[cos, sin], [-sin, cos]])
     moved = (keypoint - middle) @ turn + (middle + np.array(change.shift) * sides)
-    found = (keypoint != 0).any(-1, keepdims=True)
-    return np.where(found, moved, keypoint).astype(keypoint.dtype)
+    detected = (keypoint != 0).any(-1, keepdims=True)
+    return np.where(detected, moved, keypoint).astype(keypoint.dtype)
 
 
 def shake(keypoint: np.ndarray, deviation: float, rng: Random) -> np.ndarray:
     """Keypoints with normal noise of this deviation (px); undetected joints stay."""
     noise = rng.normal(0.0, deviation, keypoint.shape)
-    found = (keypoint != 0).any(-1, keepdims=True)
-    return np.where(found, keypoint + noise, keypoint).astype(keypoint.dtype)
+    detected = (keypoint != 0).any(-1, keepdims=True)
+    return np.where(detected, keypoint + noise, keypoint).astype(keypoint.dtype)

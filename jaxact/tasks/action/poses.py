@@ -18,25 +18,47 @@ def checked(
     score: Any,
     frames: int,
     where: str,
-    third: str = "score",
     nan: str = "zero",
     size: tuple[int, int] = (0, 0),
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Keypoints f32[p, t, j, 2] px and scores f32[p, t, j], or the reason why not.
 
-    `keypoint` is [p, t, j, 2] or [p, t, j, 3]; the third value is a confidence (`third="score"`) or
-    left out (`third="drop"`, for depth). `frames` is the number there must be, 0 = any. Absent
-    scores are ones. Joints with a NaN in any value become coordinates and score 0 (`nan="zero"`;
-    "error" refuses them), which is how detectors mark a joint they did not find and what draws
-    nothing; a record of nothing else is refused. `size` is the frame's (h, w) px, 0 = unknown;
-    coordinates farther than ten times its longer side are refused.
+    `keypoint` is [p, t, j, 2] or [p, t, j, 3]; the third value is a confidence. `frames` is the
+    number there must be, 0 = any. Absent scores are ones. Joints with a NaN in any value become
+    coordinates and score 0 (`nan="zero"`; "error" refuses them), which is how detectors mark a
+    joint that they miss and what draws nothing; a record of nothing else is refused. `size` is the
+    frame's (h, w) px, 0 = unknown; coordinates farther than ten times its longer side are refused.
 
     Returns: keypoint, score, number of NaN joints. Raises: UserError that starts with `where`.
     """
-    if third not in ("score", "drop"):
-        raise UserError(f"third {third!r} is unknown; allowed: score, drop")
-    if nan not in ("zero", "error"):
-        raise UserError(f"nan {nan!r} is unknown; allowed: zero, error")
+    values, confidence = _shaped(keypoint, score, frames, where)
+    lost = np.isnan(values).any(-1) | np.isnan(confidence)
+    count = int(lost.sum())
+    if count and nan == "error":
+        raise UserError(f"{where}: {count} joints are NaN; nan='zero' reads them as not detected")
+    if count == lost.size:
+        raise UserError(f"{where}: every joint is NaN; leave the record out")
+    values = np.where(lost[..., None], np.float32(0), values)
+    confidence = np.where(lost, np.float32(0), confidence)
+    if not np.isfinite(values).all():
+        raise UserError(f"{where}: keypoint holds infinite values; coordinates are pixels")
+    farthest, limit = float(np.abs(values).max()), FARTHEST * max(size)
+    if limit and farthest > limit:
+        raise UserError(
+            f"{where}: a coordinate of {farthest:g} px in a frame of {size[0]}x{size[1]} (h x w); "
+            f"allowed: up to {limit} px either way, 0 or NaN for a joint that was not detected"
+        )
+    low, high = confidence.min(), confidence.max()
+    if not (low >= SCORES[0] and high <= SCORES[1]):
+        raise UserError(
+            f"{where}: scores run from {low:g} to {high:g}, allowed: {SCORES[0]} to {SCORES[1]} "
+            "(the third value of a 3-D pose is no score; leave it out)"
+        )
+    return np.ascontiguousarray(values), np.ascontiguousarray(confidence), count
+
+
+def _shaped(keypoint: Any, score: Any, frames: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Coordinates and scores apart, whatever their values."""
     values = _numbers(keypoint, "keypoint", where)
     shape = "x".join(map(str, values.shape))
     if values.ndim != 4 or values.shape[3] not in (2, 3):
@@ -45,46 +67,21 @@ def checked(
         raise UserError(f"{where}: keypoint is {shape}, it holds no pose; leave the record out")
     if frames and values.shape[1] != frames:
         raise UserError(f"{where}: keypoint has {values.shape[1]} frames, total_frames is {frames}")
-    if values.shape[3] == 3 and third == "score":
-        if score is not None:
-            raise UserError(
-                f"{where}: keypoint has three values a joint and there are scores besides; "
-                "third='drop' leaves the third value out"
-            )
-        score = values[..., 2]
-    confidence = (
-        np.ones(values.shape[:3], np.float32) if score is None else _numbers(score, "score", where)
-    )
+    if values.shape[3] == 3 and score is not None:
+        raise UserError(
+            f"{where}: keypoint has three values a joint and there are scores besides; leave one "
+            "of them out"
+        )
+    if values.shape[3] == 3:
+        confidence = values[..., 2]
+    elif score is None:
+        confidence = np.ones(values.shape[:3], np.float32)
+    else:
+        confidence = _numbers(score, "score", where)
     if confidence.shape != values.shape[:3]:
         have = "x".join(map(str, confidence.shape))
         raise UserError(f"{where}: score is {have}, keypoint is {shape}")
-    values = values[..., :2]
-    lost = np.isnan(values).any(-1) | np.isnan(confidence)
-    count = int(lost.sum())
-    if count:
-        if nan == "error":
-            raise UserError(
-                f"{where}: {count} joints are NaN; nan='zero' reads them as not detected"
-            )
-        if count == lost.size:
-            raise UserError(f"{where}: every joint is NaN; leave the record out")
-        values = np.where(lost[..., None], np.float32(0), values)
-        confidence = np.where(lost, np.float32(0), confidence)
-    if not np.isfinite(values).all():
-        raise UserError(f"{where}: keypoint holds infinite values; coordinates are pixels")
-    farthest, limit = float(np.abs(values).max()), FARTHEST * max(size)
-    if limit and farthest > limit:
-        raise UserError(
-            f"{where}: a coordinate of {farthest:g} px in a frame of {size[0]}x{size[1]} (h x w); "
-            f"allowed: up to {limit} px either way, 0 or NaN for a joint that was not found"
-        )
-    low, high = confidence.min(), confidence.max()
-    if not (low >= SCORES[0] and high <= SCORES[1]):
-        raise UserError(
-            f"{where}: scores run from {low:g} to {high:g}, allowed: {SCORES[0]} to {SCORES[1]} "
-            "(the third value of a 3-D pose is no score; third='drop' leaves it out)"
-        )
-    return np.ascontiguousarray(values), np.ascontiguousarray(confidence), count
+    return values[..., :2], confidence
 
 
 def _numbers(values: Any, name: str, where: str) -> np.ndarray:
@@ -129,9 +126,9 @@ def grouped(
     place = np.arange(count) - np.searchsorted(at, at)
     kept = place < MOST_PEOPLE
     at, values, place = at[kept], values[kept], place[kept]
-    result = np.zeros((int(place.max()) + 1, frames, *values.shape[1:]), np.float32)
-    result[place, at] = values
-    return result[..., :2], result[..., 2]
+    people = np.zeros((int(place.max()) + 1, frames, *values.shape[1:]), np.float32)
+    people[place, at] = values
+    return people[..., :2], people[..., 2]
 
 
 def choose_people(
@@ -158,7 +155,4 @@ def pad_people(
     if missing < 0:
         raise ValueError(f"{len(score)} people do not fit in {people} places")
     widths = [(0, missing), *[(0, 0)] * 2]
-    return (
-        np.pad(keypoint, [*widths, (0, 0)], constant_values=absent),
-        np.pad(score, widths),
-    )
+    return (np.pad(keypoint, [*widths, (0, 0)], constant_values=absent), np.pad(score, widths))

@@ -13,21 +13,19 @@ from jaxact.data.video import Video
 from jaxact.tasks.action import annotations, dataset, skeletons
 from jaxact.tasks.action.annotation_files import Entry, Listing, parse
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.clip_arrays import Streams
 from jaxact.tasks.action.config import Data
-from jaxact.tasks.action.dataset import ClipSource, Streams
+from jaxact.tasks.action.dataset import ClipSource
 
 POSES = (".jsonl", ".pkl", ".pickle")
 
 
-class PosedSource:
-    """Clips whose poses are looked up, and found missing, one at a time."""
+class PosedSource(ClipSource):
+    """Clips whose poses are looked up one at a time; an absent one is an error only then."""
 
-    def __init__(self, data: Data, found: Sequence[Clip], poses: str):
-        self.data, self.clips, self.poses = data, found, Path(poses)
-        self.ids = [clip.id for clip in found]
-
-    def __len__(self) -> int:
-        return len(self.clips)
+    def __init__(self, data: Data, clips: Sequence[Clip], poses: str):
+        super().__init__(clips)
+        self.data, self.poses = data, Path(poses)
 
     def __getitem__(self, index: int) -> Clip:
         clip = self.clips[index]
@@ -65,21 +63,18 @@ class PosedSource:
     def _match(self, clip: Clip, where: Path) -> Clip:
         """The record of a clip: of its file name, of its name without suffix, or the only one."""
         name, (listing, named) = Path(clip.video or clip.id), _indexed(where)
-        found: Sequence[Entry] = named.get(name.name) or named.get(name.stem) or ()
-        if (
-            not found
-            and len(listing.entries) == 1
-            and (len(self.clips) == 1 or where != self.poses)
-        ):
-            found = listing.entries
-        if not found:
+        entries: Sequence[Entry] = named.get(name.name) or named.get(name.stem) or ()
+        alone = len(listing.entries) == 1 and (len(self.clips) == 1 or where != self.poses)
+        if not entries and alone:
+            entries = listing.entries
+        if not entries:
             known = _some(listing.entries)
             raise UserError(f"{where}: no record fits {clip.id}; its records: {known}")
-        if len(found) > 1:
-            raise UserError(f"{where}: several records fit {clip.id}: {_some(found)}")
+        if len(entries) > 1:
+            raise UserError(f"{where}: several records fit {clip.id}: {_some(entries)}")
         skeleton, nan = skeletons.find(self.data.skeleton), self.data.nan
-        return annotations.convert(
-            where, found, listing.classes, skeleton=skeleton, nan=nan, labelled=False
+        return annotations.read(
+            listing, entries=entries, skeleton=skeleton, nan=nan, labelled=False
         )[0]
 
 
@@ -111,14 +106,12 @@ def _names(entry: Entry, path: Path) -> tuple[str, ...]:
     return *names, video.name, video.stem
 
 
-def _some(found: Sequence[Entry]) -> str:
-    names = ", ".join(entry.id for entry in found[:3])
-    return names if len(found) <= 3 else f"{names} and {len(found) - 3} more"
+def _some(entries: Sequence[Entry]) -> str:
+    names = ", ".join(entry.id for entry in entries[:3])
+    return names if len(entries) <= 3 else f"{names} and {len(entries) - 3} more"
 
 
-def examples(
-    data: Data, streams: Streams, classes: int, path: str, poses: str = ""
-) -> ClipSource | PosedSource:
+def examples(data: Data, streams: Streams, classes: int, path: str, poses: str = "") -> ClipSource:
     """Clips of a video file, a folder of videos, or an annotation list of any of the kinds.
 
     `poses` is a file with the keypoints of these videos, or a folder with one file for each.
@@ -134,8 +127,8 @@ def examples(
         raise UserError(f"--poses={poses}: suffix {Path(poses).suffix!r}, allowed: {POSES}")
     if not held and given.is_file() and given.suffix.lower() not in VIDEOS:
         needed: Streams = () if poses else streams
-        listed = dataset.read(data, needed, classes, path, "", labelled=False)
-        return PosedSource(data, listed, poses) if poses else ClipSource(listed)
+        clips = dataset.read(data, needed, classes, path, "", labelled=False)
+        return PosedSource(data, clips, poses) if poses else ClipSource(clips)
     files = [Path(file) for file in held or [path]]
     if given.is_dir():
         files = sorted(p for p in given.rglob("*") if p.suffix.lower() in VIDEOS)
@@ -144,5 +137,5 @@ def examples(
             f"--input={path}: this model needs poses; give --poses, or a .jsonl or .pkl list with "
             "keypoints, or use a model with config.model.streams=rgb"
         )
-    found = [Clip(str(p), -1, 0, str(p), (0, 0), None, None) for p in files]
-    return PosedSource(data, found, poses) if poses else ClipSource(found)
+    clips = [Clip(str(path), -1, 0, str(path)) for path in files]
+    return PosedSource(data, clips, poses) if poses else ClipSource(clips)

@@ -20,6 +20,8 @@ from jaxact.tasks.action.eval_views import decoded
 from jaxact.tasks.action.skeletons import Skeleton
 from jaxact.tasks.action.sliding_windows import length
 
+Segment = dict[str, Any]  # start and end (s), name, probability
+
 LEFT: Colour = (255, 159, 28)
 RIGHT: Colour = (46, 196, 255)
 MIDDLE: Colour = (190, 242, 100)
@@ -28,12 +30,12 @@ THRESHOLD = 0.3  # joint score from which it is drawn
 
 
 def render(
-    skeleton: Skeleton, clip: Clip, path: str | Path, pieces: list[dict[str, Any]], side: int = 0
+    skeleton: Skeleton, clip: Clip, path: str | Path, segments: list[Segment], side: int = 0
 ) -> None:
-    """Writes the video of a clip with its pieces drawn in.
+    """Writes the video of a clip with its segments drawn in.
 
     Args:
-      pieces: what was found, in order of time: start, end (s), name, probability.
+      segments: what was recognised, in order of time.
       side: px of the shorter side of the written frames; 0 = as they are.
 
     Raises:
@@ -48,15 +50,19 @@ def render(
         size = (max(size[0] // 2, 8) * 2, max(size[1] // 2, 8) * 2)  # colours are stored by halves
         fps = video.fps or 25.0
         end = length(video.times)
-        pieces = [{**piece, "end": min(piece["end"], end)} for piece in pieces]
-        write(path, frames(skeleton, clip, video, pieces, size), fps, times=video.times)
+        segments = [{**segment, "end": min(segment["end"], end)} for segment in segments]
+        write(path, frames(skeleton, clip, video, segments, size), fps, times=video.times)
 
 
 def frames(
-    skeleton: Skeleton, clip: Clip, video: Video, pieces: list[dict[str, Any]], size: geometry.Size
+    skeleton: Skeleton,
+    clip: Clip,
+    video: Video,
+    segments: list[Segment],
+    size: geometry.Size,
 ) -> Iterator[np.ndarray]:
     """Every frame of the video, u8[h, w, 3] of `size`, drawn on."""
-    banner = Banner(pieces, size)
+    banner = Banner(segments, size)
     keypoint = geometry.rescale(clip.keypoint, clip.size, size)
     for numbers, pictures in decoded(video, np.arange(video.frames), size):
         for number, picture in zip(numbers.tolist(), pictures, strict=True):
@@ -93,11 +99,11 @@ def draw_people(
 class Banner:
     """The lower edge of every frame: the label, its probability as a bar, and the timeline."""
 
-    def __init__(self, pieces: Sequence[dict[str, Any]], size: geometry.Size):
-        self.pieces, (self.height, self.width) = pieces, size
-        self.starts = [piece["start"] for piece in pieces]  # s, rising
-        self.end = max((piece["end"] for piece in pieces), default=0.0) or 1.0
-        names = list(dict.fromkeys(piece["name"] for piece in pieces))
+    def __init__(self, segments: Sequence[Segment], size: geometry.Size):
+        self.segments, (self.height, self.width) = segments, size
+        self.starts = [segment["start"] for segment in segments]  # s, rising
+        self.end = max((segment["end"] for segment in segments), default=0.0) or 1.0
+        names = list(dict.fromkeys(segment["name"] for segment in segments))
         self.colours = {name: CLASS_COLOURS[i % len(CLASS_COLOURS)] for i, name in enumerate(names)}
         self.line = max(9, round(0.06 * self.height))  # px of the label
         self.bar = max(2, round(0.015 * self.height))
@@ -115,12 +121,12 @@ class Banner:
         image.paste(Image.blend(image.crop(box), shade, 0.65), box[:2])
         pen = ImageDraw.Draw(image)
         edge = self.height - self.strip
-        piece = self.at(time)
-        if piece is not None:
-            share, colour = piece["probability"], self.colours[piece["name"]]
+        segment = self.at(time)
+        if segment is not None:
+            share, colour = segment["probability"], self.colours[segment["name"]]
             number = f"{100 * share:.0f} %"
             at = self.top + self.line // 5
-            pen.text((self.line // 3, at), self.labels[piece["name"]], WHITE, self.font)
+            pen.text((self.line // 3, at), self.labels[segment["name"]], WHITE, self.font)
             right = self.width - self.line // 3 - self.font.getlength(number)
             pen.text((right, at), number, WHITE, self.font)
             low = edge - self.gap
@@ -131,13 +137,13 @@ class Banner:
         x = round(min(time / self.end, 1.0) * (self.width - 1))
         pen.rectangle((x - 1, edge - 1, x + 1, self.height), fill=WHITE)
 
-    def at(self, time: float) -> dict[str, Any] | None:
-        """The piece that is on at `time` s; the last one also after its end."""
+    def at(self, time: float) -> Segment | None:
+        """The segment that is on at `time` s; the last one also after its end."""
         place = bisect_right(self.starts, time + 1e-6) - 1
-        last = place == len(self.pieces) - 1
-        if place < 0 or (time >= self.pieces[place]["end"] and not last):
+        last = place == len(self.segments) - 1
+        if place < 0 or (time >= self.segments[place]["end"] and not last):
             return None
-        return self.pieces[place]
+        return self.segments[place]
 
     def _fitted(self, name: str) -> str:
         """The name, shortened to what fits beside the number."""
@@ -151,8 +157,8 @@ class Banner:
     def _timeline(self) -> Image.Image:
         strip = Image.new("RGB", (self.width, self.strip), SHADE)
         pen = ImageDraw.Draw(strip)
-        for piece in self.pieces:
-            left, right = (round(piece[k] / self.end * self.width) for k in ("start", "end"))
+        for segment in self.segments:
+            left, right = (round(segment[k] / self.end * self.width) for k in ("start", "end"))
             if right > left:
-                pen.rectangle((left, 0, right - 1, self.strip), fill=self.colours[piece["name"]])
+                pen.rectangle((left, 0, right - 1, self.strip), fill=self.colours[segment["name"]])
         return strip

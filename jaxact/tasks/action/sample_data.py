@@ -41,6 +41,8 @@ from PIL import Image, ImageDraw
 from jaxact.atomic import draft
 from jaxact.config import UserError
 from jaxact.data import stick_figure, video
+from jaxact.data.geometry import Size
+from jaxact.data.stick_figure import Colour, Look, Motion
 
 CLASSES = (
     *("raise red flag", "raise blue flag", "lower red flag", "lower blue flag"),
@@ -49,8 +51,10 @@ CLASSES = (
 RAISE, LOWER, CLAP, STRETCH = range(4)  # label // 2
 FPS = 16
 FORMAT = 2  # raise it when the same arguments give other clips
-FINE = 2  # drawn this many times larger, then averaged
+OVERSAMPLING = 2  # drawn this many times larger, then averaged
 MARGIN = 6  # px of wall around the picture, for the camera to shake in
+Rng = np.random.Generator
+Range = tuple[float, float]
 HUES = ((0.97, 1.03), (0.59, 0.65))  # of the flags: red, blue
 
 
@@ -63,7 +67,7 @@ class Recording:
     score: np.ndarray  # f16[p, t, 17]; zero where missed
     joints: np.ndarray  # f64[t, 17, 2] px; where the first person's joints are
     flag: int  # the side that holds it (0 left, 1 right); -1: none
-    look: stick_figure.Look  # the first person's colours in this light
+    look: Look  # the first person's colours in this light
     counter: np.ndarray  # f64[t] px; the upper edge of the counter
 
 
@@ -71,7 +75,7 @@ def record(
     label: int,
     scene: int,
     frames: int = 32,
-    size: tuple[int, int] = (96, 128),
+    size: Size = (96, 128),
     seed: int = 0,
     split: str = "train",
     counter: bool = True,
@@ -84,54 +88,55 @@ def record(
     movement, detail = divmod(label, 2)
     with_flag = movement in (RAISE, LOWER)
 
-    def draws(part: int) -> np.random.Generator:
+    def generator(part: int) -> Rng:
         code = int.from_bytes(hashlib.sha256(split.encode()).digest()[:4], "big")
         return np.random.default_rng([seed, code, scene, movement, part])
 
-    stage = _stage(draws(0), frames, size)
-    side = int(draws(1).integers(2)) if with_flag else -1
-    march = bool(draws(2).integers(2)) if with_flag else bool(detail)
-    motion = _motion(draws(3), draws(4), frames, movement, side, march)
-    points = stick_figure.joints(motion, stage.height, stage.ground)
-    people = [_Person(points, stage.height, _look(draws(5))), *_passer(draws(6), frames, stage)]
-    sensed = [
-        _sense(draws(7 + i), person, stage, size, near=i == 0) for i, person in enumerate(people)
+    setting = _setting(generator(0), frames, size)
+    side = int(generator(1).integers(2)) if with_flag else -1
+    march = bool(generator(2).integers(2)) if with_flag else bool(detail)
+    motion = _motion(generator(3), generator(4), frames, movement, side, march)
+    points = stick_figure.joints(motion, setting.height, setting.ground)
+    people = [
+        _Person(points, setting.height, _clothes(generator(5))),
+        *_passer_by(generator(6), frames, setting),
     ]
-    paint = draws(9)
+    sensed = [
+        _detected_pose(generator(7 + i), person, setting, size, near=i == 0)
+        for i, person in enumerate(people)
+    ]
+    paint = generator(9)
     colour = _colour(paint, paint.uniform(*HUES[detail]), (0.75, 0.95), (0.7, 0.95))
     return Recording(
-        frames=_film(stage, people, side, colour, size, counter),
+        frames=_drawn(setting, people, side, colour, size, counter),
         keypoint=np.stack([keypoint for keypoint, _ in sensed]).astype(np.float16),
         score=np.stack([score for _, score in sensed]).astype(np.float16),
         joints=people[0].points,
         flag=side,
-        look=stick_figure.Look(*(_lit(c, stage.light) for c in astuple(people[0].look))),
-        counter=stage.counter,
+        look=Look(*(_darkened(c, setting.light) for c in astuple(people[0].look))),
+        counter=setting.counter,
     )
-
-
-# -- what happens ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Person:
     points: np.ndarray  # f64[t, 17, 2] px
     height: float  # px
-    look: stick_figure.Look
+    look: Look
 
 
 @dataclass(frozen=True)
-class _Stage:
-    wall: Image.Image  # FINE times larger than the picture, with a margin
+class _Setting:
+    wall: Image.Image  # OVERSAMPLING times larger than the picture, with a margin
     shake: np.ndarray  # f64[t, 2] px (x, y); where the camera moves everything
     ground: np.ndarray  # f64[t, 2] px; where the person stands
     height: float  # px; of the person
     counter: np.ndarray  # f64[t] px
-    panels: list[tuple[float, float, stick_figure.Colour]]  # of the counter: left, right px, colour
+    panels: list[tuple[float, float, Colour]]  # of the counter: left, right px, colour
     light: float  # 1: full
 
 
-def _stage(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> _Stage:
+def _setting(rng: Rng, frames: int, size: Size) -> _Setting:
     h, w = size
     height = rng.uniform(0.62, 0.76) * min(h, 0.75 * w)
     steps = rng.normal(0, 0.012 * height, (frames, 2))
@@ -145,7 +150,7 @@ def _stage(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> _Sta
     board = _colour(rng, rng.uniform(0.05, 0.12), (0.2, 0.5), (0.35, 0.65))
     shades = [tuple(int(c * rng.uniform(0.85, 1)) for c in board) for _ in range(4)]
     limits = [-2.0 * MARGIN, *edges, w + 2.0 * MARGIN]
-    return _Stage(
+    return _Setting(
         wall=_wall(rng, size),
         shake=shake,
         ground=ground,
@@ -156,9 +161,9 @@ def _stage(rng: np.random.Generator, frames: int, size: tuple[int, int]) -> _Sta
     )
 
 
-def _wall(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
+def _wall(rng: Rng, size: Size) -> Image.Image:
     """A wall with pictures of any colour, flag colours among them."""
-    h, w = ((n + 2 * MARGIN) * FINE for n in size)
+    h, w = ((n + 2 * MARGIN) * OVERSAMPLING for n in size)
     wall = Image.new("RGB", (w, h), _colour(rng, rng.uniform(), (0.03, 0.25), (0.55, 0.9)))
     canvas = ImageDraw.Draw(wall)
     for _ in range(rng.integers(3, 7)):
@@ -169,23 +174,18 @@ def _wall(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     return wall
 
 
-def _colour(
-    rng: np.random.Generator,
-    hue: float,
-    saturation: tuple[float, float],
-    value: tuple[float, float],
-) -> stick_figure.Colour:
+def _colour(rng: Rng, hue: float, saturation: Range, value: Range) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(*saturation), rng.uniform(*value))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _lit(colour: stick_figure.Colour, light: float) -> stick_figure.Colour:
+def _darkened(colour: Colour, light: float) -> Colour:
     red, green, blue = (int(c * light) for c in colour)
     return red, green, blue
 
 
-def _look(rng: np.random.Generator) -> stick_figure.Look:
-    return stick_figure.Look(
+def _clothes(rng: Rng) -> Look:
+    return Look(
         skin=_colour(rng, rng.uniform(0.05, 0.09), (0.3, 0.6), (0.45, 0.95)),
         shirt=_colour(rng, rng.uniform(), (0.05, 0.55), (0.25, 0.9)),
         trousers=_colour(rng, rng.uniform(), (0.05, 0.4), (0.15, 0.5)),
@@ -193,56 +193,43 @@ def _look(rng: np.random.Generator) -> stick_figure.Look:
     )
 
 
-def _motion(
-    arms: np.random.Generator,
-    legs: np.random.Generator,
-    frames: int,
-    movement: int,
-    side: int,
-    march: bool,
-) -> stick_figure.Motion:
+def _motion(arms: Rng, legs: Rng, frames: int, movement: int, side: int, march: bool) -> Motion:
     if movement in (RAISE, LOWER):
         upper, fore = stick_figure.raising(arms, frames, side)
         if movement == LOWER:
             upper, fore = upper[::-1], fore[::-1]
     else:
-        upper, fore = (stick_figure.clapping if movement == CLAP else stick_figure.stretching)(
-            arms, frames
-        )
+        move = stick_figure.clapping if movement == CLAP else stick_figure.stretching
+        upper, fore = move(arms, frames)
     knee = (stick_figure.marching if march else stick_figure.standing)(legs, frames)
-    return stick_figure.Motion(
-        upper, fore, knee, 0.012 * stick_figure.beat(arms, frames, (0.5, 1.5))
-    )
+    return Motion(upper, fore, knee, 0.012 * stick_figure.beat(arms, frames, (0.5, 1.5)))
 
 
-def _passer(rng: np.random.Generator, frames: int, stage: _Stage) -> list[_Person]:
+def _passer_by(rng: Rng, frames: int, setting: _Setting) -> list[_Person]:
     """Now and then somebody who walks past behind, from one side to the other."""
     if rng.uniform() > 0.15:
         return []
-    height = stage.height * rng.uniform(0.78, 0.88)
-    width = stage.wall.width / FINE - 2 * MARGIN
+    height = setting.height * rng.uniform(0.78, 0.88)
+    width = setting.wall.width / OVERSAMPLING - 2 * MARGIN
     u = np.linspace(0, 1, frames)
     path = (u - rng.uniform(-0.2, 0.4)) * rng.uniform(1.0, 1.6)
     if rng.integers(2):
         path = 1 - path
-    ground = stage.shake + np.stack(
-        [path * width, np.full(frames, stage.ground[0, 1] - 0.01 * height)], -1
+    ground = setting.shake + np.stack(
+        [path * width, np.full(frames, setting.ground[0, 1] - 0.01 * height)], -1
     )
     motion = stick_figure.walking(rng, frames)
-    return [_Person(stick_figure.joints(motion, height, ground), height, _look(rng))]
+    return [_Person(stick_figure.joints(motion, height, ground), height, _clothes(rng))]
 
 
-# -- what the two sensors see ---------------------------------------------------------------
-
-
-def _sense(
-    rng: np.random.Generator, person: _Person, stage: _Stage, size: tuple[int, int], near: bool
+def _detected_pose(
+    rng: Rng, person: _Person, setting: _Setting, size: Size, near: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Keypoints f64[t, 17, 2] px and scores f64[t, 17] as the pose sensor gives them."""
     frames = len(person.points)
     bias = rng.normal(0, 0.006 * person.height, (17, 2))
     seen = person.points + bias + rng.normal(0, 0.01 * person.height, person.points.shape)
-    hidden = person.points[:, :, 1] > stage.counter[:, None]
+    hidden = person.points[:, :, 1] > setting.counter[:, None]
     score = np.where(
         hidden, rng.uniform(0.4, 0.7, (frames, 17)), rng.uniform(0.75, 0.98, (frames, 17))
     )
@@ -252,38 +239,34 @@ def _sense(
     return np.where(score[..., None] > 0, seen, 0), score
 
 
-def _film(
-    stage: _Stage,
-    people: list[_Person],
-    side: int,
-    flag: stick_figure.Colour,
-    size: tuple[int, int],
-    counter: bool,
+def _drawn(
+    setting: _Setting, people: list[_Person], side: int, flag: Colour, size: Size, counter: bool
 ) -> np.ndarray:
     """Frames u8[t, h, w, 3]: the wall, then people from back to front, then the counter."""
     h, w = size
-    frames = np.empty((len(stage.shake), h, w, 3), np.uint8)
+    frames = np.empty((len(setting.shake), h, w, 3), np.uint8)
     for t in range(len(frames)):
-        x, y = ((MARGIN - stage.shake[t]) * FINE).round().astype(int)
-        picture = stage.wall.crop((x, y, x + w * FINE, y + h * FINE))
+        x, y = ((MARGIN - setting.shake[t]) * OVERSAMPLING).round().astype(int)
+        picture = setting.wall.crop((x, y, x + w * OVERSAMPLING, y + h * OVERSAMPLING))
         canvas = ImageDraw.Draw(picture)
         for person in reversed(people):
-            stick_figure.draw(canvas, person.points[t] * FINE, person.height * FINE, person.look)
+            stick_figure.draw(
+                canvas, person.points[t] * OVERSAMPLING, person.height * OVERSAMPLING, person.look
+            )
         if side >= 0:
-            points, height = people[0].points[t] * FINE, people[0].height * FINE
+            points, height = people[0].points[t] * OVERSAMPLING, people[0].height * OVERSAMPLING
             stick_figure.draw_flag(canvas, points, side, height, flag)
         if counter:
-            top = stage.counter[t]
-            for left, right, colour in stage.panels:
-                box = np.array([left + stage.shake[t, 0], top, right + stage.shake[t, 0], h + 1])
-                canvas.rectangle((box * FINE).tolist(), fill=colour)
-            edge = [0, top * FINE, w * FINE, (top + 1.5) * FINE]
+            top = setting.counter[t]
+            for left, right, colour in setting.panels:
+                box = np.array(
+                    [left + setting.shake[t, 0], top, right + setting.shake[t, 0], h + 1]
+                )
+                canvas.rectangle((box * OVERSAMPLING).tolist(), fill=colour)
+            edge = [0, top * OVERSAMPLING, w * OVERSAMPLING, (top + 1.5) * OVERSAMPLING]
             canvas.rectangle(edge, fill=(225, 215, 200))
-        frames[t] = np.asarray(picture.reduce(FINE))
-    return (frames * np.float32(stage.light)).astype(np.uint8)
-
-
-# -- on disk --------------------------------------------------------------------------------
+        frames[t] = np.asarray(picture.reduce(OVERSAMPLING))
+    return (frames * np.float32(setting.light)).astype(np.uint8)
 
 
 def write(
@@ -292,7 +275,7 @@ def write(
     train: int = 320,
     test: int = 96,
     frames: int = 32,
-    size: tuple[int, int] = (96, 128),
+    size: Size = (96, 128),
     seed: int = 0,
     workers: int = 2,
 ) -> Path:
@@ -327,30 +310,34 @@ def write(
     manifest.unlink(missing_ok=True)
     (root / "clips").mkdir(parents=True, exist_ok=True)
 
-    def job(name: str, split: str, number: int) -> dict:
+    def write_clip(name: str, split: str, number: int) -> dict:
         # Eight clips in a row are four scenes with both labels of their pair each.
         label = number % len(CLASSES)
         clip = record(label, number // len(CLASSES), frames, size, seed, split)
         path = root / "clips" / f"{name}.mp4"
         video.write(path, clip.frames, FPS, crf=18, gop=16, preset="veryfast")
-        return {
-            "frame_dir": name,
-            "total_frames": frames,
-            "img_shape": tuple(size),
-            "original_shape": tuple(size),
-            "label": label,
-            "keypoint": clip.keypoint,
-            "keypoint_score": clip.score,
-        }
+        return _annotation(name, label, clip, tuple(size))
 
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        annotations = list(pool.map(lambda arguments: job(*arguments), jobs))
+        annotations = list(pool.map(lambda job: write_clip(*job), jobs))
     splits = {split: [name for name, of, _ in jobs if of == split] for split in ("train", "test")}
-    found = {"split": splits, "annotations": annotations, "classes": list(CLASSES)}
-    content = pickle.dumps(found, protocol=4)
-    _replace(pickled, content)
+    content = {"split": splits, "annotations": annotations, "classes": list(CLASSES)}
+    _replace(pickled, pickle.dumps(content, protocol=4))
     _replace(manifest, json.dumps(wanted, indent=2).encode())
     return pickled
+
+
+def _annotation(name: str, label: int, clip: Recording, size: tuple[int, ...]) -> dict:
+    """The record of a clip in PySKL's form."""
+    return {
+        "frame_dir": name,
+        "total_frames": len(clip.frames),
+        "img_shape": size,
+        "original_shape": size,
+        "label": label,
+        "keypoint": clip.keypoint,
+        "keypoint_score": clip.score,
+    }
 
 
 def _read(manifest: Path) -> dict | None:

@@ -45,17 +45,16 @@ def score(config: Config, merged: Any, rows: dict[str, np.ndarray]) -> dict[str,
         return {}
     labels = rows["label"][known]
     scores = {name: rows[name][known] for name in ("scores", "rgb", "pose") if name in rows}
-    total = scores["scores"]
-    found = metrics.classification(probabilities(config, total), labels)
+    numbers = metrics.classification(probabilities(config, scores["scores"]), labels)
     assert int(merged["confusion"].table.sum()) == len(labels), "an example was lost or repeated"
     if "rgb" in scores and "pose" in scores:
         for name in ("rgb", "pose"):
-            found[f"{name}_top1"] = metrics.topk(scores[name], labels, 1)
-            found[f"{name}_top5"] = metrics.topk(scores[name], labels, 5)
+            numbers[f"{name}_top1"] = metrics.topk(scores[name], labels, 1)
+            numbers[f"{name}_top5"] = metrics.topk(scores[name], labels, 5)
         for rgb, pose in FUSIONS:
             mixed = metrics.fuse([scores["rgb"], scores["pose"]], [rgb, pose])
-            found[f"fused_{rgb}:{pose}_top1"] = metrics.topk(mixed, labels, 1)
-    return found
+            numbers[f"fused_{rgb}:{pose}_top1"] = metrics.topk(mixed, labels, 1)
+    return numbers
 
 
 def probabilities(config: Config, scores: np.ndarray) -> np.ndarray:

@@ -54,42 +54,6 @@ def _canonical(joint: str) -> str:
     return text
 
 
-def custom(
-    joints: Sequence[str], limbs: Sequence[tuple[str, str]] = (), name: str = "custom"
-) -> Skeleton:
-    """A skeleton from joint names with `left_`/`right_` (or `l_`/`r_`) prefixes.
-
-    Raises: UserError for a repeated name, a sided joint without its partner, an unknown limb end.
-    """
-    names = tuple(_canonical(str(joint)) for joint in joints)
-    for joint in names:
-        if names.count(joint) > 1:
-            raise UserError(
-                f"joints of {name}: {joint!r} occurs twice, each joint needs its own name"
-            )
-        if joint[:2] in ("l_", "r_"):
-            partner = ("r_" if joint[0] == "l" else "l_") + joint[2:]
-            if partner not in names:
-                raise UserError(f"joints of {name}: {joint!r} has no partner {partner!r}")
-    if not names:
-        raise UserError(f"joints of {name}: the list is empty, at least one name is needed")
-    pairs = []
-    for limb in limbs:
-        ends = tuple(_canonical(end) for end in limb)
-        for end in ends:
-            if end not in names:
-                raise UserError(
-                    f"limbs of {name}: {end!r} is not a joint; joints: {', '.join(names)}"
-                )
-        pairs.append((names.index(ends[0]), names.index(ends[1])))
-    skeleton = Skeleton(name, names, tuple(pairs))
-    swap, known = skeleton.swap, {frozenset(pair) for pair in pairs}
-    for a, b in pairs:
-        if frozenset((swap[a], swap[b])) not in known:
-            raise UserError(f"limbs of {name}: {names[a]}-{names[b]} has no mirror image")
-    return skeleton
-
-
 # fmt: off
 _COCO = (
     "nose", "l_eye", "r_eye", "l_ear", "r_ear", "l_shoulder", "r_shoulder", "l_elbow", "r_elbow",
@@ -156,5 +120,5 @@ def order(source: Sequence[str], target: Skeleton) -> tuple[int, ...] | None:
     missing = [joint for joint in target.joints if joint not in names]
     if missing:
         raise UserError(f"lacks the joints {', '.join(missing)} of {target.name}")
-    found = tuple(names.index(joint) for joint in target.joints)
-    return None if found == tuple(range(len(names))) else found
+    places = tuple(names.index(joint) for joint in target.joints)
+    return None if places == tuple(range(len(names))) else places

@@ -1,8 +1,8 @@
 """Sliding windows over a video of any length: decoded once, in order, in bounded memory.
 
-A window is a clip of its own: its frames, people and box are chosen as those of a short video. Held
-are the cut and resized frames of the windows that overlap the one under way, and nothing else, so
-memory depends on window, stride and views but not on the length of the video.
+A window is a clip of its own: its frames, people and box are chosen as those of a short video. Only
+the cut and resized frames of windows that overlap the current one are held, so memory depends on
+window, stride and views but not on the length of the video.
 """
 
 import dataclasses
@@ -16,13 +16,11 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.data.resize import Box
 from jaxact.data.video import Video
-from jaxact.tasks.action import dataset as recordings
-from jaxact.tasks.action import eval_views
+from jaxact.tasks.action import clip_arrays, eval_views
 from jaxact.tasks.action.annotations import Clip
+from jaxact.tasks.action.clip_arrays import Streams
 from jaxact.tasks.action.config import Data
-from jaxact.tasks.action.dataset import Streams
 
-PREDICT = "predict"
 LEAST = 1e-6  # s, below which two moments are the same
 
 
@@ -32,7 +30,7 @@ class Window:
 
     start: float  # s from the first frame
     end: float  # s
-    arrays: Callable[[int], dict[str, np.ndarray]]  # part of its views -> arrays (see data.views)
+    arrays: Callable[[int], dict[str, np.ndarray]]  # part of its views -> arrays (see eval_views)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,7 @@ class _Open:
     clip: Clip
     place: eval_views.Layout
     wanted: np.ndarray  # rising frame numbers of the video
-    found: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
+    frames: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -99,26 +97,23 @@ def windows(
     if not clip.video:
         raise UserError(f"{clip.id}: names no video; without its times there are no windows")
     with Video(clip.video, threads=0) as video:
-        times = video.times[: recordings.frame_count(clip, video.frames)]
+        times = video.times[: clip_arrays.frame_count(clip, video.frames)]
         coming = (_opened(data, streams, clip, video, s) for s in spans(times, seconds, stride))
         waiting: deque[_Open] = deque()
         done = -1  # the last frame decoded
         upcoming = next(coming, None)
         while waiting or upcoming is not None:
-            if not waiting and upcoming is not None:
+            # Every window that needs a frame which is decoded for the first one takes it along.
+            while upcoming is not None and (not waiting or upcoming.span.first <= waiting[0].last):
                 waiting.append(upcoming)
                 upcoming = next(coming, None)
             head = waiting[0]
-            # Whoever needs a frame that is passed on the way takes it along.
-            while upcoming is not None and upcoming.span.first <= head.last:
-                waiting.append(upcoming)
-                upcoming = next(coming, None)
             _decode(data, video, waiting, done, head.last)
             done = max(done, head.last)
             waiting.popleft()
-            look = functools.partial(_look, head)
+            read = functools.partial(_read, head) if "rgb" in streams else None
             arrays = functools.partial(
-                eval_views.arrays, data, streams, head.clip, head.place, look, PREDICT
+                eval_views.arrays, data, streams, head.clip, head.place, read, "predict"
             )
             yield Window(head.span.start, head.span.end, arrays)
 
@@ -130,7 +125,7 @@ def _opened(data: Data, streams: Streams, clip: Clip, video: Video, span: Span) 
     count = span.after - span.first
     own = dataclasses.replace(clip, frames=count, keypoint=keypoint, score=score)
     size = video.size if "rgb" in streams else clip.size
-    place = eval_views.layout(data, streams, own, count, size, PREDICT)
+    place = eval_views.layout(data, streams, own, count, size, "predict")
     wanted = np.unique(place.at["rgb"]) + span.first if "rgb" in streams else np.arange(0)
     return _Open(span, own, place, wanted)
 
@@ -147,13 +142,13 @@ def _decode(data: Data, video: Video, waiting: deque[_Open], done: int, last: in
             if not len(union):
                 continue
             chosen = frames[np.searchsorted(numbers, union)]
-            cut = eval_views.small(data, takers[0][0].place, PREDICT, chosen)
-            # Copies: a view would keep the whole piece alive.
+            cut = eval_views.resized(data, takers[0][0].place, "predict", chosen)
+            # Copies: a slice would keep all decoded frames alive.
             by_number = {int(n): picture.copy() for n, picture in zip(union, cut, strict=True)}
             for window, of_it in takers:
-                window.found |= {n: by_number[n] for n in of_it.tolist()}
+                window.frames |= {n: by_number[n] for n in of_it.tolist()}
 
 
-def _look(window: _Open, wanted: np.ndarray) -> np.ndarray:
+def _read(window: _Open, wanted: np.ndarray) -> np.ndarray:
     """u8[t, crops, s, s, 3] of frame numbers counted from the window's first."""
-    return np.stack([window.found[n] for n in (wanted + window.span.first).tolist()])
+    return np.stack([window.frames[n] for n in (wanted + window.span.first).tolist()])

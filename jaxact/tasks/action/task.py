@@ -19,41 +19,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxact import config as schema
 from jaxact.ops import heatmap, losses, mirror, mixing, pixels
 from jaxact.task import Batch, Contract, Evaluation, Hyper, Prediction, Shipping, Task, Training
-from jaxact.tasks.action import config as action_config
 from jaxact.tasks.action import (
     dataset,
     eval_views,
     export_contract,
+    network,
     predict_inputs,
     render,
     skeletons,
     sliding_windows,
 )
-from jaxact.tasks.action import network as networks
-from jaxact.tasks.action.config import Config
+from jaxact.tasks.action.clip_arrays import Streams
+from jaxact.tasks.action.config import Config, Data, validate
 from jaxact.tasks.action.scoring import describe, fused, measure, metric_names, rows, score
+from jaxact.tasks.action.skeletons import Skeleton
 from jaxact.weights import resnet3d, x3d
 
 
 def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
-    _validate(config)
-    skeleton = skeletons.find(config.data.skeleton)
-    data, streams = config.data, _streams(config)
-    classes = config.model.classes
+    validate(config)
+    micro = config.batch_size // config.optim.accumulate
+    mixing.check_group(config.mixing_group, micro, "mixing_group")
+    data, classes = config.data, config.model.classes
+    streams = tuple(config.model.streams.split("+"))
+    skeleton = skeletons.find(data.skeleton)
     names = dataset.class_names(data, classes)
-    model = networks.build(config.model, config.dtype)
+    model = network.build(config.model, config.dtype)
     bound = functools.partial
     return Task(
         training=Training(
             model=model,
             classes=names,
             source=bound(dataset.source, data, streams, classes),
-            prepare=bound(eval_views.example, data, streams, skeleton),
-            shapes=bound(eval_views.shapes, data, streams, skeleton),
+            prepare=bound(dataset.prepare, data, streams, skeleton),
+            shapes=bound(dataset.shapes, data, streams, skeleton),
             inputs=bound(_inputs, config, skeleton),
             loss=bound(_loss, config),
         ),
@@ -73,7 +75,7 @@ def make(config: Config) -> Task:
             render=bound(render.render, skeleton),
         ),
         shipping=Shipping(
-            counted=networks.countable(model),
+            counted=network.countable(model),
             audit=bound(dataset.audit, streams),
             weights=bound(_load_foreign, config.model.network),
             grow=resnet3d.extend_inputs,
@@ -84,93 +86,10 @@ def make(config: Config) -> Task:
     )
 
 
-def _streams(config: Config) -> tuple[str, ...]:
-    return tuple(config.model.streams.split("+"))
-
-
-def _validate(config: Config) -> None:
-    data, model = config.data, config.model
-    one_of, require = schema.one_of, schema.require
-    one_of(config, "model.streams", "rgb", "pose", "rgb+pose")
-    one_of(config, "model.head", "linear", "x3d")
-    one_of(config, "data.sampling", "uniform", "dense")
-    one_of(config, "data.heatmap", "joints", "limbs", "both")
-    one_of(config, "data.average", "prob", "score")
-    one_of(config, "data.nan", "zero", "error")
-    micro = config.batch_size // config.optim.accumulate
-    mixing.check_group(config.mixing_group, micro, "mixing_group")
-    action_config.check(model)
-    require(model.classes >= 2, "model.classes", model.classes, "2 or more")
-    require(len(model.loss_weights) == 4, "model.loss_weights", model.loss_weights, "4 numbers")
-    require(len(model.dropout) == 2, "model.dropout", model.dropout, "2 numbers: rgb, pose")
-    require(
-        len(model.coarse) in (0, model.classes),
-        "model.coarse",
-        f"{len(model.coarse)} entries",
-        f"() or one coarse class for each of the {model.classes} classes",
-    )
-    sizes = ("rgb_frames", "pose_frames", "people", "resize", "test_size")
-    for field in (*sizes, "views_at_once", "clips_at_once"):
-        require(getattr(data, field) >= 1, f"data.{field}", getattr(data, field), "1 or more")
-    for field, count in (("interval", 2), ("area", 2), ("aspect", 2), ("jitter", 4), ("mean", 3)):
-        found = getattr(data, field)
-        require(len(found) == count, f"data.{field}", found, f"{count} numbers")
-    require(
-        len(data.short) in (0, 2) and list(data.short) == sorted(data.short),
-        "data.short",
-        data.short,
-        "() or two sides in px, the smaller first",
-    )
-    largest = max((stage.size for stage in config.stages), default=0)
-    require(
-        not data.short or data.short[0] >= largest,
-        "data.short",
-        data.short,
-        f"sides from the training crop's {largest} px on",
-    )
-    for field in ("val", "test"):
-        seen = getattr(data, field)
-        require(seen.clips >= 1, f"data.{field}.clips", seen.clips, "1 or more")
-        require(seen.crops in (1, 3), f"data.{field}.crops", seen.crops, "1 or 3")
-        require(
-            seen.crops == 1 or data.keep_ratio,
-            f"data.{field}.crops",
-            seen.crops,
-            "1 without data.keep_ratio: a frame squeezed into the square has no ends",
-        )
-        require(
-            seen.crops == 1 or not data.compact,
-            f"data.{field}.crops",
-            seen.crops,
-            "1 with data.compact: the square around the joints has no ends, the crops would be one",
-        )
-        require(
-            not seen.double or ("pose" in model.streams and not seen.flip),
-            f"data.{field}.double",
-            True,
-            "False beside flip (either mirrors each view once) and without a pose stream",
-        )
-    if "rgb" in model.streams:
-        for field in ("rotate", "stretch", "shift", "noise"):
-            found = getattr(data, field)
-            require(found == 0, f"data.{field}", found, "0 with an RGB stream, which stays still")
-    if config.model.streams == "rgb+pose" and data.aligned:
-        require(
-            data.pose_frames % data.rgb_frames == 0,
-            "data.pose_frames",
-            data.pose_frames,
-            f"multiples of rgb_frames={data.rgb_frames}, or data.aligned=False",
-        )
-    if data.sampling == "dense":
-        require(model.streams == "rgb", "data.sampling", "dense", "uniform, for a pose stream")
-
-
 # ---------------------------------------------------------------------------------- under jit
 
 
-def _heatmaps(
-    config: Config, skeleton: skeletons.Skeleton, keypoint: Any, score: Any, side: int
-) -> Any:
+def _heatmaps(config: Config, skeleton: Skeleton, keypoint: Any, score: Any, side: int) -> Any:
     """f32[b, t, h, w, c] from keypoints in px of a side x side crop."""
     data = config.data
     size, rest = (side, side), (data.scale, data.use_score)
@@ -181,12 +100,7 @@ def _heatmaps(
 
 
 def _inputs(
-    config: Config,
-    skeleton: skeletons.Skeleton,
-    batch: Batch,
-    hyper: Hyper,
-    key: Any,
-    stage_data: Any,
+    config: Config, skeleton: Skeleton, batch: Batch, hyper: Hyper, key: Any, stage_data: Any
 ) -> tuple[dict[str, Any], Any]:
     """Normalised clips and heatmaps; in training also mixed, with soft targets."""
     data, model = config.data, config.model
@@ -195,8 +109,7 @@ def _inputs(
     if "rgb" in batch:
         streams["rgb"] = pixels.normalised(batch["rgb"], data.mean, data.std)
     if "keypoint" in batch:
-        maps = _heatmaps(config, skeleton, batch["keypoint"], batch["score"], side)
-        streams["pose"] = maps
+        streams["pose"] = _heatmaps(config, skeleton, batch["keypoint"], batch["score"], side)
     if stage_data is None:
         return streams, None
     # A skipped example is another's partner in a mixture, but its label is not known.
@@ -227,68 +140,68 @@ def _inputs(
 def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
     """Four weighted cross entropies, and the prototype terms where the head gives them."""
     names = ("rgb", "pose", "rgb_coarse", "pose_coarse")
-    found = {}
+    terms = {}
     for name, weight in zip(names, config.model.loss_weights, strict=True):
         if name in outputs:
             share = targets["coarse" if name.endswith("coarse") else "fine"]
             entropy = losses.cross_entropy(outputs[name], share, hyper["label_smoothing"])
-            found[name] = weight * entropy
+            terms[name] = weight * entropy
     size = targets["fine"].shape[:1]
     for name in ("prototype", "tree"):
         if name in outputs:
-            found[name] = jnp.broadcast_to(outputs[name], size)
-    return found
+            terms[name] = jnp.broadcast_to(outputs[name], size)
+    return terms
 
 
-def _infer(
-    config: Config, skeleton: skeletons.Skeleton, apply: Any, batch: Batch, split: str
-) -> Any:
+def _infer(config: Config, skeleton: Skeleton, apply: Any, batch: Batch, split: str) -> Any:
     """Scores f32[b, k] of each stream, averaged over views, a few views in memory at a time."""
-    data, spec = config.data, eval_views.spec(config.data, split)
+    data, views = config.data, eval_views.spec(config.data, split)
     names = [name for name in ("rgb", "keypoint", "score") if name in batch]
-    seen = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
+    by_view = {name: jnp.moveaxis(batch[name], 1, 0) for name in names}  # v, b, ...
+    order = mirror.map_order(data.heatmap, skeleton.swap, skeleton.limb_swap)
 
-    def arguments(view: Any) -> Any:
+    def inputs(view: Any) -> Any:
         return _inputs(config, skeleton, view, {}, None, None)[0]
 
     def scores(streams: Any) -> Any:
         logits = apply(**streams)
-        kept = {name: logits[name] for name in ("rgb", "pose") if name in logits}
-        rule = jax.nn.softmax if data.average == "prob" else lambda x: x
-        return {name: rule(x) for name, x in kept.items()}
+        return {name: _averaged(data, logits[name]) for name in ("rgb", "pose") if name in logits}
 
-    def both(view: Any) -> Any:
-        streams = arguments(view)
-        found = scores(streams)
-        if spec.flip:
-            mirrored = scores(arguments(mirror.flipped(view, skeleton.swap, data.test_size)))
-        elif spec.double:
+    def one_view(view: Any) -> Any:
+        streams = inputs(view)
+        own = scores(streams)
+        if views.flip:
+            mirrored = scores(inputs(mirror.flipped(view, skeleton.swap, data.test_size)))
+        elif views.double:
             mirrored = scores(mirror.doubled(streams, order))
         else:
-            return found
-        return jax.tree.map(lambda a, b: (a + b) / 2, found, mirrored)
+            return own
+        return jax.tree.map(lambda a, b: (a + b) / 2, own, mirrored)
 
-    order = mirror.map_order(data.heatmap, skeleton.swap, skeleton.limb_swap)
-    count = len(seen[names[0]])
-    found = jax.lax.map(both, seen, batch_size=min(data.views_at_once, count))
-    return {name: x.mean(0) for name, x in found.items()}
+    count = len(by_view[names[0]])
+    tables = jax.lax.map(one_view, by_view, batch_size=min(data.views_at_once, count))
+    return {name: table.mean(0) for name, table in tables.items()}
+
+
+def _averaged(data: Data, logits: Any) -> Any:
+    """What is averaged over views and streams: probabilities, or the logits themselves."""
+    return jax.nn.softmax(logits) if data.average == "prob" else logits
 
 
 def _contract(
-    config: Config, streams: dataset.Streams, skeleton: skeletons.Skeleton, stage_data: Any = None
+    config: Config, streams: Streams, skeleton: Skeleton, stage_data: Any = None
 ) -> Contract:
     """What `export` ships: one view in (the same in every stage), the logits of each head and the
     fused scores out."""
     data = config.data
-    rule = jax.nn.softmax if data.average == "prob" else lambda x: x
     heads = [f"{stream}{kind}" for kind in ("", "_coarse") for stream in streams]
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:
         arguments, _ = _inputs(config, skeleton, batch, {}, None, None)
         logits = apply(**arguments)
-        scores = fused({stream: rule(logits[stream]) for stream in streams})
-        found = {f"{head}_logits": logits[head] for head in heads if head in logits}
-        return {**found, "scores": scores}
+        named = {f"{head}_logits": logits[head] for head in heads if head in logits}
+        scores = {stream: _averaged(data, logits[stream]) for stream in streams}
+        return {**named, "scores": fused(scores)}
 
     what = "probabilities" if data.average == "prob" else "logits"
     outputs = {f"{head}_logits": f"logits of the {head} head" for head in heads}
@@ -301,10 +214,7 @@ def _contract(
     )
 
 
-# --------------------------------------------------------------------------------- evaluation
-
-
-def _load_foreign(network: str, path: Any, variables: Any) -> tuple[Any, str]:
+def _load_foreign(kind: str, path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a PyTorch or safetensors file, as far as they fit, and the report."""
-    found, report = (x3d if network == "x3d" else resnet3d).load(path, variables)
-    return found, report.text(full=True)
+    loaded, report = (x3d if kind == "x3d" else resnet3d).load(path, variables)
+    return loaded, report.text(full=True)

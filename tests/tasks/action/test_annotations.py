@@ -13,11 +13,10 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.ops import heatmap
-from jaxact.tasks.action import annotation_files, pose_augment, poses, skeletons
-from jaxact.tasks.action import annotations as records
+from jaxact.tasks.action import annotation_files, annotations, pose_augment, poses, skeletons
 from jaxact.tasks.action.skeletons import COCO17, OPENPOSE18
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_pose.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "prepare_pose.py"
 
 
 def poses_of(people=1, frames=6, joints=17, seed=0, values=2):
@@ -59,7 +58,7 @@ def save(tmp_path, annotations, split=None, **more):
 
 def test_pickle(tmp_path):
     path = save(tmp_path, three())
-    clips = records.read(path, "train", classes=3)
+    clips = annotations.read(path, "train", classes=3)
     assert [(clip.id, clip.label, clip.frames, clip.video) for clip in clips] == [
         ("a", 0, 6, ""),
         ("b", 1, 6, ""),
@@ -69,33 +68,31 @@ def test_pickle(tmp_path):
     assert clip.keypoint.dtype == clip.score.dtype == np.float32
     np.testing.assert_array_equal(clip.keypoint, poses_of().astype(np.float32))
     assert (clip.score == 0.5).all() and clip.score.shape == (1, 6, 17)
-    assert [clip.id for clip in records.read(path)] == ["a", "b", "c"]
-    assert records.split_names(path) == ("train", "val")
-    assert records.class_names(path) == ()
+    assert [clip.id for clip in annotations.read(path)] == ["a", "b", "c"]
+    assert tuple(annotation_files.parse(path).members) == ("train", "val")
+    assert annotation_files.parse(path).classes == ()
 
 
 def test_pickle_videos(tmp_path):
     path = save(tmp_path, [annotation("a"), annotation("b", filename="x/b.avi")])
-    clips = records.read(path, videos="clips")
+    clips = annotations.read(path, videos="clips")
     assert [clip.video for clip in clips] == ["clips/a.mp4", "clips/x/b.avi"]
     assert [clip.id for clip in clips] == ["a", "x/b.avi"]
-    clips = records.read(path, "train", videos="clips", suffix="_rgb.avi")
+    clips = annotations.read(path, "train", videos="clips", suffix="_rgb.avi")
     assert clips[0].video == "clips/a_rgb.avi"
 
 
 def test_scores(tmp_path):
-    clips = records.read(save(tmp_path, three(keypoint_score=None)))
+    clips = annotations.read(save(tmp_path, three(keypoint_score=None)))
     assert (clips[1].score == 1).all()
     given = poses_of(values=3)
     path = save(tmp_path, three(keypoint=given, keypoint_score=None))
-    clip = records.read(path)[1]
+    clip = annotations.read(path)[1]
     np.testing.assert_array_equal(clip.keypoint, given[..., :2].astype(np.float32))
     np.testing.assert_array_equal(clip.score, given[..., 2].astype(np.float32))
     path = save(tmp_path, three(keypoint=given))
-    with pytest.raises(UserError, match="third='drop'"):
-        records.read(path)
-    clip = records.read(path, third="drop")[1]
-    assert clip.keypoint.shape == (1, 6, 17, 2) and (clip.score == 0.5).all()
+    with pytest.raises(UserError, match="leave one of them out"):
+        annotations.read(path)
 
 
 def test_nan_joints(tmp_path, caplog):
@@ -105,14 +102,14 @@ def test_nan_joints(tmp_path, caplog):
     score[0, 4, 5] = np.nan
     path = save(tmp_path, three(keypoint=keypoint, keypoint_score=score))
     with caplog.at_level(logging.WARNING):
-        clip = records.read(path)[1]
+        clip = annotations.read(path)[1]
     assert "2 NaN joints in 1 records (first: b)" in caplog.text
     for t, j in ((2, 3), (4, 5)):
         assert clip.keypoint[0, t, j].tolist() == [0, 0] and clip.score[0, t, j] == 0
     assert (clip.score > 0).sum() == 6 * 17 - 2
     assert np.isfinite(clip.keypoint).all()
     with pytest.raises(UserError, match=re.escape("record 1 (b): 2 joints are NaN")):
-        records.read(path, nan="error")
+        annotations.read(path, nan="error")
 
 
 def test_detections_are_grouped_by_frame(tmp_path):
@@ -126,7 +123,7 @@ def test_detections_are_grouped_by_frame(tmp_path):
         "b", 1, keypoint=keypoint, frame_inds=at, box_score=boxes, raw_file="k400.pkl"
     )
     del record["keypoint_score"]
-    clip = records.read(save(tmp_path, [record], {"train": ["b"]}))[0]
+    clip = annotations.read(save(tmp_path, [record], {"train": ["b"]}))[0]
     assert clip.keypoint.shape == (10, 6, 17, 2)
     assert clip.keypoint[:, 4, 0, 0].tolist() == [1] + [0] * 9
     assert clip.keypoint[:, 0, 0, 0].tolist() == [3, 2] + [0] * 8
@@ -135,7 +132,7 @@ def test_detections_are_grouped_by_frame(tmp_path):
     assert (clip.score[:, 2] == 0.5).all()
     del record["box_score"]
     keypoint[1, :, 2] = 0.6
-    clip = records.read(save(tmp_path, [record], {"train": ["b"]}))[0]
+    clip = annotations.read(save(tmp_path, [record], {"train": ["b"]}))[0]
     assert clip.keypoint[:2, 0, 0, 0].tolist() == [2, 3]
 
 
@@ -193,7 +190,7 @@ def test_bad_record(tmp_path, case):
     changes, message = BAD_RECORDS[case]
     path = save(tmp_path, three(**changes), {"train": ["a"]})
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        records.read(path, classes=3)
+        annotations.read(path, classes=3)
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -231,23 +228,23 @@ def test_bad_pickle(tmp_path, case):
     path = tmp_path / "poses.pkl"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        records.read(path, "train")
+        annotations.read(path, "train")
     assert str(path) in str(raised.value)
 
 
 def test_other_files(tmp_path):
     with pytest.raises(UserError, match=r"suffix '\.npy', allowed: \.pkl, .* \.jsonl"):
-        records.read(tmp_path / "poses.npy")
+        annotations.read(tmp_path / "poses.npy")
     for name in ("a.pkl", "a.csv", "a.jsonl"):
         with pytest.raises(UserError, match=re.escape(str(tmp_path / name))):
-            records.read(tmp_path / name)
+            annotations.read(tmp_path / name)
     (tmp_path / "b.csv").write_bytes(b"file,label\n\xff\xfe")
     with pytest.raises(UserError, match="is not UTF-8 text"):
-        records.read(tmp_path / "b.csv")
+        annotations.read(tmp_path / "b.csv")
 
 
 def test_unlabelled(tmp_path):
-    clips = records.read(save(tmp_path, three(label=None)), labelled=False)
+    clips = annotations.read(save(tmp_path, three(label=None)), labelled=False)
     assert [clip.label for clip in clips] == [0, -1, 2]
 
 
@@ -262,17 +259,17 @@ def test_csv(tmp_path):
     path = table(
         tmp_path, ("x/a.mp4", "wave", "train"), ("b.mp4", "clap", "val"), ("c.mp4", "wave", "val")
     )
-    clips = records.read(path, "val")
+    clips = annotations.read(path, "val")
     assert [(clip.id, clip.label, clip.frames) for clip in clips] == [("b", 0, 0), ("c", 1, 0)]
     assert clips[0].video == str(tmp_path / "b.mp4") and clips[0].keypoint is None
-    assert records.read(path)[0].id == "x/a"
-    assert records.class_names(path) == ("clap", "wave")
-    assert [clip.label for clip in records.read(path, classes=("wave", "clap"))] == [0, 1, 0]
-    assert records.read(path, videos="v")[1].video == "v/b.mp4"
+    assert annotations.read(path)[0].id == "x/a"
+    assert annotation_files.parse(path).classes == ("clap", "wave")
+    assert [clip.label for clip in annotations.read(path, classes=("wave", "clap"))] == [0, 1, 0]
+    assert annotations.read(path, videos="v")[1].video == "v/b.mp4"
     with pytest.raises(UserError, match="label 'clap', allowed: wave, jump"):
-        records.read(path, classes=("wave", "jump"))
+        annotations.read(path, classes=("wave", "jump"))
     with pytest.raises(UserError, match=r"2 class names .* the config says 3"):
-        records.read(path, classes=3)
+        annotations.read(path, classes=3)
 
 
 def test_csv_numbers_and_columns(tmp_path):
@@ -280,15 +277,15 @@ def test_csv_numbers_and_columns(tmp_path):
     path = table(
         tmp_path, ("one", "4", "a.mp4", "30", "x"), ("two", "0", "b.mp4", "", ""), header=header
     )
-    first, second = records.read(path, classes=5)
+    first, second = annotations.read(path, classes=5)
     assert (first.id, first.label, first.frames) == ("one", 4, 30)
     assert (second.id, second.label, second.frames) == ("two", 0, 0)
-    assert records.class_names(path) == () and records.split_names(path) == ()
+    assert annotation_files.parse(path).classes == () and annotation_files.parse(path).members == {}
     with pytest.raises(UserError, match=r"line 2: label 4, allowed: 0 to 3"):
-        records.read(path, classes=4)
+        annotations.read(path, classes=4)
     with pytest.raises(UserError, match="none, the file has no splits"):
-        records.read(path, "train")
-    assert records.read(path, classes=("a", "b", "c", "d", "e"))[0].label == 4
+        annotations.read(path, "train")
+    assert annotations.read(path, classes=("a", "b", "c", "d", "e"))[0].label == 4
 
 
 @pytest.mark.parametrize(
@@ -308,7 +305,7 @@ def test_csv_numbers_and_columns(tmp_path):
 def test_bad_csv(tmp_path, rows, header, message):
     path = table(tmp_path, *rows, header=header)
     with pytest.raises(UserError, match=re.escape(message)):
-        records.read(path)
+        annotations.read(path)
 
 
 def lines(tmp_path, *objects):
@@ -335,32 +332,32 @@ def test_jsonl(tmp_path):
         pose_line(split="train", keypoint=poses_of(values=3).tolist()),
         {"id": "b", "video": "v/b.mp4", "label": 0, "split": "val", "frames": 9},
     )
-    clip = records.read(path, "train", classes=2, skeleton=COCO17)[0]
+    clip = annotations.read(path, "train", classes=2, skeleton=COCO17)[0]
     assert (clip.id, clip.label, clip.frames, clip.video) == ("a", 1, 6, "")
     assert clip.size == (100, 200) and clip.keypoint.shape == (1, 6, 17, 2)
     np.testing.assert_allclose(clip.score, poses_of(values=3)[..., 2], rtol=0, atol=1e-7)
-    clip = records.read(path, "val")[0]
+    clip = annotations.read(path, "val")[0]
     assert clip.keypoint is None and clip.frames == 9
     assert clip.video == str(tmp_path / "v/b.mp4")
     named = lines(tmp_path, {"id": "a", "video": "a.mp4", "label": "x"})
-    assert records.class_names(named) == ("x",)
+    assert annotation_files.parse(named).classes == ("x",)
 
 
 def test_jsonl_joints_by_name(tmp_path):
     keypoint = poses_of(joints=18)
     path = lines(tmp_path, pose_line(joints="openpose18", keypoint=keypoint.tolist()))
-    assert records.read(path)[0].keypoint.shape[2] == 18
-    clip = records.read(path, skeleton=COCO17)[0]
+    assert annotations.read(path)[0].keypoint.shape[2] == 18
+    clip = annotations.read(path, skeleton=COCO17)[0]
     for joint in ("nose", "l_wrist", "r_ear"):
         np.testing.assert_array_equal(
             clip.keypoint[:, :, COCO17.joints.index(joint)],
             keypoint[:, :, OPENPOSE18.joints.index(joint)].astype(np.float32),
         )
     with pytest.raises(UserError, match=r"line 1 \(a\): lacks the joints belly, face"):
-        records.read(path, skeleton=skeletons.JHMDB15)
+        annotations.read(path, skeleton=skeletons.JHMDB15)
     long = [joint.replace("l_", "left_").replace("r_", "right_") for joint in COCO17.joints]
     path = lines(tmp_path, pose_line(joints=long))
-    np.testing.assert_array_equal(records.read(path, skeleton=COCO17)[0].keypoint, poses_of())
+    np.testing.assert_array_equal(annotations.read(path, skeleton=COCO17)[0].keypoint, poses_of())
 
 
 @pytest.mark.parametrize(
@@ -385,18 +382,18 @@ def test_jsonl_joints_by_name(tmp_path):
 def test_bad_jsonl(tmp_path, line, message):
     path = lines(tmp_path, line)
     with pytest.raises(UserError, match=re.escape(message)) as raised:
-        records.read(path)
+        annotations.read(path)
     assert str(path) in str(raised.value)
 
 
 def test_joint_count_against_the_skeleton(tmp_path):
     path = save(tmp_path, three())
-    assert len(records.read(path, skeleton=COCO17)) == 3
+    assert len(annotations.read(path, skeleton=COCO17)) == 3
     with pytest.raises(UserError, match="17 joints a person, openpose18 has 18"):
-        records.read(path, skeleton=OPENPOSE18)
+        annotations.read(path, skeleton=OPENPOSE18)
     path = save(tmp_path, three(), joints=list(COCO17.joints), classes=["x", "y", "z"])
-    assert records.class_names(path) == ("x", "y", "z")
-    assert len(records.read(path, skeleton=COCO17, classes=3)) == 3
+    assert annotation_files.parse(path).classes == ("x", "y", "z")
+    assert len(annotations.read(path, skeleton=COCO17, classes=3)) == 3
 
 
 def test_people():
@@ -426,25 +423,15 @@ def test_skeletons():
         assert [limbs[i] for i in limbs] == list(range(len(skeleton.limbs)))
         assert len(set(skeleton.joints)) == len(skeleton.joints)
         assert {end for limb in skeleton.limbs for end in limb} == set(range(len(joints)))
-        again = skeletons.custom(skeleton.joints)
-        assert again.joints == skeleton.joints and again.swap == joints
+        assert skeletons.order(skeleton.joints, skeleton) is None
 
 
-def test_custom_skeletons():
-    made = skeletons.custom(
-        ["Head", "LeftHand", "right_hand"], [("head", "left_hand"), ("head", "RightHand")]
-    )
-    assert made.joints == ("head", "l_hand", "r_hand")
-    assert made.swap == (0, 2, 1) and made.limb_swap == (1, 0)
-    for joints, limbs, message in (
-        (["l_hand"], [], "no partner 'r_hand'"),
-        (["a", "a"], [], "'a' occurs twice"),
-        ([], [], "empty"),
-        (["a", "b"], [("a", "c")], "'c' is not a joint"),
-        (["a", "l_b", "r_b"], [("a", "l_b")], "a-l_b has no mirror image"),
-    ):
-        with pytest.raises(UserError, match=re.escape(message)):
-            skeletons.custom(joints, limbs)
+def test_joint_names_of_other_styles():
+    hands = skeletons.Skeleton("hands", ("l_hand", "r_hand", "head"))
+    assert hands.swap == (1, 0, 2)
+    assert skeletons.order(["Head", "LeftHand", "right_hand"], hands) == (1, 2, 0)
+    with pytest.raises(UserError, match="lacks the joints r_hand of hands"):
+        skeletons.order(["head", "L-hand"], hands)
     with pytest.raises(UserError, match="did you mean 'coco17'"):
         skeletons.find("coco_17")
 
@@ -484,19 +471,19 @@ def test_prepare_jhmdb(real_data, prepare, tmp_path):
     counts = {"split1": (433, 176), "split2": (433, 176), "split3": (434, 175)}
     for name, (train, test) in counts.items():
         sides = [
-            records.read(out, f"{name}_{s}", classes=14, skeleton=skeletons.JHMDB15)
+            annotations.read(out, f"{name}_{s}", classes=14, skeleton=skeletons.JHMDB15)
             for s in ("train", "test")
         ]
         assert [len(side) for side in sides] == [train, test]
         assert not {c.id for c in sides[0]} & {c.id for c in sides[1]}
-    clips = records.read(out, classes=14)
+    clips = annotations.read(out, classes=14)
     assert [clip.label for clip in clips] == raw["label"].tolist()
     assert np.array([clip.frames for clip in clips]).sum() == len(raw["keypoints_norm"])
     start = raw["offsets"][7]
     want = (raw["keypoints_norm"][start : start + clips[7].frames] + 0.5) * [320, 240]
     np.testing.assert_allclose(clips[7].keypoint[0], want, rtol=0, atol=2e-3)
     assert all((clip.keypoint != 0).all() and (clip.score == 1).all() for clip in clips)
-    assert records.class_names(out)[:2] == ("catch", "clap")
+    assert annotation_files.parse(out).classes[:2] == ("catch", "clap")
 
 
 def test_prepare_openpose(real_data, prepare, tmp_path):
@@ -507,13 +494,13 @@ def test_prepare_openpose(real_data, prepare, tmp_path):
     assert prepare(arguments) == 0 and out.read_bytes() == first
     tested = []
     for fold in range(5):
-        train = records.read(out, f"fold{fold}_train", classes=8, skeleton=COCO17)
-        test = records.read(out, f"fold{fold}_test", classes=8, skeleton=COCO17)
+        train = annotations.read(out, f"fold{fold}_train", classes=8, skeleton=COCO17)
+        test = annotations.read(out, f"fold{fold}_test", classes=8, skeleton=COCO17)
         assert len(train) + len(test) == 112 and len(test) in (22, 23)
         assert {clip.label for clip in train} == {clip.label for clip in test} == set(range(8))
         tested += [clip.id for clip in test]
     assert len(tested) == len(set(tested)) == 112
-    clip = records.read(out)[0]
+    clip = annotations.read(out)[0]
     assert clip.size == (720, 1280) and clip.score.max() <= 1.05
     assert ((clip.keypoint == 0).all(-1) == (clip.score == 0)).all()
 
@@ -532,10 +519,10 @@ def test_real_table(real_data):
     path = real_data / "fight_surv/labels.csv"
     videos = path.parent / "videos"
     train, test = (
-        records.read(path, split, classes=2, videos=videos) for split in ("train", "test")
+        annotations.read(path, split, classes=2, videos=videos) for split in ("train", "test")
     )
     assert (len(train), len(test)) == (220, 80)
-    assert records.class_names(path) == ("fight", "noFight")
+    assert annotation_files.parse(path).classes == ("fight", "noFight")
     assert all(Path(clip.video).is_file() and clip.frames > 0 for clip in test)
 
 

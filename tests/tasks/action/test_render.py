@@ -11,7 +11,7 @@ from jaxact.data import drawing, video
 from jaxact.data.drawing import CLASS_COLOURS, SHADE
 from jaxact.tasks.action import render, sliding_windows
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.skeletons import COCO17, JHMDB15, custom
+from jaxact.tasks.action.skeletons import COCO17, JHMDB15, Skeleton
 
 PIECES = [
     {"start": 0.0, "end": 0.6, "name": "wave", "probability": 0.75},
@@ -163,7 +163,9 @@ def test_uncertain_and_undetected_joints_are_left_out():
 
 
 @pytest.mark.parametrize(
-    "skeleton", [COCO17, JHMDB15, custom(["l_hand", "r_hand", "head"])], ids=lambda s: s.name
+    "skeleton",
+    [COCO17, JHMDB15, Skeleton("hands", ("l_hand", "r_hand", "head"))],
+    ids=lambda s: s.name,
 )
 def test_any_skeleton_any_number_of_people(skeleton):
     joints = len(skeleton.joints)

@@ -11,10 +11,11 @@ from command import ROOT
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.evaluate import cost
+from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec, X3DSpec
 from jaxact.modes import check
 from jaxact.tasks.action import sample_data, skeletons
 from jaxact.tasks.action import task as action
-from jaxact.tasks.action.config import C3D, Backbone, Exchange, ResNet3D, Views
+from jaxact.tasks.action.config import Views
 from jaxact.train import checkpoint
 from jaxact.train.restore import find_checkpoint, start
 from jaxact.train.run import abstract_variables, cold_start, open_run
@@ -43,6 +44,13 @@ def made(variant, **model):
         setattr(config.model, name, value)
     schema.validate(config)
     return config, action.make(config)
+
+
+def altered(record, **fields):
+    """The record with other values, as the command line sets them."""
+    for name, value in fields.items():
+        setattr(record, name, value)
+    return record
 
 
 def parameters(tmp_path, variant):
@@ -154,22 +162,30 @@ def test_mistakes_of_the_model_are_named():
         ("tiny", {"streams": "rgb"}, r"model.streams='rgb' .*: rgb\+pose"),
         ("tiny", {"attention": True}, "model.attention=True .*: False with network=rgbpose"),
         ("tiny", {"depthwise": "conv"}, "model.depthwise='conv' .*: auto"),
-        ("c3d_light", {"c3d": C3D(stages=9)}, "c3d stages 9: 1 to 5"),
+        ("c3d_light", {"c3d": altered(C3DSpec(), stages=9)}, "model.c3d.stages=9 .*: 1 to 5"),
         (
             "posec3d",
             {"network": "c3d"},
             r"temporal_strides=\(1, 1, 2\) .*: \(1, 1, 1\)",
         ),
         ("tiny", {"network": "slowonly"}, r"exchange.rgb_after=\(1, 2\) .*network=slowonly does"),
-        ("posec3d", {"pose": Backbone()}, r"model.pose.blocks=\(3, 5, 11, 7\) .*not use"),
-        ("c3d_light", {"rgb_resnet": ResNet3D(width=8)}, "model.rgb_resnet.width=8 .*: 64"),
-        ("late", {"c3d": C3D(width=8)}, "model.c3d.width=8 .*: 32, its default"),
-        ("posec3d", {"pose_resnet": ResNet3D(blocks=(1,))}, r"inflate \(0, 0, 1, 1\)"),
-        ("tiny", {"exchange": Exchange((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
+        (
+            "posec3d",
+            {"pose": X3DSpec(temporal="shift")},
+            r"model.pose.blocks=\(3, 5, 11, 7\) .*not use",
+        ),
+        ("c3d_light", {"rgb_resnet": ResNet3DSpec(width=8)}, "model.rgb_resnet.width=8 .*: 64"),
+        ("late", {"c3d": C3DSpec(width=8)}, "model.c3d.width=8 .*: 32, its default"),
+        (
+            "posec3d",
+            {"pose_resnet": altered(ResNet3DSpec(), blocks=(1,))},
+            r"inflate \(0, 0, 1, 1\)",
+        ),
+        ("tiny", {"exchange": ExchangeSpec((1, 3))}, r"rgb_after \(1, 3\): the path has 3"),
         (
             "tiny",
-            {"exchange": Exchange((1, 2), pose_drop_path=2.0)},
-            r"pose_drop_path 2.0: 0 to 1",
+            {"exchange": altered(ExchangeSpec((1, 2)), pose_drop_path=2.0)},
+            r"model.exchange.pose_drop_path=2.0 .*: 0 to 1",
         ),
     ):
         with pytest.raises(UserError, match=message):
@@ -199,7 +215,7 @@ def runs(clips, tmp_path_factory):
     """Work dirs of the two paths (as they are before training) and of a fusion from them."""
     root = tmp_path_factory.mktemp("runs")
     for seed, stream in enumerate(("rgb", "pose"), 1):
-        config, _ = made("tiny", network="slowonly", streams=stream, exchange=Exchange())
+        config, _ = made("tiny", network="slowonly", streams=stream, exchange=ExchangeSpec())
         config.seed = seed
         run = open_run(config, root / stream)
         state, _ = start(run, run.plan(4).rows[0].stage_data, lambda line: None)

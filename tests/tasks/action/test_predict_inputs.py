@@ -17,7 +17,13 @@ from jaxact.config import UserError
 from jaxact.data.video import Video
 from jaxact.modes import predict, window_merging
 from jaxact.modes.predict import Request
-from jaxact.tasks.action import annotations, predict_inputs, sample_data, sliding_windows
+from jaxact.tasks.action import (
+    annotation_files,
+    annotations,
+    predict_inputs,
+    sample_data,
+    sliding_windows,
+)
 from jaxact.train import checkpoint, restore
 from jaxact.train import workdir as journal
 from jaxact.train.run import open_run
@@ -115,7 +121,7 @@ def scores(lines):
 def test_windows_and_what_they_come_to(trained, clips, tmp_path):
     videos, poses, listed = some(clips, tmp_path)
     lines = predicted(trained, asked(trained, videos, poses, window=0.5, stride=0.25, top=8))
-    names = annotations.class_names(clips / "annotations.pkl")
+    names = annotation_files.parse(clips / "annotations.pkl").classes
     for clip in listed:
         own = [line for line in lines if line["id"] == str(videos / f"{clip.id}.mp4")]
         *windows, last = own

@@ -18,12 +18,12 @@ from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import geometry, video
 from jaxact.data.pipeline import eval_batches, train_batches
+from jaxact.models.specs import X3DSpec
 from jaxact.ops import heatmap
-from jaxact.tasks.action import annotations, sample_data, skeletons
-from jaxact.tasks.action import dataset as data_clips
+from jaxact.tasks.action import annotations, clip_arrays, dataset, sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
-from jaxact.tasks.action.config import Backbone, Config, Data, Model, Stage, Views
+from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 from jaxact.train.evaluation import evaluate
 from jaxact.train.restore import start
 from jaxact.train.run import open_run
@@ -68,7 +68,7 @@ def prepared(task, clip, split="test", augment="none", seed=0, size=32):
 
 def test_absent_people_stand_where_nothing_is_drawn():
     """The host names the place itself, because its workers import no JAX."""
-    assert data_clips.ABSENT == heatmap.ABSENT
+    assert clip_arrays.ABSENT == heatmap.ABSENT
 
 
 # --------------------------------------------------------------------------- prepare against shapes
@@ -401,12 +401,12 @@ def test_clips_trained_and_tested_on_are_found(clips, tmp_path):
     assert findings == [] and "val, test            8 ids        8 videos" in table
     clip = sources["train"].clips[3]
     again = dataclasses.replace(clip, id="z")  # the same file under another name
-    sources["test"] = data_clips.ClipSource([clip, again])
+    sources["test"] = dataset.ClipSource([clip, again])
     findings, table = task.shipping.survey(sources)
     assert findings == [
         f"train and test share 1 ids and 1 videos, as {clip.id!r}: what is trained on is tested"
     ]
-    sources["test"] = data_clips.ClipSource([again])
+    sources["test"] = dataset.ClipSource([again])
     assert "share 0 ids and 1 videos" in task.shipping.survey(sources)[0][0]
 
 
@@ -526,7 +526,7 @@ def test_what_a_prediction_says():
 
 def quick(clips, **fields):
     """Two streams that learn eight clips by heart."""
-    spec = Backbone(blocks=(1, 1), width=16)
+    spec = X3DSpec(blocks=(1, 1), width=16, temporal="shift")
     found = config(clips, **fields)
     found.model.rgb = spec
     found.model.pose = dataclasses.replace(spec, fold_div=4, stem_stride=1)
@@ -547,7 +547,7 @@ def test_one_batch_is_learnt_by_heart(clips, tmp_path):
     """
     found = quick(clips)
     run = open_run(found, tmp_path)
-    eight = data_clips.ClipSource(run.source("train").clips[:8])
+    eight = dataset.ClipSource(run.source("train").clips[:8])
     assert sorted(clip.label for clip in eight.clips) == list(range(8))
     run.sources.update(train=eight, val=eight)
     plan = run.plan()
@@ -670,7 +670,7 @@ def test_an_example_is_the_same_from_every_list(clips, tmp_path):
     assert all(clip.label == -1 for clip in given)
     batches = []
     for clip in given:
-        source = data_clips.ClipSource([clip])
+        source = dataset.ClipSource([clip])
         batches.append(next(eval_batches(found, task, source, view(), "predict", 2)))
     for batch in batches[1:]:
         for name in ("rgb", "label", "mask"):

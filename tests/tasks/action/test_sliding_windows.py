@@ -100,7 +100,7 @@ def test_a_window_is_a_clip_of_its_own(long, tmp_path, streams, fields):
         for part in range(eval_views.parts(spec, "predict")):
             found, wanted = (
                 window.arrays(part),
-                eval_views.prepare(spec, streams, alone, "predict", part),
+                eval_views.example(spec, streams, alone, "predict", part),
             )
             assert found.keys() == wanted.keys()
             for name in wanted:

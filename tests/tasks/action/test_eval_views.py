@@ -15,7 +15,7 @@ from jaxact.data.pipeline import eval_batches
 from jaxact.modes.check import check
 from jaxact.modes.evaluate import evaluate_split
 from jaxact.ops import heatmap
-from jaxact.tasks.action import eval_views, export_contract, sample_data, skeletons
+from jaxact.tasks.action import dataset, eval_views, export_contract, sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 from jaxact.train import evaluation
@@ -90,7 +90,7 @@ def test_batches_do_not_grow_with_the_number_of_clips():
     sizes = set()
     for count in (5, 10, 15, 20, 1000):
         data = Data(test=Views(clips=count))
-        shapes = eval_views.shapes(data, ("rgb", "pose"), skeletons.COCO17, None, "test")
+        shapes = dataset.shapes(data, ("rgb", "pose"), skeletons.COCO17, None, "test")
         sizes.add(sum(np.prod(s) * np.dtype(d).itemsize for s, d in shapes.values()))
     assert len(sizes) == 1
 
@@ -195,7 +195,7 @@ def test_double_mirrors_frames_and_maps_as_arrays(clips, kind):
         action.make(config(clips, heatmap=kind, average="score", test=Views(double=d)))
         for d in (False, True)
     )
-    one = plain.prepare(plain.source("test")[0], None, None, "test")
+    one = plain.training.prepare(plain.training.source("test")[0], None, None, "test")
     batch = {k: jnp.asarray(v)[None] for k, v in one.items()}
     once, twice = (task.evaluation.infer(apply, batch, "test") for task in (plain, double))
     channels = {"joints": 17, "limbs": 17, "both": 34}[kind]

@@ -58,7 +58,7 @@ Flags of the guide, and the fields they are here:
 """
 
 from jaxact.config import Group, Input, Optim, Save, UserError
-from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, Model, Stage
+from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, RelationSpec, Stage
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -90,7 +90,7 @@ def resnet18() -> Config:
         length="50 epochs",
         batch_size=16,
         pretrained=True,
-        model=Model(),
+        model=RelationSpec(),
         data=Data(),
         augment=Augment(),
         loss=Loss(),
@@ -128,7 +128,7 @@ def resnet34() -> Config:
 def resnet50() -> Config:
     """ResNet-50 with a wider MLP."""
     config = resnet18()
-    config.model = Model(backbone="resnet50", visual=512, hidden=(1024, 512, 256))
+    config.model = RelationSpec(backbone="resnet50", visual=512, hidden=(1024, 512, 256))
     config.batch_size, config.length, config.optim.lr = 8, "40 epochs", 5e-5
     return config
 
@@ -154,7 +154,7 @@ def scenes() -> Config:
     config = resnet18()
     config.pretrained = False
     config.length, config.batch_size = "16 epochs", 32
-    config.model = Model(backbone="resnet10_w8", visual=64, hidden=(64, 32), dropout=0.2)
+    config.model = RelationSpec(backbone="resnet10_w8", visual=64, hidden=(64, 32), dropout=0.2)
     config.data = Data(splits="splits.json", size=(1200, 160), eval_interval=1)
     config.augment = Augment(hflip=0.5, jitter=0.2, swap=0.5)
     config.optim.lr, config.optim.groups = 2e-3, groups(backbone=1.0)
@@ -219,7 +219,7 @@ def tiny() -> Config:
     """Two steps of a small network."""
     config = scenes()
     config.length, config.batch_size = "2 steps", 4
-    config.model = Model(backbone="resnet10_w8", visual=16, hidden=(16, 8))
+    config.model = RelationSpec(backbone="resnet10_w8", visual=16, hidden=(16, 8))
     config.optim.warmup = "0"
     config.stages = (Stage(size=24),)
     config.eval = Eval(every="2 steps", batch_size=4)

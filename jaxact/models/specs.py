@@ -3,16 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxact.config import UserError
+from jaxact.config import UserError, check, field, require
 
 CLASSIFIER_KINDS = ("baseline", "multitask", "fewshot")
 
 PARTS = ("crop", "disease", "severity")
-
-
-FUSIONS = ("concat", "bilinear", "add", "interaction")
-
-FULL_BILINEAR = 20_000_000  # weights of a bilinear form above which it is factorised
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -140,6 +135,35 @@ def backbone_info(name: str) -> BackboneInfo:
     drop_path = 0.1 if name == "convnext_tiny" else 0.5
     last = "(stage3|norm)/"
     return BackboneInfo(features, IMAGENET_MEAN, IMAGENET_STD, 224, last, stages, drop_path, 0.0)
+
+
+FUSIONS = ("concat", "bilinear", "add", "interaction")
+"""Every `fusion` of `models.relation.Relation`."""
+
+FULL_BILINEAR = 20_000_000  # weights of a bilinear form above which it is factorised
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class RelationSpec:
+    """The pair classifier; freezing is in optim.groups."""
+
+    # Shared by both people.
+    backbone: str = field("resnet18", choices=BACKBONES, names={"": "spatial features alone"})
+    visual: int = field(256, least=1)  # channels of a person after the mapper
+    # Widths of the relation MLP; half the first is a person's code.
+    hidden: tuple[int, ...] = field((128, 64, 32), least=4)
+    fusion: str = field("concat", choices=FUSIONS)  # of the two codes
+    # Weights above which a bilinear form is of low rank.
+    full_bilinear: int = field(FULL_BILINEAR, least=1)
+    symmetric: bool = False  # the same answer for (A, B) and (B, A)
+    # Of the codes and the MLP; half of it on the spatial code and the last layer.
+    dropout: float = field(0.3, least=0, below=1)
+    mapper_dropout: float = field(0.2, least=0, below=1)
+    remat: bool = False  # compute the backbone's blocks again in the backward pass
+
+    def __post_init__(self):
+        check(self, "model.")
+        require(len(self.hidden) > 0, "model.hidden", self.hidden, "one width or more")
 
 
 RANGES = (0.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0)
@@ -297,20 +321,20 @@ class ResNet3DSpec:
         stages = len(self.blocks)
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"resnet3d blocks {self.blocks!r}: at least one block in every stage")
-        for field in ("inflate", "strides", "temporal_strides"):
-            found = getattr(self, field)
+        for name in ("inflate", "strides", "temporal_strides"):
+            found = getattr(self, name)
             if len(found) != stages:
                 raise UserError(
-                    f"resnet3d {field} {found!r}: needs one number for each of the {stages} stages"
+                    f"resnet3d {name} {found!r}: needs one number for each of the {stages} stages"
                 )
-            least, most = (0, 1) if field == "inflate" else (1, 8)
+            least, most = (0, 1) if name == "inflate" else (1, 8)
             if min(found) < least or max(found) > most:
-                raise UserError(f"resnet3d {field} {found!r}: allowed are {least} to {most}")
+                raise UserError(f"resnet3d {name} {found!r}: allowed are {least} to {most}")
         if len(self.stem_kernel) != 3 or any(k < 1 or k % 2 == 0 for k in self.stem_kernel):
             raise UserError(f"resnet3d stem_kernel {self.stem_kernel!r}: three odd numbers, t h w")
-        for field in ("width", "stem_stride", "pool_stride"):
-            if getattr(self, field) < 1:
-                raise UserError(f"resnet3d {field} {getattr(self, field)!r}: 1 or more")
+        for name in ("width", "stem_stride", "pool_stride"):
+            if getattr(self, name) < 1:
+                raise UserError(f"resnet3d {name} {getattr(self, name)!r}: 1 or more")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -335,10 +359,10 @@ class X3DSpec:
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        for field, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
-            value = getattr(self, field)
+        for name, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
+            value = getattr(self, name)
             if value not in allowed:
-                raise UserError(f"x3d {field} {value!r}: choose one of {', '.join(allowed)}")
+                raise UserError(f"x3d {name} {value!r}: choose one of {', '.join(allowed)}")
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"x3d blocks {self.blocks!r}: at least one block in every stage")
 

@@ -3,8 +3,6 @@
 The spatial features are the same for (A, B), (B, A) and the mirrored picture, so only crops change.
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
@@ -59,8 +57,3 @@ def _erased(key: jax.Array, pair: jax.Array, chance: float) -> jax.Array:
         return jnp.where(within[..., None], crop.mean((0, 1)), crop)
 
     return jax.vmap(one)(jax.random.split(key, 2), pair)
-
-
-def names() -> list[str]:
-    """The fields of `Augment`."""
-    return [field.name for field in dataclasses.fields(Augment)]

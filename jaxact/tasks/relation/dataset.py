@@ -1,17 +1,17 @@
-"""Pairs of people: from label files to the arrays of one example.
+"""Pairs of people: from label files to the arrays of one example, on the host.
 
-Host side of `tasks/relation.py`. An example:
+An example:
 
 | key    | dtype, shape     | unit |
 |--------|------------------|------|
 | crops  | u8[2, s, s, 3]   | RGB, A and B; absent where the model takes none |
-| place  | f32[n]           | `data.pair_features`; absent where all of them are off |
+| place  | f32[n]           | `spatial_features`; absent where all of them are off |
 | label  | i32              | class, -1 = unknown |
 | people | i32[2]           | their numbers in the label file |
 | box    | f32[2, 4]        | px: x, y, w, h |
 
 Pictures are read by frame: an epoch visits the pairs of a few frames at a time (`arrange`), and all
-the crops of a frame come from one decoding (`data.pair_crops`).
+the crops of a frame come from one decoding (`crops`).
 """
 
 import dataclasses
@@ -25,12 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images
-from jaxact.tasks.relation import annotation_files, jrdb, spatial_features
-from jaxact.tasks.relation import crops as pair_crops
-from jaxact.tasks.relation.config import BALANCES, Data
+from jaxact.tasks.relation import annotation_files, crops, jrdb, spatial_features
+from jaxact.tasks.relation.config import Data
 from jaxact.tasks.relation.crops import Cut
 from jaxact.tasks.relation.jrdb import Frame
 
@@ -77,41 +75,6 @@ class PairSource:
         return np.array([label for _, _, label in pairs], np.int64)
 
 
-def validate(config: Any) -> None:
-    """Checks the ranges and choices of `config.data`. Raises: UserError naming the field."""
-    data, require, one_of = config.data, schema.require, schema.one_of
-    one_of(config, "data.policy", *jrdb.POLICIES)
-    one_of(config, "data.sides", *jrdb.SIDES)
-    one_of(config, "data.scene", *spatial_features.SCENES)
-    one_of(config, "data.balance", *BALANCES)
-    for field in ("border", "mix", "memory"):
-        require(getattr(data, field) >= 0, f"data.{field}", getattr(data, field), "0 (off) or more")
-    for field in ("train_interval", "eval_interval"):
-        require(getattr(data, field) >= 1, f"data.{field}", getattr(data, field), "1 or more")
-    require(0 <= data.padding <= 2, "data.padding", data.padding, "a share of the box, 0 to 2")
-    unique = len(set(data.classes)) == len(data.classes)
-    require(len(data.classes) > 1 and unique, "data.classes", data.classes, "2 or more, different")
-    size = data.size
-    require(
-        len(size) == 2 and (size == (0, 0) or min(size) > 0),
-        "data.size",
-        size,
-        "w,h in px, or 0,0 for each picture's own",
-    )
-    require(
-        not (data.root and data.annotations),
-        "data.annotations",
-        data.annotations,
-        "one of data.root (JRDB-Social) and data.annotations (a CSV)",
-    )
-    require(
-        not data.border or size != (0, 0), "data.border", data.border, "0 where data.size is 0,0"
-    )
-    for field in ("mean", "std"):
-        require(len(getattr(data, field)) == 3, f"data.{field}", getattr(data, field), "3 numbers")
-    require(min(data.std) > 0, "data.std", data.std, "3 numbers above 0")
-
-
 # ---------------------------------------------------------------------------------------- examples
 
 
@@ -149,14 +112,15 @@ def source(data: Data, split: str) -> PairSource:
         strict=data.strict,
         images=data.images,
     )
-    frames, found = jrdb.read(data.root, scenes[split], rules)
+    frames, outcomes = jrdb.read(data.root, scenes[split], rules)
     if not frames:
-        told = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) or "nothing"
+        counted = sorted(outcomes.items())
+        told = ", ".join(f"{name} {number}" for name, number in counted) or "nothing"
         raise UserError(
             f"config.data.root={data.root}: no {split} pair is left of what is listed ({told}); "
             "see config.data.size, classes, visible, border"
         )
-    return PairSource(frames, found)
+    return PairSource(frames, outcomes)
 
 
 def _listed(data: Data, path: str, labelled: bool = True) -> dict[str, tuple[Frame, ...]]:
@@ -236,17 +200,17 @@ def cut_of(data: Data, side: int) -> Cut:
     return Cut(side, data.padding, data.panorama and data.wrap)
 
 
-def crops(data: Data, pair: Pair, side: int) -> np.ndarray:
+def pair_crops(data: Data, pair: Pair, side: int) -> np.ndarray:
     """u8[2, s, s, 3] of A and B. Raises: UserError for an unreadable picture."""
     frame, size, cut = pair.frame, size_of(data, pair.frame), cut_of(data, side)
     if not data.memory and not data.cache_dir:
         both = [frame.boxes[pair.a], frame.boxes[pair.b]]
-        return pair_crops.cut_all(frame.path, size, both, cut)
+        return crops.cut_all(frame.path, size, both, cut)
     wanted = in_pairs(frame)
     chosen = [frame.boxes[place] for place in wanted]
     limit = data.memory * MEBIBYTE
-    found = pair_crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
-    return found[[wanted.index(pair.a), wanted.index(pair.b)]]
+    every = crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
+    return every[[wanted.index(pair.a), wanted.index(pair.b)]]
 
 
 def prepare(
@@ -261,13 +225,13 @@ def prepare(
     del rng, split  # what is random happens on the device; every split sees the same
     frame = pair.frame
     a, b = (np.asarray(frame.boxes[place]) for place in (pair.a, pair.b))
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "label": np.int32(pair.label),
         "people": np.array([frame.people[pair.a], frame.people[pair.b]], np.int32),
         "box": np.stack([a, b]).astype(np.float32),
     }
     if spatial_features.count(data.places, data.scene):
-        found["place"] = spatial_features.features(
+        arrays["place"] = spatial_features.features(
             a,
             b,
             size_of(data, frame),
@@ -278,8 +242,8 @@ def prepare(
             log=data.log_distance,
         )
     if with_crops:
-        found["crops"] = crops(data, pair, stage_data.size)
-    return found
+        arrays["crops"] = pair_crops(data, pair, stage_data.size)
+    return arrays
 
 
 def shapes(
@@ -288,16 +252,16 @@ def shapes(
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     del split
     count = spatial_features.count(data.places, data.scene)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {
+    formats: dict[str, tuple[tuple[int, ...], Any]] = {
         "label": ((), np.int32),
         "people": ((2,), np.int32),
         "box": ((2, 4), np.float32),
     }
     if count:
-        found["place"] = ((count,), np.float32)
+        formats["place"] = ((count,), np.float32)
     if with_crops:
-        found["crops"] = ((2, stage_data.size, stage_data.size, 3), np.uint8)
-    return found
+        formats["crops"] = ((2, stage_data.size, stage_data.size, 3), np.uint8)
+    return formats
 
 
 def audit(data: Data, with_crops: bool, pair: Pair) -> str:
@@ -307,7 +271,7 @@ def audit(data: Data, with_crops: bool, pair: Pair) -> str:
     if not opened or (pair.a, pair.b) != frame.pairs[0][:2]:
         return ""
     try:
-        pair_crops.decode(frame.path, size_of(data, frame))
+        crops.decode(frame.path, size_of(data, frame))
     except UserError as error:
         return str(error)
     return ""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.evaluate import calibration, figures, metrics
 from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.tables import confusion_table
 from jaxact.models import classifier
 from jaxact.models.specs import PARTS
 from jaxact.task import Ending, Extra
@@ -200,17 +201,6 @@ def _shared(one: Any, other: Any) -> bool:
     """Do two sources have a picture in common?"""
     first, second = ({p.path or p.id for p in source.pictures} for source in (one, other))
     return bool(first & second)
-
-
-def confusion_table(confusion: Confusion, names: Sequence[str]) -> str:
-    """CSV text: rows are true classes, columns predictions."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("true \\ predicted", *names))
-    writer.writerows(
-        [name, *row] for name, row in zip(names, confusion.table.tolist(), strict=True)
-    )
-    return file.getvalue()
 
 
 def history_table(history: Sequence[dict[str, Any]]) -> str:

@@ -1,9 +1,9 @@
-"""Which relation two people are in: their crops and where they stand.
+"""The pair classifier: which relation two people are in, from their crops and spatial features.
 
-Source: AsukaLmy/simplename `GeometricDete/` (ResNet stage-2 classifier), with the repairs that its
-own defects ask for: `add` works, a bilinear form that would hold most of the parameters is of low
-rank (arXiv 1708.01471, MFB), the answer can be made independent of who is called A. The last layer
-starts small where the original draws it as any other, so that an untrained model answers evenly.
+Source: AsukaLmy/simplename `GeometricDete/` (ResNet stage-2 classifier). Here `add` works, a
+bilinear form with most of the parameters is of low rank (arXiv 1708.01471, MFB), and the answer
+can be made independent of who is called A. The last layer starts small, unlike the original's, so
+that an untrained model gives all classes the same probability.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ RANK = 5  # products that each output of a factorised form sums
 
 
 def bilinear_form(hidden: int, limit: int = FULL_BILINEAR) -> tuple[bool, str]:
-    """(whether the form is of low rank, why) for the first hidden width, of which a code is half.
+    """(is the form of low rank?, why) for the first hidden width, of which a code is half.
 
     limit: weights up to which the form stays full.
     """
@@ -152,7 +152,7 @@ class Relation(nn.Module):
         return persons.reshape(b, 2, -1), code.reshape(b, 2, -1)
 
     def _fusion(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """One person's code and the other's into one vector; its parameters are shared by calls."""
+        """A function that fuses the codes of two people; all calls share its parameters."""
         spec, width = self.spec, self.spec.hidden[0]
         if spec.fusion == "add":
             return lambda a, b: a + b
@@ -164,7 +164,7 @@ class Relation(nn.Module):
         return form(width, dtype=self.dtype, name="bilinear")
 
     def _mlp(self, train: bool) -> Callable[[jax.Array], jax.Array]:
-        """Linear, ReLU, dropout for each hidden width, then the logits."""
+        """A function of the fused codes: linear, ReLU, dropout for each width, then the logits."""
         dropout = self.spec.dropout
         hidden = [self._dense(width, f"relation{n}") for n, width in enumerate(self.spec.hidden)]
         wide = jnp.promote_types(self.dtype, jnp.float32)

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +38,9 @@ MEBIBYTE = 2**20
 class Pair:
     """Two people of a frame."""
 
-    id: str
+    id: str  # "<frame>#<A>-<B>"
     frame: Frame
-    a: int  # places in frame.people
+    a: int  # indices into frame.people
     b: int
     label: int = -1
 
@@ -57,7 +56,7 @@ class PairSource:
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        """ "<frame>#<A>-<B>" of each pair."""
+        """The id of each pair."""
         return [self[index].id for index in range(len(self))]
 
     def __len__(self) -> int:
@@ -98,7 +97,7 @@ def source(data: Data, split: str) -> PairSource:
             f"config.data.splits={data.splits}: has no {split} scenes with labels; allowed: "
             f"{', '.join(name for name in scenes if scenes[name])} (config.eval.split)"
         )
-    # 0,0: the pictures are not opened for this; boxes are tested against them when they are cut.
+    # 0,0: no picture is opened here; boxes are checked when their crops are cut.
     width, height = data.size if data.size != (0, 0) else (jrdb.LONGEST, jrdb.LONGEST)
     rules = jrdb.Rules(
         classes=tuple(data.classes),
@@ -137,10 +136,9 @@ def counts(source: PairSource, classes: int) -> np.ndarray:
 
 
 def class_weights(data: Data) -> np.ndarray:
-    """f32[k]: N / (K n_c) of the training pairs where the loss is to make up for rare classes, else
-    ones."""
+    """f32[k]: N / (K n_c) of the training pairs where `balance` weighs the loss, else ones."""
     classes = len(data.classes)
-    # Without data a step can still be compiled and timed.
+    # Without data a step can still be compiled and timed, so the weights are ones.
     if data.balance not in ("weights", "both") or not (data.root or data.annotations):
         return np.ones(classes, np.float32)
     counted = counts(source(data, "train"), classes)
@@ -148,7 +146,7 @@ def class_weights(data: Data) -> np.ndarray:
 
 
 def sampler(data: Data, source: PairSource, stage_data: Any) -> np.ndarray | None:
-    """f64[n] sampling weights 1 / n_c, or None for each pair once an epoch."""
+    """f64[n] sampling weights 1 / n_c; None = each pair once an epoch."""
     del stage_data  # the same in every row of the schedule
     if data.balance not in ("sampler", "both"):
         return None
@@ -159,26 +157,26 @@ def sampler(data: Data, source: PairSource, stage_data: Any) -> np.ndarray | Non
 def arrange(
     data: Data, source: PairSource, drawn: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The records i64[n] drawn for an epoch in the order they are read, the same ones.
+    """The pairs i64[n] drawn for an epoch, in the order in which they are read.
 
-    Frames come in random order, `data.mix` of them at a time, the pairs of those in random order: a
+    Frames come in random order, `data.mix` at a time, and the pairs of these in random order. So a
     frame is decoded once for all its pairs, if their crops stay in memory that long.
     """
     if not data.mix:
         return drawn
     rank = rng.permutation(len(source.frames))[source.frame_of[drawn]]
-    _, dense = np.unique(rank, return_inverse=True)  # frames without a pair drawn take no room
+    _, dense = np.unique(rank, return_inverse=True)  # frames without a drawn pair are not counted
     return drawn[np.lexsort((rng.permutation(len(drawn)), dense // data.mix))]
 
 
 def size_of(data: Data, frame: Frame) -> tuple[int, int]:
     """(w, h) px of a frame's picture.
 
-    Raises: UserError where it has to be opened and cannot, or a box of its pairs begins outside.
+    Raises: UserError for a picture that cannot be opened, or a box of a pair outside it.
     """
     width, height = data.size
     if width:
-        return width, height  # boxes were tested against it when they were read
+        return width, height  # boxes were checked when they were read
     width, height = annotation_files.header(frame.path)
     for place in in_pairs(frame):
         x, y, w, h = frame.boxes[place]
@@ -191,7 +189,7 @@ def size_of(data: Data, frame: Frame) -> tuple[int, int]:
 
 
 def in_pairs(frame: Frame) -> list[int]:
-    """Places of the people who are in pairs: crowds hold many who are in none."""
+    """Indices of the people who are in pairs; in crowds many are in none."""
     return sorted({place for a, b, _ in frame.pairs for place in (a, b)})
 
 
@@ -222,7 +220,7 @@ def prepare(
     split: str,
 ) -> dict[str, np.ndarray]:
     """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
-    del rng, split  # what is random happens on the device; every split sees the same
+    del rng, split  # augmentation happens on the device; all splits are prepared alike
     frame = pair.frame
     a, b = (np.asarray(frame.boxes[place]) for place in (pair.a, pair.b))
     arrays: dict[str, Any] = {
@@ -265,7 +263,7 @@ def shapes(
 
 
 def audit(data: Data, with_crops: bool, pair: Pair) -> str:
-    """Opens and decodes a picture with its first pair: "" or what is wrong with it."""
+    """Decodes a frame's picture with its first pair; returns "" or what is wrong with it."""
     frame = pair.frame
     opened = with_crops or min(data.size) == 0
     if not opened or (pair.a, pair.b) != frame.pairs[0][:2]:
@@ -278,37 +276,27 @@ def audit(data: Data, with_crops: bool, pair: Pair) -> str:
 
 
 def survey(classes: Sequence[str], sources: Mapping[str, PairSource]) -> tuple[Sequence[str], str]:
-    """(what was left out of each split, a line each; a table of pairs and of what was listed)."""
+    """(a line for each kind of thing left out of a split; a table of pairs and outcomes)."""
     findings = []
-    rows: dict[str, dict[str, int]] = {}
+    counted: dict[str, dict[str, int]] = {}
     for split, source in sources.items():
-        rows[split] = dict(zip(classes, counts(source, len(classes)).tolist(), strict=True))
-        rows[split] |= {f"({name})": number for name, number in sorted(source.counts.items())}
-        findings += [f"{split}: no pair of {name}" for name in classes if not rows[split][name]]
-        left = Counter(source.counts)
+        numbers = dict(zip(classes, counts(source, len(classes)).tolist(), strict=True))
+        counted[split] = numbers | {f"({name})": n for name, n in sorted(source.counts.items())}
+        findings += [f"{split}: no pair of {name}" for name in classes if not numbers[name]]
         for reason in ("box invalid", "box outside the picture", "partner absent"):
-            if left[reason]:
-                findings.append(
-                    f"{split}: {left[reason]} left out: {reason} (data.strict names it)"
-                )
-    names = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
-    lines = [
-        ["", *rows],
-        *([name, *(str(row.get(name, 0)) for row in rows.values())] for name in names),
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return findings, "\n".join(table)
+            if left := source.counts.get(reason):
+                findings.append(f"{split}: {left} left out: {reason} (data.strict names it)")
+    names = dict.fromkeys(itertools.chain.from_iterable(counted.values()))
+    columns = [["", *names]]
+    columns += [[split, *(str(n.get(name, 0)) for name in names)] for split, n in counted.items()]
+    for column in columns:
+        width = max(map(len, column))
+        column[:] = [c.ljust(width) if column is columns[0] else c.rjust(width) for c in column]
+    return findings, "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
 def examples(data: Data, path: str) -> PairSource:
-    """Pairs to predict on: a boxes file, a picture with one beside it, a folder of these, a CSV.
+    """Pairs to predict on, from a boxes file, a picture beside one, a folder of these, or a CSV.
 
     Raises: UserError for a path that is missing or holds none.
     """

@@ -1,4 +1,4 @@
-"""Which behaviour two people share: their crops and where they stand to each other.
+"""Pairwise behaviour of people, from their crops and spatial features: the Task.
 
 Batch keys beside `id` and `mask` (b pairs):
 
@@ -115,9 +115,9 @@ def _inputs(
 
 
 def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
-    """The three terms f32[b] each; the balance of the classes is one of the batch as a whole.
+    """The three terms, f32[b] each; the balance of the classes is one value of the whole batch.
 
-    Class weights are counted when a step is traced.
+    The class weights are read when a step is traced.
     """
     loss = config.loss
     return relation_losses.terms(
@@ -133,7 +133,7 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
 
 
 def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
-    """acc: is the best class the right one?"""
+    """acc f32[b]: 1 where the best class is the right one."""
     return {"acc": (outputs["logits"].argmax(-1) == targets["label"]).astype(jnp.float32)}
 
 
@@ -181,7 +181,7 @@ def _side(config: Config) -> int:
 
 
 def _contract(config: Config, stage_data: Any = None) -> Contract:
-    """What `export` ships: two crops and the spatial features in, probabilities out."""
+    """An exported model: two crops and the spatial features in, probabilities out."""
     data, side = config.data, _side(config) if stage_data is None else stage_data.size
     count = spatial_features.count(data.places, data.scene)
     inputs: dict[str, Port] = {}

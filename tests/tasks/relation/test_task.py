@@ -24,7 +24,7 @@ from jaxact.config import Group, UserError
 from jaxact.data import drawing
 from jaxact.data.pipeline import Order, train_batches
 from jaxact.evaluate import cost
-from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.metrics import Average, Confusion
 from jaxact.modes import check, predict
 from jaxact.task import Ending
 from jaxact.tasks.relation import augment, crops, sample_data, scoring
@@ -292,10 +292,7 @@ def test_scores_with_an_absent_class():
     logits = np.eye(3)[[0, 0, 1, 1, 1, 0]] * 4.0
     rows = {"label": np.array([0, 0, 0, 1, 1, -1]), "logits": logits}
     table = np.array([[2, 1, 0], [0, 2, 0], [0, 0, 0]])
-    merged = {
-        "confusion": Confusion(table),
-        "loss": type("A", (), {"total": 2.0, "count": 5.0}),
-    }
+    merged = {"confusion": Confusion(table), "loss": Average(2.0, 5.0)}
     found = scoring.score(classes, merged, rows)
     assert found["acc"] == pytest.approx(0.8) and found["loss"] == pytest.approx(0.4)
     assert found["mpca"] == pytest.approx((2 / 3 + 1) / 2)  # class d does not occur

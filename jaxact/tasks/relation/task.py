@@ -39,7 +39,7 @@ from jaxact.task import (
 from jaxact.tasks.relation import augment, dataset, scoring, spatial_features
 from jaxact.tasks.relation.config import Config, validate
 from jaxact.tasks.relation.dataset import Pair
-from jaxact.weights import relation as foreign
+from jaxact.weights import relation
 
 
 def make(config: Config) -> Task:
@@ -161,7 +161,7 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a checkpoint of the original or of a ResNet, and the report."""
-    loaded, report = foreign.load(path, variables)
+    loaded, report = relation.load(path, variables)
     return loaded, report.text(full=True)
 
 

@@ -1,4 +1,4 @@
-"""Pairwise behaviour of people: two crops through a shared ResNet, and where they stand.
+"""Pairwise behaviour of people, from two crops through a shared ResNet and spatial features.
 
 Data: JRDB-Social (Jahangard et al., CVPR 2024), for research and non-commercial use: stitched
 panoramas of 3760x480 px and labels_2d_activity_social_stitched, 27 public scenes. Three behaviours
@@ -7,9 +7,9 @@ of its pairs: walking, standing and sitting together (about 641,800 pairs, 6.1 :
     python -m jaxact.main --config=configs/relation.py --workdir=runs/relation \\
         --config.data.root=jrdb --config.init_from=resnet18.pth
 
-We do not hold that data and claim no number on it. Of the forecast that this recipe comes with (65
-to 82 % accuracy by backbone) nothing was measured; the largest class alone is 53 % with an MPCA
-(mean accuracy of the classes) of 0.333, so MPCA decides here.
+We do not have that data and claim no number on it. The original's guide expects an accuracy of 65
+to 82 % by backbone; that was not measured. Always answering with the largest class is right for
+53 % of the pairs, with an MPCA (mean accuracy of the classes) of 0.333; so MPCA decides here.
 
 Variants (`--config=configs/relation.py:NAME`):
 
@@ -37,11 +37,10 @@ Pictures of your own in a CSV (`jaxact/tasks/relation/annotation_files.py`), of 
         --config.data.annotations=pairs.csv --config.data.classes="'hug','push'" \\
         --config.data.size=0,0 --config.data.panorama=False
 
-Freezing another part: the first group of `resnet18_frozen` is what is frozen, as in
---config.optim.groups[0].pattern='^backbone/(stem|layer1)/'. Groups of the first n stages are
-`groups(freeze_blocks=n)`.
+To freeze another part, change the first group of `resnet18_frozen`, as in
+--config.optim.groups[0].pattern='^backbone/(stem|layer1)/', or call `groups(freeze_blocks=n)`.
 
-Flags of the guide, and the fields they are here:
+Flags of the original's guide, and the fields here:
 
 | flag | field |
 |---|---|
@@ -58,7 +57,7 @@ Flags of the guide, and the fields they are here:
 """
 
 from jaxact.config import Group, Input, Optim, Save, UserError
-from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, Model, Stage
+from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, RelationSpec, Stage
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
@@ -69,7 +68,7 @@ def groups(freeze_blocks: int = -1, backbone: float = 0.1) -> tuple[Group, ...]:
     Args:
       freeze_blocks: 0 to 4 freezes the stem and so many stages (4 = all of the ResNet; the mapper
         is always trained), BN included; -1 = nothing.
-      backbone: factor on the learning rate of what is left of the ResNet, and of the mapper.
+      backbone: factor on the learning rate of the rest of the ResNet, and of the mapper.
 
     Raises: UserError for another number of stages.
     """
@@ -90,7 +89,7 @@ def resnet18() -> Config:
         length="50 epochs",
         batch_size=16,
         pretrained=True,
-        model=Model(),
+        model=RelationSpec(),
         data=Data(),
         augment=Augment(),
         loss=Loss(),
@@ -110,7 +109,7 @@ def resnet18() -> Config:
 
 
 def resnet18_frozen() -> Config:
-    """A frozen ResNet-18 (give --config.init_from); the mapper and all after it are trained."""
+    """A frozen ResNet-18 (give --config.init_from); the mapper and all later layers are trained."""
     config = resnet18()
     config.batch_size, config.length, config.optim.lr = 24, "30 epochs", 1e-3
     config.optim.groups = groups(freeze_blocks=4)
@@ -128,7 +127,7 @@ def resnet34() -> Config:
 def resnet50() -> Config:
     """ResNet-50 with a wider MLP."""
     config = resnet18()
-    config.model = Model(backbone="resnet50", visual=512, hidden=(1024, 512, 256))
+    config.model = RelationSpec(backbone="resnet50", visual=512, hidden=(1024, 512, 256))
     config.batch_size, config.length, config.optim.lr = 8, "40 epochs", 5e-5
     return config
 
@@ -149,12 +148,11 @@ def debug() -> Config:
     return config
 
 
-def scenes() -> Config:
-    """Laptop-sized: a small ResNet from scratch on drawn panoramas of 1200x160 px."""
-    config = resnet18()
+def on_scenes(config: Config) -> Config:
+    """Sets what all `scenes` variants share: a small ResNet from scratch on drawn panoramas."""
     config.pretrained = False
     config.length, config.batch_size = "16 epochs", 32
-    config.model = Model(backbone="resnet10_w8", visual=64, hidden=(64, 32), dropout=0.2)
+    config.model = RelationSpec(backbone="resnet10_w8", visual=64, hidden=(64, 32), dropout=0.2)
     config.data = Data(splits="splits.json", size=(1200, 160), eval_interval=1)
     config.augment = Augment(hflip=0.5, jitter=0.2, swap=0.5)
     config.optim.lr, config.optim.groups = 2e-3, groups(backbone=1.0)
@@ -165,30 +163,35 @@ def scenes() -> Config:
     return config
 
 
+def scenes() -> Config:
+    """Laptop-sized: the drawn panoramas have 1200x160 px."""
+    return on_scenes(resnet18())
+
+
 def scenes_add() -> Config:
-    """The codes of the two are added."""
-    config = scenes()
+    """The codes of the two people are added."""
+    config = on_scenes(resnet18())
     config.model.fusion = "add"
     return config
 
 
 def scenes_bilinear() -> Config:
-    """Every product of a number of one code and one of the other."""
-    config = scenes()
+    """A bilinear form of the two codes."""
+    config = on_scenes(resnet18())
     config.model.fusion = "bilinear"
     return config
 
 
 def scenes_interaction() -> Config:
     """Both codes, their distance and their product."""
-    config = scenes()
+    config = on_scenes(resnet18())
     config.model.fusion = "interaction"
     return config
 
 
 def scenes_geometry() -> Config:
     """The eight spatial features alone."""
-    config = scenes()
+    config = on_scenes(resnet18())
     config.model.backbone = ""
     config.optim.groups = (Group(),)
     return config
@@ -196,30 +199,30 @@ def scenes_geometry() -> Config:
 
 def scenes_crops() -> Config:
     """The crops alone."""
-    config = scenes()
+    config = on_scenes(resnet18())
     config.data.places, config.data.scene = False, "off"
     return config
 
 
 def scenes_frozen() -> Config:
-    """A frozen ResNet: as it is drawn, or what --config.init_from gives."""
-    config = scenes()
+    """A frozen ResNet: with its first random weights, or those of --config.init_from."""
+    config = on_scenes(resnet18())
     config.optim.groups = groups(freeze_blocks=4, backbone=1.0)
     return config
 
 
 def scenes_half_frozen() -> Config:
     """The stem and the first two stages frozen."""
-    config = scenes()
+    config = on_scenes(resnet18())
     config.optim.groups = groups(freeze_blocks=2, backbone=1.0)
     return config
 
 
 def tiny() -> Config:
     """Two steps of a small network."""
-    config = scenes()
+    config = on_scenes(resnet18())
     config.length, config.batch_size = "2 steps", 4
-    config.model = Model(backbone="resnet10_w8", visual=16, hidden=(16, 8))
+    config.model = RelationSpec(backbone="resnet10_w8", visual=16, hidden=(16, 8))
     config.optim.warmup = "0"
     config.stages = (Stage(size=24),)
     config.eval = Eval(every="2 steps", batch_size=4)

@@ -1,7 +1,7 @@
-"""Do probabilities mean what they say? Calibration error, Brier score, temperature, reliability.
+"""How far probabilities are from frequencies: calibration error, Brier score, temperature.
 
-Everything works on stored rows in NumPy float64: probabilities or logits f[n, k], labels i[n].
-A table of log probabilities serves as logits. Guo et al., ICML 2017; Brier, 1950.
+All functions work on stored rows in NumPy float64: probabilities or logits f[n, k], labels i[n].
+Log probabilities serve as logits. Guo et al., ICML 2017; Brier, 1950.
 """
 
 import dataclasses
@@ -16,12 +16,11 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-    """Equal bins (lo, hi] of the confidence 0..1: examples i[bins], mean confidence and accuracy
-    f[bins] (0 where a bin is empty)."""
+    """The rows in equal bins (low, high] of their confidence 0..1."""
 
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+    count: np.ndarray  # i[bins], rows
+    confidence: np.ndarray  # f[bins], mean; 0 where a bin is empty
+    accuracy: np.ndarray  # f[bins], mean; 0 where a bin is empty
 
     @property
     def error(self) -> float:
@@ -36,16 +35,16 @@ class Reliability:
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
-    """The diagram's data. Raises: UserError for tables that do not fit, or without rows."""
+    """Rows by their confidence. Raises: UserError for tables that do not fit, or without rows."""
     probabilities, labels = _table(probabilities, labels)
-    sure = probabilities.max(1)
+    confidence = probabilities.max(1)
     right = probabilities.argmax(1) == labels
-    place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     count = np.bincount(place, minlength=bins)
     whole = np.maximum(count, 1)
     return Reliability(
         count,
-        np.bincount(place, weights=sure, minlength=bins) / whole,
+        np.bincount(place, weights=confidence, minlength=bins) / whole,
         np.bincount(place, weights=right, minlength=bins) / whole,
     )
 
@@ -63,9 +62,9 @@ def scaled(logits: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The temperature within 1/100..100 under which the labels are likeliest.
+    """The temperature T in 1/100..100 with the highest likelihood of the labels.
 
-    The likelihood is concave in 1 / T, so the zero of its slope is found by bisection. Fit it on
+    The log likelihood is concave in 1 / T, so bisection finds the zero of its slope. Fit it on
     validation rows and apply it to others.
     """
     logits, labels = _table(logits, labels)
@@ -88,13 +87,13 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def numbers(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """nll (nats), ece, mce (15 bins) and brier of logits f[n, k]."""
-    share = scaled(logits, 1.0)
-    found = reliability(share, labels)
+    probabilities = scaled(logits, 1.0)
+    bins = reliability(probabilities, labels)
     return {
-        "nll": metrics.nll(share, labels),
-        "ece": found.error,
-        "mce": found.largest,
-        "brier": brier(share, labels),
+        "nll": metrics.nll(probabilities, labels),
+        "ece": bins.error,
+        "mce": bins.largest,
+        "brier": brier(probabilities, labels),
     }
 
 

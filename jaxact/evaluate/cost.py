@@ -1,4 +1,4 @@
-"""What a network costs: exact multiply-adds from its jaxpr, parameters by module."""
+"""Cost of a network: exact multiply-adds from its jaxpr, parameters by module."""
 
 import math
 from collections.abc import Callable
@@ -12,23 +12,19 @@ def macs(function: Callable, *args: Any, **kwargs: Any) -> int:
     """Multiply-adds of the convolutions and matrix products in `function(*args, **kwargs)`.
 
     Arguments may be `jax.ShapeDtypeStruct`s; nothing is computed. Padding counts as data, as it
-    does in the published tables; normalisation, activations and pooling count nothing. A scan's
-    body counts once for each step, the dearest branch of a condition counts.
+    does in the published tables; normalisation, activations and pooling count nothing. The body of
+    a scan counts once for each step; of a condition only the most expensive branch counts.
     Raises ValueError for a product inside a `while` loop, whose length is unknown.
     """
     leaves, tree = jax.tree.flatten((args, kwargs))
-    shaped = [hasattr(leaf, "shape") and hasattr(leaf, "dtype") for leaf in leaves]
+    arrays = {k: x for k, x in enumerate(leaves) if hasattr(x, "shape") and hasattr(x, "dtype")}
 
-    def call(*arrays):
-        given = iter(arrays)
-        filled = [
-            next(given) if is_array else leaf for leaf, is_array in zip(leaves, shaped, strict=True)
-        ]
+    def call(traced):
+        filled = [traced.get(k, leaf) for k, leaf in enumerate(leaves)]
         positional, named = jax.tree.unflatten(tree, filled)
         return function(*positional, **named)
 
-    arrays = [leaf for leaf, is_array in zip(leaves, shaped, strict=True) if is_array]
-    return _jaxpr_macs(jax.make_jaxpr(call)(*arrays).jaxpr)
+    return _jaxpr_macs(jax.make_jaxpr(call)(arrays).jaxpr)
 
 
 def _jaxpr_macs(jaxpr) -> int:
@@ -61,14 +57,14 @@ def _shape(atom: Any) -> tuple[int, ...]:
 
 def _bodies(params: dict) -> list:
     """The jaxprs among an equation's parameters."""
-    found = []
+    bodies = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(item, core.ClosedJaxpr):
-                found.append(item.jaxpr)
+                bodies.append(item.jaxpr)
             elif isinstance(item, core.Jaxpr):
-                found.append(item)
-    return found
+                bodies.append(item)
+    return bodies
 
 
 class Row(NamedTuple):
@@ -76,16 +72,16 @@ class Row(NamedTuple):
 
     module: str  # path, "/"-joined; "" = the whole tree
     parameters: int
-    shapes: tuple[tuple[int, ...], ...]  # of the module's own arrays
 
 
-def table(params: Any, depth: int = 2) -> list[Row]:
-    """Parameters by module in tree order, modules deeper than `depth` folded in; the total last."""
-    rows: dict[str, tuple[int, tuple]] = {}
+def table(params: Any) -> list[Row]:
+    """Parameters by module, in tree order, the total last.
+
+    Modules below the second level of the tree count as part of the one there.
+    """
+    counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [str(getattr(part, "key", getattr(part, "name", part))) for part in path]
-        module = "/".join(names[:-1][:depth])
-        count, shapes = rows.get(module, (0, ()))
-        rows[module] = (count + math.prod(leaf.shape), (*shapes, tuple(leaf.shape)))
-    lines = [Row(module, count, shapes) for module, (count, shapes) in rows.items()]
-    return [*lines, Row("", sum(line.parameters for line in lines), ())]
+        module = "/".join(names[:-1][:2])
+        counts[module] = counts.get(module, 0) + math.prod(leaf.shape)
+    return [*(Row(*line) for line in counts.items()), Row("", sum(counts.values()))]

@@ -1,7 +1,7 @@
 """Fusion of the stored scores of several runs: align by id, bring to one space, average, search.
 
-Everything is NumPy, sums in float64. A table is f[n, k]: n examples, k classes. Weights are shares:
-they are divided by their sum, so that averaged probabilities are probabilities.
+All in NumPy, sums in float64. A table is f[n, k]: n examples, k classes. Weights are divided by
+their sum, so that averaged probabilities are probabilities.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ SUBSETS = 12  # runs that least squares takes at most: it looks at every subset 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What one run says of one split."""
+    """The scores of one run on one split."""
 
     name: str
     ids: tuple[str, ...]
@@ -41,7 +41,7 @@ def align(runs: Sequence[Predictions]) -> tuple[tuple[str, ...], list[np.ndarray
         raise UserError(f"an ensemble of {len(runs)} run(s); allowed: 2 or more")
     first = runs[0]
     for run in runs:
-        _whole(run)
+        _check_scores(run)
         if run.scores.shape[1] != first.scores.shape[1]:
             raise UserError(
                 f"{run.name} has {run.scores.shape[1]} classes, {first.name} has "
@@ -51,9 +51,10 @@ def align(runs: Sequence[Predictions]) -> tuple[tuple[str, ...], list[np.ndarray
             known = set(other.ids)
             lacking = [name for name in one.ids if name not in known]
             if lacking:
+                some = ", ".join(map(repr, lacking[:3]))
                 raise UserError(
                     f"{other.name} has no scores for {len(lacking)} of the {len(one.ids)} examples "
-                    f"of {one.name}, as {_some(lacking)}; allowed: runs of the same examples"
+                    f"of {one.name}, as {some}; allowed: runs of the same examples"
                 )
     tables, label = [], np.full(len(first.ids), -1)
     for run in runs:
@@ -72,7 +73,7 @@ def align(runs: Sequence[Predictions]) -> tuple[tuple[str, ...], list[np.ndarray
     return first.ids, tables, label
 
 
-def _whole(run: Predictions) -> None:
+def _check_scores(run: Predictions) -> None:
     seen: set[str] = set()
     for name in run.ids:
         if name in seen:
@@ -83,12 +84,8 @@ def _whole(run: Predictions) -> None:
         raise UserError(f"{run.name}: the scores of {run.ids[row]!r} are not finite")
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3])
-
-
 def are_probabilities(table: np.ndarray) -> bool:
-    """Whether no score is negative and every row adds up to 1."""
+    """Is no score negative, and does every row add up to 1?"""
     return bool((table >= 0).all() and np.allclose(table.sum(axis=1), 1, atol=1e-3))
 
 
@@ -123,13 +120,13 @@ def shares_of(weights: Sequence[float], count: int) -> np.ndarray:
     """Weights divided by their sum; () = equal. Raises UserError: another count, or a negative."""
     if not len(weights):
         return np.full(count, 1 / count)
-    found = np.asarray(weights, np.float64)
-    shown = ",".join(f"{w:g}" for w in found)
-    if len(found) != count:
-        raise UserError(f"--weights={shown} are {len(found)}; allowed: {count}, one for each run")
-    if not np.isfinite(found).all() or (found < 0).any() or found.sum() <= 0:
+    given = np.asarray(weights, np.float64)
+    shown = ",".join(f"{w:g}" for w in given)
+    if len(given) != count:
+        raise UserError(f"--weights={shown} are {len(given)}; allowed: {count}, one for each run")
+    if not np.isfinite(given).all() or (given < 0).any() or given.sum() <= 0:
         raise UserError(f"--weights={shown}; allowed: 0 or more, not all 0")
-    return found / found.sum()
+    return given / given.sum()
 
 
 def fuse(tables: Sequence[np.ndarray], weights: Sequence[float], space: str) -> np.ndarray:
@@ -145,7 +142,7 @@ def agreement(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def simplex(count: int, parts: int) -> list[tuple[int, ...]]:
-    """All ways to deal `parts` equal parts to `count` runs.
+    """All ways to give `parts` equal parts to `count` runs.
 
     >>> simplex(2, 2)
     [(0, 2), (1, 1), (2, 0)]
@@ -160,8 +157,8 @@ def simplex(count: int, parts: int) -> list[tuple[int, ...]]:
 def grid_search(tables: Sequence[np.ndarray], labels: np.ndarray, space: str) -> np.ndarray:
     """The weights on a grid (steps of 1/20, 1/10 or 1/5) with the best top1 on known labels.
 
-    Of equals the one with the lowest negative log-likelihood, then the nearest to equal weights.
-    Raises UserError: so many runs that the grid would be too large, or no known label.
+    A tie goes to the lowest negative log-likelihood, then to the weights nearest to equal ones.
+    Raises UserError: too many runs for a grid, or no known label.
     """
     tables, labels = _known(tables, labels)
     count = len(tables)
@@ -171,8 +168,8 @@ def grid_search(tables: Sequence[np.ndarray], labels: np.ndarray, space: str) ->
     else:
         raise UserError(f"--search=grid with {count} runs is too much; allowed: least_squares")
     best: tuple[tuple[float, float, float], np.ndarray] | None = None
-    for deal in simplex(count, parts):
-        weights = np.array(deal) / parts
+    for shares in simplex(count, parts):
+        weights = np.array(shares) / parts
         table = fuse(tables, weights.tolist(), space)
         key = (
             -metrics.topk(table, labels, 1),
@@ -189,7 +186,7 @@ def least_squares(tables: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarra
     """The weights whose mean of probability tables is nearest to the one-hot labels.
 
     Minimises |sum_r w_r P_r - Y|^2 over w >= 0, sum w = 1, exactly: the optimum solves the
-    equations of one subset of the runs, and every subset is looked at (of equals the smallest).
+    equations of one subset of the runs, so every subset is tried, the smallest first.
     Raises UserError: more runs than SUBSETS, or no known label.
     """
     tables, labels = _known(tables, labels)
@@ -205,11 +202,11 @@ def least_squares(tables: Sequence[np.ndarray], labels: np.ndarray) -> np.ndarra
             rows = list(subset)
             system = np.ones((size + 1, size + 1))  # stationary in w, and sum w = 1
             system[:size, :size], system[size, size] = gram[np.ix_(rows, rows)], 0
-            found = np.linalg.lstsq(system, np.append(cross[rows], 1.0), rcond=None)[0][:size]
-            if (found < 0).any():
+            solved = np.linalg.lstsq(system, np.append(cross[rows], 1.0), rcond=None)[0][:size]
+            if (solved < 0).any():
                 continue
             weights = np.zeros(count)
-            weights[rows] = found / found.sum()
+            weights[rows] = solved / solved.sum()
             error = float(weights @ gram @ weights - 2 * weights @ cross)
             if best is None or error < best[0] - 1e-9 * abs(best[0]):
                 best = error, weights
@@ -227,7 +224,7 @@ def _known(tables: Sequence[np.ndarray], labels: np.ndarray) -> tuple[list[np.nd
 
 
 def scores_of(table: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """All numbers of `metrics.classification` on the known labels; {} where there are none."""
+    """`metrics.classification` of the rows with a known label; {} where there are none."""
     known = labels >= 0
     if not known.any():
         return {}

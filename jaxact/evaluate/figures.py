@@ -22,27 +22,30 @@ class Figure:
     html: str
 
 
-def pictures(title: str, text: str, found: Sequence[tuple[str, np.ndarray]]) -> Figure:
-    """A paragraph and pictures with captions: [(text, u8[h, w, 3])]. Raises: ValueError for another
-    array."""
+def jpeg_uri(image: Image.Image) -> str:
+    """The image as a data URI, which needs no file beside the page."""
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def pictures(title: str, text: str, images: Sequence[tuple[str, np.ndarray]]) -> Figure:
+    """A paragraph, and pictures as (caption, u8[h, w, 3]). Raises: ValueError for another array."""
     cards = []
-    for caption, image in found:
+    for caption, image in images:
         if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
             raise ValueError(f"a picture {image.dtype}{image.shape}: must be u8[h, w, 3]")
         width = max(1, round(image.shape[1] * SIDE / image.shape[0]))
-        sheet = Image.fromarray(np.ascontiguousarray(image)).resize((width, SIDE))
-        buffer = io.BytesIO()
-        sheet.save(buffer, "JPEG", quality=80)
-        data = base64.b64encode(buffer.getvalue()).decode("ascii")
+        source = jpeg_uri(Image.fromarray(np.ascontiguousarray(image)).resize((width, SIDE)))
         cards.append(
-            f'<figure class="card"><img alt="" src="data:image/jpeg;base64,{data}">'
+            f'<figure class="card"><img alt="" src="{source}">'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
         )
     return Figure(title, f'<p>{html.escape(text)}</p><div class="cards">{"".join(cards)}</div>')
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """An image u8[h, w, 3] beside itself under a map f[h', w'] of 0..1: u8[h, 2 w, 3]."""
+    """u8[h, 2 w, 3]: an image u8[h, w, 3], and again with a map f[h', w'] of 0..1 laid over it."""
     size = (image.shape[1], image.shape[0])
     grown = Image.fromarray((np.clip(heat, 0, 1) * 255).astype(np.uint8)).resize(
         size, Image.Resampling.BILINEAR
@@ -54,21 +57,18 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.concatenate([image, np.clip(mixed, 0, 255).astype(np.uint8)], 1)
 
 
-def reliability(title: str, text: str, found: Reliability) -> Figure:
-    """Accuracy over confidence as bars; the diagonal is perfect, fuller bars hold more rows."""
+def reliability(title: str, text: str, bins: Reliability) -> Figure:
+    """Accuracy over confidence as bars; the diagonal is perfect, darker bars hold more rows."""
     side, edge = 300, 34
-    bins = len(found.count)
-    width = (side - edge) / bins
-    most = max(1, int(found.count.max()))
+    width = (side - edge) / len(bins.count)
+    most = max(1, int(bins.count.max()))
     parts = []
-    for k in range(bins):
-        if not found.count[k]:
-            continue
-        height = float(found.accuracy[k]) * (side - edge)
-        shade = 0.25 + 0.75 * float(found.count[k]) / most
+    for k in np.flatnonzero(bins.count):
+        height = float(bins.accuracy[k]) * (side - edge)
+        shade = 0.25 + 0.75 * float(bins.count[k]) / most
         tip = (
-            f"confidence {found.confidence[k]:.3f}, accuracy {found.accuracy[k]:.3f}, "
-            f"{int(found.count[k])} examples"
+            f"confidence {bins.confidence[k]:.3f}, accuracy {bins.accuracy[k]:.3f}, "
+            f"{int(bins.count[k])} examples"
         )
         parts.append(
             f'<rect x="{edge + k * width:.1f}" y="{side - edge - height:.1f}" class="hit" '

@@ -1,8 +1,8 @@
-"""Classification metrics: mergeable sums for the device, exact scores of stored rows for the host.
+"""Classification metrics: sums for the device, exact scores of stored rows for the host.
 
-The device side: `Average`, `TopK` and `Confusion` are pytrees that hold nothing but sums, so
-`merge` adds them leaf by leaf, whatever number of batches or devices they come from. Padding
-(mask False) and, but for `Average`, unknown labels (outside 0..k-1) count nowhere.
+The device side: `Average` and `Confusion` are pytrees of sums. Batches, from however many devices,
+are merged by adding them leaf by leaf. Padding (mask False) does not count, nor does an unknown
+label (outside 0..k-1) in `Confusion`.
 
 The host side works on stored rows (scores f32[n, k], labels i[n]) in NumPy, sums in float64.
 
@@ -20,7 +20,6 @@ import numpy as np
 from jaxact.config import UserError
 
 Array = Any  # of NumPy or of JAX
-VIEW_RULES = ("prob", "score", "none")
 
 
 @jax.tree_util.register_dataclass
@@ -30,11 +29,6 @@ class Average:
 
     total: Array
     count: Array
-
-    @classmethod
-    def empty(cls) -> "Average":
-        """Neutral element of `merge`."""
-        return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
 
     @classmethod
     def of(cls, values: Array, mask: Array | None = None) -> "Average":
@@ -50,53 +44,14 @@ class Average:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TopK:
-    """How many examples have their label among the k best classes: hits i32[len(ks)], count i32[].
-
-    `ks` is static, so metrics with other ks are other trees and cannot be merged by mistake.
-    """
-
-    hits: Array
-    count: Array
-    ks: tuple[int, ...] = dataclasses.field(default=(1, 5), metadata={"static": True})
-
-    @classmethod
-    def empty(cls, ks: tuple[int, ...] = (1, 5)) -> "TopK":
-        """Neutral element of `merge`."""
-        return cls(jnp.zeros(len(ks), jnp.int32), jnp.zeros((), jnp.int32), ks)
-
-    @classmethod
-    def of(
-        cls, scores: Array, labels: Array, mask: Array | None = None, ks: tuple[int, ...] = (1, 5)
-    ) -> "TopK":
-        """Scores f[b, k], labels i[b], mask bool[b]; fewer classes than k is a hit always."""
-        keep = _known(labels, scores.shape[-1], mask)
-        hit = rank(scores, labels)[:, None] < jnp.asarray(ks)
-        hits = jnp.sum(hit & keep[:, None], axis=0, dtype=jnp.int32)
-        return cls(hits, jnp.sum(keep, dtype=jnp.int32), ks)
-
-    def compute(self) -> dict[str, float]:
-        """{"top1": share, ...}; NaN where nothing was counted."""
-        count = float(self.count)
-        shares = [float(hit) / count if count else float("nan") for hit in np.asarray(self.hits)]
-        return {f"top{k}": share for k, share in zip(self.ks, shares, strict=True)}
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class Confusion:
     """Counts i32[k, k]: rows are true classes, columns are predictions. Shares of 0/0 are 0."""
 
     table: Array
 
     @classmethod
-    def empty(cls, classes: int) -> "Confusion":
-        """Neutral element of `merge`."""
-        return cls(jnp.zeros((classes, classes), jnp.int32))
-
-    @classmethod
     def of(cls, scores: Array, labels: Array, mask: Array | None = None) -> "Confusion":
-        """Of the best class of scores f[b, k] against labels i[b], where mask bool[b]."""
+        """On the device: the best class of scores f[b, k], labels i[b], where mask bool[b]."""
         classes = scores.shape[-1]
         keep = _known(labels, classes, mask)
         row = jnp.where(keep, labels, classes)  # outside the table: dropped
@@ -141,7 +96,7 @@ class Confusion:
     def mean_class(self, union: bool = False) -> float:
         """Mean recall over the classes that occur among the labels.
 
-        `union` also counts, as 0, classes that are predicted but never true: MMAction2's
+        union: classes that are predicted but never true count too, as 0, as in MMAction2's
         `mean_class_accuracy`.
         """
         seen = (self.support > 0) | (union & (self.predicted > 0))
@@ -153,13 +108,8 @@ class Confusion:
         return float(_share(self.f1()[seen].sum(), seen.sum()))
 
 
-def merge(first: Any, second: Any) -> Any:
-    """The sum of two trees of metrics. Raises: ValueError where their structures differ."""
-    return jax.tree.map(lambda a, b: a + b, first, second)
-
-
 def rank(scores: Array, labels: Array) -> Array:
-    """How many classes come before the label: scores f[..., k], labels i[...] -> i[...].
+    """Number of classes that come before the label: scores f[..., k], labels i[...] -> i[...].
 
     Equal scores rank by class number; a NaN anywhere never makes a label look better.
     """
@@ -179,11 +129,11 @@ def softmax(scores: Array) -> Array:
     return shifted / xp.sum(shifted, axis=-1, keepdims=True)
 
 
-def fuse(scores: Sequence[Array], weights: Sequence[float], probabilities: bool = False) -> Array:
-    """The weighted sum of score tables f[n, k], each through a softmax first if `probabilities`.
+def fuse(scores: Sequence[Array], weights: Sequence[float]) -> Array:
+    """The weighted sum of score tables f[n, k].
 
-    Weights are used as given: (1, 1), (2, 1), (1, 2) are the reference's RGB:pose fusions; take
-    weights that add up to 1 where the result has to be a probability.
+    Weights are used as given: (1, 1), (2, 1), (1, 2) are MMAction2's RGB:pose fusions; take
+    weights that add up to 1 where the sum has to be a probability.
     Raises: UserError where the tables or the weights do not match.
     """
     shapes = [tuple(table.shape) for table in scores]
@@ -191,23 +141,8 @@ def fuse(scores: Sequence[Array], weights: Sequence[float], probabilities: bool 
         raise UserError(f"fusion needs score tables of one shape, got {shapes}")
     if len(weights) != len(shapes):
         raise UserError(f"fusion of {len(shapes)} score tables got {len(weights)} weights")
-    terms = [softmax(table) if probabilities else table for table in scores]
-    return sum(weight * term for weight, term in zip(weights[1:], terms[1:], strict=True)) + (
-        weights[0] * terms[0]
-    )
-
-
-def views(scores: Array, rule: str = "prob") -> Array:
-    """Averages the views of an example: logits f[..., v, k] -> f[..., k].
-
-    "prob" is the mean of the views' softmax, "score" the mean of their logits; "none" keeps the
-    views. Raises: UserError for another rule.
-    """
-    if rule not in VIEW_RULES:
-        raise UserError(f"rule of view averaging {rule!r}: choose one of {', '.join(VIEW_RULES)}")
-    if rule == "none":
-        return scores
-    return scores.__array_namespace__().mean(softmax(scores) if rule == "prob" else scores, axis=-2)
+    others = zip(weights[1:], scores[1:], strict=True)
+    return sum(weight * table for weight, table in others) + weights[0] * scores[0]
 
 
 def topk(scores: np.ndarray, labels: np.ndarray, k: int = 1) -> float:

@@ -1,27 +1,24 @@
-"""One self-contained HTML page about a run: no script, no outside resource, drawn by these lines.
+"""The report of a run: one HTML page without scripts or outside resources.
 
     write(workdir / "report.html", Report(title="x3d", results=[...], metrics=rows, ...))
 
-Input is plain data; empty fields leave their section out. All text (class names, ids, commands) is
-escaped, and the page forbids itself to load anything. Light or dark follows the reader's system.
+An empty field leaves its section out. All text (class names, ids, commands) is escaped, and the
+page's own policy forbids loading anything. Light or dark follows the reader's system.
 """
 
-import base64
 import dataclasses
 import html
-import io
 import json
 import math
-import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxact.evaluate.figures import Figure
+from jaxact.evaluate.figures import Figure, jpeg_uri
 from jaxact.evaluate.metrics import Confusion
 
 POINTS = 400  # of one curve; longer ones are averaged in this many groups of neighbours
@@ -30,7 +27,7 @@ STRIP = (6, 72)  # frames of a thumbnail strip, their height in px
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """A number of the summary table, with what is needed to trust it."""
+    """A number of the summary table, and where it comes from."""
 
     name: str  # "top-1, test, 10 clips"
     value: float | int | str  # floats are shown with four significant digits, integers exactly
@@ -52,7 +49,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """All that a report can show."""
+    """The content of a page."""
 
     title: str
     summary: str = ""  # a paragraph: what was trained on what
@@ -67,9 +64,8 @@ class Report:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)  # name -> version
 
 
-def write(path: str | os.PathLike[str], report: Report) -> None:
+def write(path: pathlib.Path, report: Report) -> None:
     """Writes the page to `path` (UTF-8), whole or not at all. Raises: ValueError as `page`."""
-    path = pathlib.Path(path)
     draft = path.with_name(path.name + ".part")
     draft.write_text(page(report), encoding="utf-8")
     draft.replace(path)
@@ -77,31 +73,31 @@ def write(path: str | os.PathLike[str], report: Report) -> None:
 
 def page(report: Report) -> str:
     """The HTML text. Raises: ValueError for names, tables, rows or frames that do not fit."""
-    sections: list[tuple[str, Callable[[], str]]] = [
-        ("Results", lambda: _results(report.results)),
-        ("Curves", lambda: _curves(report.metrics)),
-        ("Confusion", lambda: _confusion(report.confusion, report.classes)),
-        ("Classes", lambda: _classes(report.confusion, report.classes)),
-        ("Worst examples", lambda: _examples(report.worst)),
-        ("Best examples", lambda: _examples(report.best)),
-        *((figure.title, lambda html=figure.html: html) for figure in report.figures),
-        ("Configuration", lambda: _config(report.config)),
-        ("Environment", lambda: _table(("", ""), report.environment.items())),
+    sections = [
+        ("Results", _results(report.results)),
+        ("Curves", _curves(report.metrics)),
+        ("Confusion", _confusion(report.confusion, report.classes)),
+        ("Classes", _classes(report.confusion, report.classes)),
+        ("Worst examples", _examples(report.worst)),
+        ("Best examples", _examples(report.best)),
+        *((figure.title, figure.html) for figure in report.figures),
+        ("Configuration", _config(report.config)),
+        ("Environment", _table(("", ""), report.environment.items())),
     ]
     body = [f"<h1>{_text(report.title)}</h1>"]
     if report.summary:
         body.append(f"<p>{_text(report.summary)}</p>")
-    for name, draw in sections:
-        if content := draw():
+    for name, content in sections:
+        if content:
             body.append(f"<section><h2>{_text(name)}</h2>\n{content}</section>")
-    content = "\n".join(body)
+    main = "\n".join(body)
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(report.title)}</title>\n<style>{STYLE}</style></head>\n"
-        f"<body><main>{content}</main></body></html>\n"
+        f"<body><main>{main}</main></body></html>\n"
     )
 
 
@@ -145,7 +141,7 @@ def _config(config: Mapping[str, Any] | None) -> str:
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One chart for each number that occurs in the rows, one line for each split."""
+    """A chart for each number in the rows, with a line for each split."""
     charts: dict[str, dict[str, dict[float, float]]] = {}
     for row in rows:
         if "step" not in row:
@@ -155,7 +151,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
             if name in ("step", "epoch", "split") or not is_number:
                 continue
             lines = charts.setdefault(name, {})
-            # A later row of the same step replaces the earlier one: the run was resumed.
+            # Where a run was resumed, a later row of the same step replaces the earlier one.
             lines.setdefault(str(row.get("split", "")), {})[float(row["step"])] = float(value)
     splits = list(dict.fromkeys(split for lines in charts.values() for split in lines))
     colour = {split: f"c{i % 6}" for i, split in enumerate(splits)}
@@ -164,7 +160,7 @@ def _curves(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
-def _thin(line: Mapping[float, float]) -> list[tuple[float, float]]:
+def _thinned(line: Mapping[float, float]) -> list[tuple[float, float]]:
     points = sorted(line.items())
     if len(points) <= POINTS:
         return points
@@ -173,10 +169,10 @@ def _thin(line: Mapping[float, float]) -> list[tuple[float, float]]:
 
 
 def _chart(name: str, lines: Mapping[str, Mapping[float, float]], colour: Mapping[str, str]) -> str:
-    curves = {split: _thin(line) for split, line in lines.items()}
+    curves = {split: _thinned(line) for split, line in lines.items()}
     finite = [(x, y) for curve in curves.values() for x, y in curve if math.isfinite(y)]
     width, height, left, right, top, bottom = 560, 240, 58, 12, 10, 26
-    out, legend = [], []
+    marks, legend = [], []
     if finite:
         x_ticks, x0, x1 = _ticks([x for x, _ in finite], fit=True)
         y_ticks, y0, y1 = _ticks([y for _, y in finite], fit=False)
@@ -187,31 +183,31 @@ def _chart(name: str, lines: Mapping[str, Mapping[float, float]], colour: Mappin
 
         for x in x_ticks:
             at = place(x, y0)[0]
-            out.append(f'<text x="{at:.1f}" y="{height - 8}" class="mid">{x:g}</text>')
+            marks.append(f'<text x="{at:.1f}" y="{height - 8}" class="mid">{x:g}</text>')
         for y in y_ticks:
             at = place(x0, y)[1]
-            out.append(f'<path d="M{left} {at:.1f}H{width - right}" class="rule"/>')
-            out.append(f'<text x="{left - 6}" y="{at + 4:.1f}" class="end">{y:.4g}</text>')
+            marks.append(f'<path d="M{left} {at:.1f}H{width - right}" class="rule"/>')
+            marks.append(f'<text x="{left - 6}" y="{at + 4:.1f}" class="end">{y:.4g}</text>')
         for split, curve in curves.items():
             path, pen = [], "M"
             for x, y in curve:
                 if math.isfinite(y):
                     path.append("{}{:.1f} {:.1f}".format(pen, *place(x, y)))
                 pen = "L" if math.isfinite(y) else "M"
-            out.append(f'<path d="{"".join(path)}" class="line {colour[split]}"/>')
+            marks.append(f'<path d="{"".join(path)}" class="line {colour[split]}"/>')
             if len(curve) <= 60:
                 for x, y in curve:
                     if math.isfinite(y):
                         label = f"<title>{_text(split)} step {x:g}: {y:.5g}</title>"
                         dot = '<circle cx="{:.1f}" cy="{:.1f}" r="3"'.format(*place(x, y))
-                        out.append(f'{dot} class="dot {colour[split]}">{label}</circle>')
+                        marks.append(f'{dot} class="dot {colour[split]}">{label}</circle>')
     for split, line in lines.items():
         last = line[max(line)]
         legend.append(f'<span class="key {colour[split]}"></span>{_text(split)} {last:.4g}')
     return (
         f'<figure><figcaption><b>{_text(name)}</b> <span class="legend">last: '
         f'{" ".join(legend)}</span></figcaption><svg viewBox="0 0 {width} {height}" role="img" '
-        f'aria-label="{_text(name)} over steps">{"".join(out)}</svg></figure>\n'
+        f'aria-label="{_text(name)} over steps">{"".join(marks)}</svg></figure>\n'
     )
 
 
@@ -254,30 +250,31 @@ def _confusion(confusion: np.ndarray | None, classes: Sequence[str]) -> str:
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     shade = 0.1 + 0.9 * np.sqrt(share)  # the root keeps rare confusions visible
     side = margin + k * cell + 2
-    out = [f'<rect x="{margin}" y="{margin}" width="{k * cell}" height="{k * cell}" class="box"/>']
+    box = f'x="{margin}" y="{margin}" width="{k * cell}" height="{k * cell}"'
+    marks = [f'<rect {box} class="box"/>']
     for i, name in enumerate(short if labelled else ()):
         at = margin + (i + 0.5) * cell + font * 0.35
-        out.append(f'<text x="{margin - 5}" y="{at:.1f}" class="end">{_text(name)}</text>')
+        marks.append(f'<text x="{margin - 5}" y="{at:.1f}" class="end">{_text(name)}</text>')
         turn = f"translate({at:.1f} {margin - 5}) rotate(-90)"
-        out.append(f'<text transform="{turn}">{_text(name)}</text>')
+        marks.append(f'<text transform="{turn}">{_text(name)}</text>')
     for i, j in zip(*np.nonzero(table), strict=True):
         x, y = margin + j * cell, margin + i * cell
         tip = f"{names[i]} as {names[j]}: {table[i, j]} ({share[i, j]:.1%})"
         kind = "hit" if i == j else "miss"
-        out.append(
+        marks.append(
             f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" class="{kind}" '
             f'fill-opacity="{shade[i, j]:.2f}"><title>{_text(tip)}</title></rect>'
         )
         if counted:
             tone = " on" if shade[i, j] > 0.6 else ""
             place = f'x="{x + cell / 2}" y="{y + cell / 2 + font * 0.35:.1f}"'
-            out.append(f'<text {place} class="mid count{tone}">{table[i, j]}</text>')
+            marks.append(f'<text {place} class="mid count{tone}">{table[i, j]}</text>')
     least = f"min-width:{min(side, 900)}px;max-width:{max(side, 420)}px;font-size:{font}px"
     return (
         "<p>Rows are true classes, columns predictions; the shade grows with the share of the "
         "row. Point at a cell for its numbers.</p>"
         f'<div class="scroll"><svg viewBox="0 0 {side} {side}" role="img" style="{least}" '
-        f'aria-label="confusion matrix">{"".join(out)}</svg></div>'
+        f'aria-label="confusion matrix">{"".join(marks)}</svg></div>'
     )
 
 
@@ -298,7 +295,7 @@ def _examples(examples: Sequence[Example]) -> str:
     for example in examples:
         image = ""
         if example.frames is not None and len(example.frames):
-            image = f'<img alt="" src="data:image/jpeg;base64,{_strip(example.frames)}">'
+            image = f'<img alt="" src="{_strip(example.frames)}">'
         verdict = "right" if example.true == example.predicted else "wrong"
         cards.append(
             f'<figure class="card">{image}<figcaption><code>{_text(example.id)}</code><br>'
@@ -309,7 +306,7 @@ def _examples(examples: Sequence[Example]) -> str:
 
 
 def _strip(frames: np.ndarray) -> str:
-    """A few frames of u8[t, h, w, 3] side by side, as base64 of a JPEG."""
+    """A few frames of u8[t, h, w, 3] side by side, as a data URI."""
     count, height = STRIP
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -322,9 +319,7 @@ def _strip(frames: np.ndarray) -> str:
     for i, index in enumerate(chosen):
         frame = Image.fromarray(np.ascontiguousarray(frames[index]))
         sheet.paste(frame.resize((width, height), Image.Resampling.BILINEAR), (i * width, 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")
+    return jpeg_uri(sheet)
 
 
 STYLE = """

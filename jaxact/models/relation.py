@@ -1,9 +1,9 @@
-"""Which relation two people are in: their crops and where they stand.
+"""The pair classifier: which relation two people are in, from their crops and spatial features.
 
-Source: AsukaLmy/simplename `GeometricDete/` (ResNet stage-2 classifier), with the repairs that its
-own defects ask for: `add` works, a bilinear form that would hold most of the parameters is of low
-rank (arXiv 1708.01471, MFB), the answer can be made independent of who is called A. The last layer
-starts small where the original draws it as any other, so that an untrained model answers evenly.
+Source: AsukaLmy/simplename `GeometricDete/` (ResNet stage-2 classifier). Here `add` works, a
+bilinear form with most of the parameters is of low rank (arXiv 1708.01471, MFB), and the answer
+can be made independent of who is called A. The last layer starts small, unlike the original's, so
+that an untrained model gives all classes the same probability.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from jaxact.config import UserError
 from jaxact.models import layers
 from jaxact.models.backbones import Backbone
-from jaxact.models.specs import FULL_BILINEAR, FUSIONS
+from jaxact.models.specs import FULL_BILINEAR, RelationSpec
 
 RANK = 5  # products that each output of a factorised form sums
 
 
 def bilinear_form(hidden: int, limit: int = FULL_BILINEAR) -> tuple[bool, str]:
-    """(whether the form is of low rank, why) for the first hidden width, of which a code is half.
+    """(is the form of low rank?, why) for the first hidden width, of which a code is half.
 
     limit: weights up to which the form stays full.
     """
@@ -74,33 +74,23 @@ class LowRankBilinear(nn.Module):
 class Relation(nn.Module):
     """Crops and spatial features of a pair -> {"logits": f32[b, k], "persons": f32[b, 2, d]}.
 
-    `kind`: a backbone (`models.backbones.NAMES`), shared by both people, or "" for spatial features
-    alone. `visual`: d, channels after the mapper. `hidden`: widths of the relation MLP; half the
-    first is a person's code, a quarter the spatial one. `fusion` of the codes a and b:
+    Each person has a code of half the first hidden width; the spatial code is half as wide as that.
+    `spec.fusion` of the codes a and b:
 
         concat       [a, b]
         add          a + b
-        bilinear     a W_k b, of low rank where the weights would be over `full_bilinear`
+        bilinear     a W_k b, of low rank where the weights would be over `spec.full_bilinear`
         interaction  [a, b, |a - b|, a * b]
 
-    `symmetric`: training swaps the two people of a pair at random (random stream "dropout"),
+    `spec.symmetric`: training swaps the two people of a pair at random (random stream "dropout"),
     evaluation averages the logits of both orders. `persons` is absent without crops.
 
-    Raises UserError for an unknown fusion, an empty `hidden`, neither crops nor spatial features,
-    or crops with kind "".
+    Raises UserError for neither crops nor spatial features, or crops without a backbone.
     """
 
+    spec: RelationSpec = RelationSpec()
     classes: int = 3
-    kind: str = "resnet18"
-    visual: int = 256
-    hidden: tuple[int, ...] = (128, 64, 32)
-    fusion: str = "concat"
-    full_bilinear: int = FULL_BILINEAR
-    symmetric: bool = False
-    dropout: float = 0.3  # of the codes and the MLP; half of it on places and the last layer
-    mapper_dropout: float = 0.2
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     @nn.compact
     def __call__(self, crops: jax.Array | None, spatial: jax.Array | None, train: bool):
@@ -112,8 +102,8 @@ class Relation(nn.Module):
             outputs["persons"], codes = self._people(crops, train)
         place = None
         if spatial is not None:
-            place = self._dense(self.hidden[0] // 4, "spatial")(spatial.astype(self.dtype))
-            place = self._drop(nn.relu(place), self.dropout / 2, train)
+            place = self._dense(self.spec.hidden[0] // 4, "spatial")(spatial.astype(self.dtype))
+            place = self._drop(nn.relu(place), self.spec.dropout / 2, train)
         fuse, mlp = self._fusion(), self._mlp(train)
 
         def logits(a, b):
@@ -122,7 +112,7 @@ class Relation(nn.Module):
 
         if codes is None:
             outputs["logits"] = logits(None, None)
-        elif not self.symmetric:
+        elif not self.spec.symmetric:
             outputs["logits"] = logits(codes[:, 0], codes[:, 1])
         elif train:
             swap = jax.random.bernoulli(self.make_rng("dropout"), 0.5, (codes.shape[0], 1, 1))
@@ -134,17 +124,12 @@ class Relation(nn.Module):
         return outputs
 
     def _check(self, crops, spatial) -> None:
-        if self.fusion not in FUSIONS:
-            raise UserError(f"fusion {self.fusion!r}: choose one of {', '.join(FUSIONS)}")
-        if not self.hidden or min(self.hidden) < 4:
-            raise UserError(f"hidden {self.hidden!r}: one or more widths of at least 4")
         if crops is None and spatial is None:
             raise UserError("relation: neither crops nor spatial features; give one of them")
-        if (crops is None) == bool(self.kind):
+        if (crops is None) == bool(self.spec.backbone):
             given = "no crops" if crops is None else "crops"
-            raise UserError(
-                f"relation: {given} with backbone {self.kind!r}; '' is for spatial features alone"
-            )
+            backbone = f"{given} with backbone {self.spec.backbone!r}"
+            raise UserError(f"relation: {backbone}; '' is for spatial features alone")
 
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=layers.he_normal, name=name)
@@ -154,39 +139,40 @@ class Relation(nn.Module):
 
     def _people(self, crops: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """f32[b, 2, h, w, 3] -> (mapped features f32[b, 2, d], codes dtype[b, 2, e])."""
-        b = crops.shape[0]
+        spec, b = self.spec, crops.shape[0]
         flat = crops.reshape(2 * b, *crops.shape[2:])
         # Both people in one batch: BN sees 2b crops where the original runs A, then B.
-        _, pooled = Backbone(self.kind, self.dtype, self.remat, name="backbone")(flat, train)
-        mapped = nn.relu(self._dense(self.visual, "mapper")(pooled.astype(self.dtype)))
-        code = self._drop(mapped, self.mapper_dropout, train)
-        code = nn.relu(self._dense(self.hidden[0] // 2, "person0")(code))
-        code = self._drop(code, self.dropout, train)
-        code = nn.relu(self._dense(self.hidden[0] // 2, "person1")(code))
+        _, pooled = Backbone(spec.backbone, self.dtype, spec.remat, name="backbone")(flat, train)
+        mapped = nn.relu(self._dense(spec.visual, "mapper")(pooled.astype(self.dtype)))
+        code = self._drop(mapped, spec.mapper_dropout, train)
+        code = nn.relu(self._dense(spec.hidden[0] // 2, "person0")(code))
+        code = self._drop(code, spec.dropout, train)
+        code = nn.relu(self._dense(spec.hidden[0] // 2, "person1")(code))
         persons = mapped.astype(jnp.promote_types(self.dtype, jnp.float32))
         return persons.reshape(b, 2, -1), code.reshape(b, 2, -1)
 
     def _fusion(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """One person's code and the other's into one vector; its parameters are shared by calls."""
-        width = self.hidden[0]
-        if self.fusion == "add":
+        """A function that fuses the codes of two people; all calls share its parameters."""
+        spec, width = self.spec, self.spec.hidden[0]
+        if spec.fusion == "add":
             return lambda a, b: a + b
-        if self.fusion == "concat":
+        if spec.fusion == "concat":
             return lambda a, b: jnp.concatenate((a, b), -1)
-        if self.fusion == "interaction":
+        if spec.fusion == "interaction":
             return lambda a, b: jnp.concatenate((a, b, jnp.abs(a - b), a * b), -1)
-        form = LowRankBilinear if bilinear_form(width, self.full_bilinear)[0] else Bilinear
+        form = LowRankBilinear if bilinear_form(width, spec.full_bilinear)[0] else Bilinear
         return form(width, dtype=self.dtype, name="bilinear")
 
     def _mlp(self, train: bool) -> Callable[[jax.Array], jax.Array]:
-        """Linear, ReLU, dropout for each hidden width, then the logits."""
-        hidden = [self._dense(width, f"relation{n}") for n, width in enumerate(self.hidden)]
+        """A function of the fused codes: linear, ReLU, dropout for each width, then the logits."""
+        dropout = self.spec.dropout
+        hidden = [self._dense(width, f"relation{n}") for n, width in enumerate(self.spec.hidden)]
         wide = jnp.promote_types(self.dtype, jnp.float32)
         last = nn.Dense(self.classes, dtype=wide, kernel_init=layers.linear_normal, name="label")
 
         def run(x: jax.Array) -> jax.Array:
             for number, layer in enumerate(hidden, 1):
-                rate = self.dropout / 2 if number == len(hidden) else self.dropout
+                rate = dropout / 2 if number == len(hidden) else dropout
                 x = self._drop(nn.relu(layer(x)), rate, train)
             return last(x)
 

@@ -3,16 +3,11 @@
 import dataclasses
 from typing import NamedTuple
 
-from jaxact.config import UserError, check, field
+from jaxact.config import UserError, check, field, require
 
 CLASSIFIER_KINDS = ("baseline", "multitask", "fewshot")
 
 PARTS = ("crop", "disease", "severity")
-
-
-FUSIONS = ("concat", "bilinear", "add", "interaction")
-
-FULL_BILINEAR = 20_000_000  # weights of a bilinear form above which it is factorised
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -156,6 +151,35 @@ def backbone_info(name: str) -> BackboneInfo:
     drop_path = 0.1 if name == "convnext_tiny" else 0.5
     last = "(stage3|norm)/"
     return BackboneInfo(features, IMAGENET_MEAN, IMAGENET_STD, 224, last, stages, drop_path, 0.0)
+
+
+FUSIONS = ("concat", "bilinear", "add", "interaction")
+"""Every `fusion` of `models.relation.Relation`."""
+
+FULL_BILINEAR = 20_000_000  # weights of a bilinear form above which it is factorised
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class RelationSpec:
+    """The pair classifier; freezing is in optim.groups."""
+
+    # Shared by both people.
+    backbone: str = field("resnet18", choices=BACKBONES, names={"": "spatial features alone"})
+    visual: int = field(256, least=1)  # channels of a person after the mapper
+    # Widths of the relation MLP; half the first is a person's code.
+    hidden: tuple[int, ...] = field((128, 64, 32), least=4)
+    fusion: str = field("concat", choices=FUSIONS)  # of the two codes
+    # Weights above which a bilinear form is of low rank.
+    full_bilinear: int = field(FULL_BILINEAR, least=1)
+    symmetric: bool = False  # the same answer for (A, B) and (B, A)
+    # Of the codes and the MLP; half of it on the spatial code and the last layer.
+    dropout: float = field(0.3, least=0, below=1)
+    mapper_dropout: float = field(0.2, least=0, below=1)
+    remat: bool = False  # compute the backbone's blocks again in the backward pass
+
+    def __post_init__(self):
+        check(self, "model.")
+        require(len(self.hidden) > 0, "model.hidden", self.hidden, "one width or more")
 
 
 RANGES = (0.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0)

@@ -48,7 +48,6 @@ def test_confusion_on_the_device_equals_mmaction2(want):
 def measure(scores, labels, mask):
     return {
         "value": metrics.Average.of(scores[:, 0], mask),
-        "top": metrics.TopK.of(scores, labels, mask, (1, 2, 5)),
         "confusion": metrics.Confusion.of(scores, labels, mask),
     }
 
@@ -56,29 +55,22 @@ def measure(scores, labels, mask):
 def test_padded_batches_merge_to_the_whole(want):
     scores, labels = jnp.asarray(want["rgb_prob"]), jnp.asarray(want["labels"], jnp.int32)
     whole = measure(scores, labels, jnp.ones(40, bool))
-    parts = {
-        "value": metrics.Average.empty(),
-        "top": metrics.TopK.empty((1, 2, 5)),
-        "confusion": metrics.Confusion.empty(7),
-    }
+    parts = []
     step = jax.jit(lambda *batch: measure(*batch))
     for start in range(0, 40, 16):
         real = min(16, 40 - start)
         batch = jnp.full((16, 7), jnp.nan).at[:real].set(scores[start : start + real])
         target = jnp.full(16, -1).at[:real].set(labels[start : start + real])
-        parts = metrics.merge(parts, step(batch, target, jnp.arange(16) < real))
-    np.testing.assert_array_equal(parts["confusion"].table, whole["confusion"].table)
-    np.testing.assert_array_equal(parts["top"].hits, whole["top"].hits)
-    assert int(parts["top"].count) == 40
-    assert parts["top"].compute() == {f"top{k}": metrics.topk(scores, labels, k) for k in (1, 2, 5)}
-    assert parts["value"].compute() == pytest.approx(float(scores[:, 0].mean()), rel=1e-6)
+        parts.append(step(batch, target, jnp.arange(16) < real))
+    merged = jax.tree.map(lambda *leaves: sum(leaves), *parts)
+    np.testing.assert_array_equal(merged["confusion"].table, whole["confusion"].table)
+    assert int(merged["confusion"].support.sum()) == int(merged["value"].count) == 40
+    assert merged["value"].compute() == pytest.approx(float(scores[:, 0].mean()), rel=1e-6)
 
 
-def test_merge_refuses_other_metrics():
-    with pytest.raises(ValueError, match="structure"):
-        metrics.merge(metrics.TopK.empty((1,)), metrics.TopK.empty((5,)))
-    assert np.isnan(metrics.Average.empty().compute())
-    assert np.isnan(metrics.TopK.empty().compute()["top1"])
+def test_nothing_counted_has_no_mean():
+    nothing = metrics.Average.of(jnp.ones(3), jnp.zeros(3, bool))
+    assert np.isnan(nothing.compute())
 
 
 def test_ties_go_to_the_lower_class_and_nan_never_helps():
@@ -122,26 +114,12 @@ def test_unknown_labels_are_not_counted():
         [1, 0, 0],
         [0, 0, 0],
     ]
-    top = metrics.TopK.of(scores, labels, ks=(1,))
-    assert (int(top.hits[0]), int(top.count)) == (1, 2)
-
-
-def test_views_average_probabilities_or_logits():
-    logits = np.random.RandomState(0).normal(size=(4, 3, 5)).astype(np.float32) * 3
-    exp = np.exp(logits)
-    prob = (exp / exp.sum(axis=-1, keepdims=True)).mean(axis=1)
-    for table in (logits, jnp.asarray(logits)):
-        np.testing.assert_allclose(metrics.views(table), prob, rtol=1e-5)
-        np.testing.assert_allclose(metrics.views(table, "score"), logits.mean(axis=1), rtol=1e-5)
-        assert metrics.views(table, "none").shape == (4, 3, 5)
-    with pytest.raises(UserError, match="prob, score, none"):
-        metrics.views(logits, "mean")
 
 
 def test_fusion_of_logits_and_its_errors():
     first, second = np.array([[2.0, 0]]), np.array([[0.0, 1]])
     np.testing.assert_allclose(metrics.fuse([first, second], [1, 1]), [[2, 1]])
-    both = metrics.fuse([first, second], [0.5, 0.5], probabilities=True)
+    both = metrics.fuse([metrics.softmax(first), metrics.softmax(second)], [0.5, 0.5])
     np.testing.assert_allclose(both.sum(), 1)
     with pytest.raises(UserError, match="one shape"):
         metrics.fuse([first, np.zeros((2, 2))], [1, 1])

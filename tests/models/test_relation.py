@@ -13,14 +13,19 @@ from jaxact.evaluate import cost
 from jaxact.models import relation
 from jaxact.models.initialise import initialise
 from jaxact.models.relation import Relation
-from jaxact.models.specs import FUSIONS
+from jaxact.models.specs import FUSIONS, RelationSpec
 from jaxact.weights import convert, table
 from jaxact.weights import relation as names
 
 LARGE = (1024, 512, 256)
-SMALL = {"kind": "resnet10_w8", "visual": 16, "hidden": (16, 8)}
+SMALL = {"backbone": "resnet10_w8", "visual": 16, "hidden": (16, 8)}
 PAIRS = np.concatenate([recipe.draw(seed, (5, 1, 16, 16, 3)) for seed in (1, 2)], axis=1)
 PLACES = recipe.draw(3, (5, 8), "unit")
+
+
+def made(**fields):
+    """A model of three classes."""
+    return Relation(RelationSpec(**fields))
 
 
 def abstract(model, crops=(1, 2, 32, 32, 3), spatial=8):
@@ -37,7 +42,7 @@ def count(tree) -> int:
 
 
 @pytest.mark.parametrize(
-    ("kind", "visual", "hidden", "concat", "bilinear", "add"),
+    ("backbone", "visual", "hidden", "concat", "bilinear", "add"),
     [
         ("resnet18", 256, (128, 64, 32), 11_359_779, 11_884_195, 11_351_587),
         ("resnet34", 256, (128, 64, 32), 21_467_939, 21_992_355, 21_459_747),
@@ -45,9 +50,10 @@ def count(tree) -> int:
         ("resnet34", 512, (128, 64, 32), 21_615_651, 22_140_067, 21_607_459),
     ],
 )
-def test_totals(kind, visual, hidden, concat, bilinear, add):
+def test_totals(backbone, visual, hidden, concat, bilinear, add):
     for fusion, total in (("concat", concat), ("bilinear", bilinear), ("add", add)):
-        model = Relation(3, kind, visual, hidden, fusion, full_bilinear=10**9)
+        spec = RelationSpec(backbone, visual, hidden, fusion, full_bilinear=10**9)
+        model = Relation(spec)
         assert count(abstract(model)["params"]) == total
 
 
@@ -64,7 +70,7 @@ def test_a_large_bilinear_form_is_of_low_rank():
     low, why = relation.bilinear_form(1024)
     assert low and "268,435,456, over 20,000,000" in why and "5,242,880 weights" in why
     assert relation.bilinear_form(128) == (False, "bilinear fusion: full form, 524,288 weights")
-    full = Relation(3, "resnet50", 512, LARGE, "bilinear")
+    full = Relation(RelationSpec("resnet50", 512, LARGE, "bilinear"))
     assert count(abstract(full)["params"]["bilinear"]) == 5_242_880 + 2 * 5 * 1024
     z = relation.LowRankBilinear(8)
     a, b = recipe.draw(1, (4, 6)), recipe.draw(2, (4, 6))
@@ -76,13 +82,14 @@ def test_a_large_bilinear_form_is_of_low_rank():
 
 @pytest.mark.parametrize("name", ["resnet18_add", "resnet18_concat", "resnet50_concat"])
 def test_golden_logits(golden, name):
-    kind, fusion = name.split("_")
+    backbone, fusion = name.split("_")
     entry = json.loads((golden / "statedict" / f"{name}.json").read_text())
     numbers = np.load(golden / "relation" / f"{name}.npz")
     tensors = {k: recipe.fill(k, v, entry["norm_gain"]) for k, v in entry["tensors"].items()}
-    fields = {"visual": 512, "hidden": LARGE} if kind == "resnet50" else {}
+    fields = {"visual": 512, "hidden": LARGE} if backbone == "resnet50" else {}
     # The original could run `add` without spatial features only.
-    model, spatial = Relation(3, kind, fusion=fusion, **fields), 0 if fusion == "add" else 8
+    model = made(backbone=backbone, fusion=fusion, **fields)
+    spatial = 0 if fusion == "add" else 8
     target = abstract(model, spatial=spatial)
     found = table.detect(tensors, names.tables(tensors, target))
     variables, _ = convert.apply(found, tensors, target, strict=True)
@@ -117,22 +124,23 @@ def logits(model, variables, crops, places=PLACES, train=False, seed=0):
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_order_of_the_two(fusion):
-    model = Relation(fusion=fusion, **SMALL)
+    model = made(fusion=fusion, **SMALL)
     variables = drawn(model, PAIRS, PLACES)
     before, after = (logits(model, variables, PAIRS[:, ::step]) for step in (1, -1))
     assert np.allclose(before, after, rtol=1e-5, atol=1e-6) == (fusion == "add")
-    even = model.clone(symmetric=True)
+    even = made(fusion=fusion, symmetric=True, **SMALL)
     found, swapped = (logits(even, variables, PAIRS[:, ::step]) for step in (1, -1))
     np.testing.assert_allclose(found, swapped, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found, (before + after) / 2, rtol=1e-5, atol=1e-6)
 
 
 def test_symmetric_training_swaps_at_random():
-    model = Relation(dropout=0.0, mapper_dropout=0.0, **SMALL)
+    fields = {"dropout": 0.0, "mapper_dropout": 0.0, **SMALL}
+    model = made(**fields)
     variables = drawn(model, PAIRS, PLACES)
     orders = [logits(model, variables, PAIRS[:, ::step], train=True) for step in (1, -1)]
     assert np.abs(orders[0] - orders[1]).max(1).min() > 1e-3
-    even, swapped = model.clone(symmetric=True), []
+    even, swapped = made(symmetric=True, **fields), []
     for seed in range(4):
         found = logits(even, variables, PAIRS, train=True, seed=seed)
         near = [np.isclose(found, order, rtol=1e-4, atol=1e-5).all(1) for order in orders]
@@ -149,23 +157,23 @@ def test_fusions_by_hand():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
     widths = {"concat": 16, "add": 8, "bilinear": 16, "interaction": 32}
     for fusion, width in widths.items():
-        kernel = abstract(Relation(fusion=fusion, **SMALL))["params"]["relation0"]["kernel"]
+        kernel = abstract(made(fusion=fusion, **SMALL))["params"]["relation0"]["kernel"]
         assert kernel.shape == (width + 4, 16)
 
 
 def test_places_alone_and_crops_alone():
-    model = Relation(**{**SMALL, "kind": ""})
+    model = made(**{**SMALL, "backbone": ""})
     outputs, variables = model.init_with_output(jax.random.key(0), None, PLACES, False)
     assert set(outputs) == {"logits"} and set(variables) == {"params"}
     assert set(variables["params"]) == {"spatial", "relation0", "relation1", "label"}
-    seven = abstract(Relation(**SMALL), spatial=7)["params"]["spatial"]["kernel"]
+    seven = abstract(made(**SMALL), spatial=7)["params"]["spatial"]["kernel"]
     assert seven.shape == (7, 4)
-    alone = abstract(Relation(**SMALL), spatial=0)["params"]
+    alone = abstract(made(**SMALL), spatial=0)["params"]
     assert "spatial" not in alone and alone["relation0"]["kernel"].shape == (16, 16)
 
 
 def test_an_untrained_model_answers_evenly():
-    model = Relation(**SMALL)
+    model = made(**SMALL)
     found = logits(model, initialise(model, jax.random.key(1), PAIRS, PLACES, False), PAIRS)
     losses = -jax.nn.log_softmax(found)
     assert np.abs(np.asarray(losses) - np.log(3)).max() < 0.1
@@ -174,12 +182,13 @@ def test_an_untrained_model_answers_evenly():
 
 def test_mistakes():
     for fields, crops, message in (
-        ({"fusion": "mean"}, (1, 2, 16, 16, 3), r"fusion 'mean': choose one of concat, bilinear"),
-        ({"hidden": ()}, (1, 2, 16, 16, 3), r"hidden \(\): one or more"),
+        ({"fusion": "mean"}, (1, 2, 16, 16, 3), r"fusion='mean' .* allowed: concat, bilinear"),
+        ({"hidden": ()}, (1, 2, 16, 16, 3), r"hidden=\(\) .* one width or more"),
+        ({"hidden": (16, 3)}, (1, 2, 16, 16, 3), r"hidden=\(16, 3\) .* each 4 or more"),
         ({}, None, r"no crops with backbone 'resnet10_w8'"),
-        ({"kind": ""}, (1, 2, 16, 16, 3), r"crops with backbone ''"),
+        ({"backbone": ""}, (1, 2, 16, 16, 3), r"crops with backbone ''"),
     ):
         with pytest.raises(UserError, match=message):
-            abstract(Relation(**{**SMALL, **fields}), crops)
+            abstract(made(**{**SMALL, **fields}), crops)
     with pytest.raises(UserError, match="neither crops nor spatial features"):
-        abstract(Relation(**SMALL), None, 0)
+        abstract(made(**SMALL), None, 0)

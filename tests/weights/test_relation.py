@@ -10,15 +10,16 @@ from weights import writer
 
 from jaxact.config import UserError
 from jaxact.models.relation import Relation
+from jaxact.models.specs import RelationSpec
 from jaxact.weights import images, relation, table
 
 LARGE = (1024, 512, 256)
-SMALL = {"kind": "resnet10_w8", "visual": 16, "hidden": (16, 8)}
+SMALL = {"backbone": "resnet10_w8", "visual": 16, "hidden": (16, 8)}
 
 
-def variables_of(spatial=8, **fields):
+def variables_of(spatial=8, classes=3, **fields):
     """Shapes of a Relation's variables."""
-    model, key = Relation(**fields), jax.random.key(0)
+    model, key = Relation(RelationSpec(**fields), classes), jax.random.key(0)
     inputs = [jax.ShapeDtypeStruct((1, 2, 16, 16, 3), jnp.float32)]
     inputs += [jax.ShapeDtypeStruct((1, spatial), jnp.float32)] if spatial else []
     return jax.eval_shape(lambda crops, places=None: model.init(key, crops, places, False), *inputs)
@@ -30,7 +31,7 @@ def variables_of(spatial=8, **fields):
         ("resnet18_add", {"fusion": "add", "spatial": 0}),
         ("resnet18_bilinear", {"fusion": "bilinear"}),
         ("resnet18_concat", {}),
-        ("resnet50_concat", {"kind": "resnet50", "visual": 512, "hidden": LARGE}),
+        ("resnet50_concat", {"backbone": "resnet50", "visual": 512, "hidden": LARGE}),
     ],
 )
 def test_every_key_and_every_variable_is_used_once(golden, name, fields):

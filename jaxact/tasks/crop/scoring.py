@@ -15,6 +15,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.evaluate import calibration, figures, metrics
 from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.tables import confusion_table
 from jaxact.models import classifier
 from jaxact.models.specs import PARTS
 from jaxact.task import Ending, Extra
@@ -191,17 +192,6 @@ def conclude(
     if end.pictures:
         drawn.append(_activation_maps(config, model, names, normalised, end))
     return Extra(numbers, files, drawn)
-
-
-def confusion_table(confusion: Confusion, names: Sequence[str]) -> str:
-    """CSV text: rows are true classes, columns predictions."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(("true \\ predicted", *names))
-    writer.writerows(
-        [name, *row] for name, row in zip(names, confusion.table.tolist(), strict=True)
-    )
-    return file.getvalue()
 
 
 def history_table(history: Sequence[dict[str, Any]]) -> str:

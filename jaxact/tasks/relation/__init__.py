@@ -1,1 +1,4 @@
-"""Which behaviour two people share: crops of both and where they stand to each other."""
+"""Pairwise behaviour: what two people do together, from crops of both and their positions.
+
+`task.make` puts the system together; the network is `models/relation.py`.
+"""

@@ -3,13 +3,12 @@
 A CSV has the columns image, box_a, box_b (x y w h in px, with spaces between), label, split (train,
 val or test), and if wanted scene (else the picture) and a, b (the people's numbers). A boxes file
 is {"image": "x.jpg", "people": [{"id": 3, "box": [x, y, w, h]}, ...], "pairs": [[3, 7], ...]} or a
-list of these; without "pairs" everybody goes with everybody.
+list of these; without "pairs" every two people are a pair.
 """
 
 import csv
 import functools
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -19,11 +18,10 @@ from typing import Any
 from jaxact.config import UserError
 from jaxact.data import images, media
 from jaxact.tasks.relation.crops import same_size
-from jaxact.tasks.relation.jrdb import LARGEST, Box, Frame, finite
+from jaxact.tasks.relation.jrdb import LARGEST, SPLITS, Box, Frame, finite, read_json
 from jaxact.tasks.relation.jrdb_splits import disjoint, nearest
 
 COLUMNS = ("image", "box_a", "box_b", "label", "split")
-SPLITS = ("train", "val", "test")
 
 Size = tuple[int, int]
 
@@ -31,7 +29,7 @@ Size = tuple[int, int]
 def inside(box: Box, size: Size, wrap: bool, where: str, named: bool = False) -> Box:
     """The box itself. Raises: UserError where it has no area or does not begin in the picture.
 
-    named: `size` is not the picture's own but what `data.size` says.
+    named: `size` is not the picture's own but that of config.data.size.
     """
     x, y, w, h = box
     if not all(map(math.isfinite, box)) or w <= 0 or h <= 0:
@@ -51,8 +49,8 @@ def _text(box: Box) -> str:
     return " ".join(f"{number:g}" for number in box)
 
 
-class Collected:
-    """Frames being filled, by picture."""
+class _FrameBuilder:
+    """The people and pairs of one picture, collected line by line."""
 
     def __init__(self, path: str):
         self.path = path
@@ -62,7 +60,7 @@ class Collected:
         self.pairs: dict[tuple[int, int], tuple[int, str]] = {}
 
     def person(self, box: Box, number: str, where: str) -> int:
-        """The place of a person: known by number, or by the box where there is none."""
+        """The index of a person, who is known by the number or, without one, by the box."""
         if number:
             if not re.fullmatch(r"[0-9]{1,10}", number) or int(number) > LARGEST:
                 allowed = f"numbers from 0 to {LARGEST}, or nothing"
@@ -95,7 +93,7 @@ class Collected:
             raise UserError(f"{where}: has another label than the same pair at {before[1]}")
 
     def frame(self, id: str) -> Frame:
-        """The frame as it stands."""
+        """The frame with all that was collected."""
         pairs = tuple((a, b, label) for (a, b), (label, _) in self.pairs.items())
         people = tuple(self.people)
         return Frame(id, self.path, self.scene or id, people, tuple(self.boxes), pairs)
@@ -121,30 +119,29 @@ def read(
     """
     del stamp  # only part of the cache's key
     base = Path(folder) if folder else Path(path).parent
-    frames: dict[str, dict[str, Collected]] = {name: {} for name in SPLITS}
-    homes: dict[str, dict[str, None]] = {name: {} for name in SPLITS}
+    frames: dict[str, dict[str, _FrameBuilder]] = {split: {} for split in SPLITS}
     for where, row in _rows(path, labelled):
         split = row.get("split") or "" if labelled else "test"
         if split not in SPLITS:
             raise UserError(f"{where}: split {split!r}; allowed: {', '.join(SPLITS)}")
         name = Path(row["image"]).as_posix()  # the same for ./x.png and x.png
-        found = frames[split].setdefault(name, Collected(str(base / name)))
+        frame = frames[split].setdefault(name, _FrameBuilder(str(base / name)))
         scene = row.get("scene") or name
-        if found.scene not in ("", scene):
-            raise UserError(f"{where}: {name} is of scene {scene!r}, before of {found.scene!r}")
-        found.scene = scene
-        homes[split][scene] = None
-        sides = _size(found.path, where) if size == (0, 0) else size
+        if frame.scene not in ("", scene):
+            raise UserError(f"{where}: {name} is of scene {scene!r}, before of {frame.scene!r}")
+        frame.scene = scene
+        sides = _size(frame.path, where) if size == (0, 0) else size
         a, b = (
-            found.person(
+            frame.person(
                 inside(_box(row[f"box_{side}"], where), sides, wrap, where, size != (0, 0)),
                 row.get(side) or "",
                 where,
             )
             for side in ("a", "b")
         )
-        found.pair(a, b, _label(row.get("label") or "", classes, where, labelled), where)
-    disjoint({split: tuple(scenes) for split, scenes in homes.items()}, path)
+        frame.pair(a, b, _label(row.get("label") or "", classes, where, labelled), where)
+    scenes = {split: dict.fromkeys(one.scene for one in frames[split].values()) for split in SPLITS}
+    disjoint({split: tuple(names) for split, names in scenes.items()}, path)
     return {
         split: tuple(one.frame(name) for name, one in members.items())
         for split, members in frames.items()
@@ -195,7 +192,7 @@ def _label(text: str, classes: Sequence[str], where: str, labelled: bool) -> int
 
 @functools.lru_cache(maxsize=65536)
 def header(path: str) -> Size:
-    """(w, h) px of an upright picture, by its first bytes. Raises: UserError for what is none."""
+    """(w, h) px of the upright picture, from its first bytes. Raises: UserError for other files."""
     try:
         with images.Image.open(media.source(path)) as image:
             return images.upright_size(image)
@@ -221,14 +218,7 @@ def boxes(path: Path, wrap: bool, size: Size = (0, 0)) -> list[Frame]:
 
     size: px (w, h) that every picture must have; (0, 0) = any.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a picture needs its boxes there") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not JSON: {error}") from None
+    content = read_json(path, needed="; a picture needs its boxes there")
     entries = content if isinstance(content, list) else [content]
     return [
         _entry(entry, path, f"{path}: entry {n}", wrap, size) for n, entry in enumerate(entries)
@@ -244,7 +234,7 @@ def _entry(entry: Any, path: Path, where: str, wrap: bool, wanted: Size) -> Fram
     if wanted != (0, 0):
         same_size(f"{where}: {file}", size, wanted)
     place: dict[int, int] = {}
-    found: list[Box] = []
+    listed: list[Box] = []
     for person in people:
         number = person.get("id") if isinstance(person, dict) else None
         box = person.get("box") if isinstance(person, dict) else None
@@ -256,11 +246,11 @@ def _entry(entry: Any, path: Path, where: str, wrap: bool, wanted: Size) -> Fram
             )
         if number in place:
             raise UserError(f"{where}: person {number} is listed twice")
-        place[number] = len(found)
+        place[number] = len(listed)
         x, y, w, h = map(float, numbers)
-        found.append(inside((x, y, w, h), size, wrap, f"{where}: person {number}"))
+        listed.append(inside((x, y, w, h), size, wrap, f"{where}: person {number}"))
     pairs = _pairs(entry.get("pairs"), place, where)
-    return Frame(file, file, file, tuple(place), tuple(found), pairs)
+    return Frame(file, file, file, tuple(place), tuple(listed), pairs)
 
 
 def _pairs(listed: Any, place: dict[int, int], where: str) -> tuple[tuple[int, int, int], ...]:
@@ -268,12 +258,12 @@ def _pairs(listed: Any, place: dict[int, int], where: str) -> tuple[tuple[int, i
         return tuple((a, b, -1) for a, b in itertools.combinations(range(len(place)), 2))
     if not isinstance(listed, list):
         raise UserError(f"{where}: pairs must be a list of [person, person]")
-    found = []
+    pairs = []
     for pair in listed:
         if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
             raise UserError(f"{where}: pair {pair!r:.40}; allowed: two different people")
         for number in pair:
             if not isinstance(number, int) or number not in place:
                 raise UserError(f"{where}: pair {pair} names person {number!r:.20}, who is absent")
-        found.append((place[pair[0]], place[pair[1]], -1))
-    return tuple(found)
+        pairs.append((place[pair[0]], place[pair[1]], -1))
+    return tuple(pairs)

@@ -1,9 +1,7 @@
-"""What training may do to the two crops of a pair, under jit: mirror, recolour, erase, swap.
+"""Augmentation of the two crops of a pair, under jit: mirror, recolour, erase, swap.
 
 The spatial features are the same for (A, B), (B, A) and the mirrored picture, so only crops change.
 """
-
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +14,7 @@ ASPECT = (0.3, 3.3)
 
 
 def apply(options: Augment, key: jax.Array, crops: jax.Array) -> jax.Array:
-    """Crops f32[b, 2, h, w, 3] of 0..255, each pair by draws of its own."""
+    """Crops f32[b, 2, h, w, 3] of 0..255; the draws of each pair are its own."""
     keys = jax.random.split(key, (4, crops.shape[0]))
     if options.jitter:
         crops = jax.vmap(lambda k, x: _recoloured(k, x, options.jitter))(keys[0], crops)
@@ -30,7 +28,7 @@ def apply(options: Augment, key: jax.Array, crops: jax.Array) -> jax.Array:
 
 
 def _recoloured(key: jax.Array, pair: jax.Array, strength: float) -> jax.Array:
-    """f32[2, h, w, 3]: both crops are of one picture, so they change alike."""
+    """f32[2, h, w, 3]: both crops change alike, because they are of one picture."""
     low, high = max(0.0, 1 - strength), 1 + strength
     light, contrast, colour = jax.random.uniform(key, (3,), minval=low, maxval=high)
     pair = jnp.clip(pair * light, 0, 255)
@@ -59,8 +57,3 @@ def _erased(key: jax.Array, pair: jax.Array, chance: float) -> jax.Array:
         return jnp.where(within[..., None], crop.mean((0, 1)), crop)
 
     return jax.vmap(one)(jax.random.split(key, 2), pair)
-
-
-def names() -> list[str]:
-    """The fields of `Augment`."""
-    return [field.name for field in dataclasses.fields(Augment)]

@@ -1,8 +1,7 @@
-"""Crops of people: all of a frame cut from one decoding, kept in memory and, if wanted, on disk.
+"""Crops of people: all crops of a frame from one decoding, kept in memory and optionally on disk.
 
-A panorama takes tens of milliseconds to decode and holds tens of people; the crops of all of them
-are a tenth of its bytes. So they are cut together, kept for the pairs that follow, and the picture
-is let go.
+A panorama takes tens of milliseconds to decode and holds tens of people, whose crops are a tenth
+of its bytes. So they are cut together and kept for the pairs that follow; the picture is not kept.
 """
 
 import dataclasses
@@ -31,14 +30,14 @@ class Cut:
 
     side: int = 112  # px
     padding: float = 0.2  # of the box's own width and height, added on each side
-    wrap: bool = True  # over the seam of a panorama; else cut off at its ends
+    wrap: bool = True  # over the seam of a panorama; else it ends there
 
 
 def bounds(box: Box, size: tuple[int, int], cut: Cut) -> tuple[int, int, int, int]:
     """(x1, y1, x2, y2) px of a padded box x, y, w, h; with `wrap` x is not limited to the picture.
 
-    A box without area gives a square around its middle. Numbers are cut, not rounded, towards 0,
-    as in AsukaLmy/simplename `GeometricDete/models/resnet_feature_extractors.py`.
+    A box without area gives a square around its middle. Numbers are truncated, not rounded, as in
+    AsukaLmy/simplename `GeometricDete/models/resnet_feature_extractors.py`.
     """
     (x, y, w, h), (width, height) = box, size
     left, right = int(x - cut.padding * w), int(x + w + cut.padding * w)
@@ -50,9 +49,9 @@ def bounds(box: Box, size: tuple[int, int], cut: Cut) -> tuple[int, int, int, in
             return x1, y1, min(x2, x1 + width), y2
         return max(0, x1), y1, min(width, x2), y2
 
-    found = limited(left, top, right, bottom)
-    if found[2] > found[0] and found[3] > found[1]:
-        return found
+    x1, y1, x2, y2 = limited(left, top, right, bottom)
+    if x2 > x1 and y2 > y1:
+        return x1, y1, x2, y2
     side = max(SMALLEST, int(max(w, h)))
     across = min(max(0, int(x + w / 2)), width - 1)
     down = min(max(0, int(y + h / 2)), height - 1)
@@ -79,11 +78,11 @@ def decode(path: str, size: tuple[int, int]) -> np.ndarray:
     return picture
 
 
-def same_size(where: str, found: tuple[int, int], wanted: tuple[int, int]) -> None:
+def same_size(where: str, size: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Raises: UserError for a picture of another size (w, h) px than `config.data.size`."""
-    if found != tuple(wanted):
+    if size != tuple(wanted):
         raise UserError(
-            f"{where}: is {found[0]}x{found[1]} px; config.data.size says {wanted[0]}x{wanted[1]} "
+            f"{where}: is {size[0]}x{size[1]} px; config.data.size says {wanted[0]}x{wanted[1]} "
             "(0,0 = each picture's own)"
         )
 
@@ -95,7 +94,7 @@ def cut_all(path: str, size: tuple[int, int], boxes: Sequence[Box], cut: Cut) ->
 
 
 class Kept:
-    """Arrays by key, made once however many threads ask, the longest unused given up first."""
+    """Arrays by key, each made once for all threads; the least recently used is dropped first."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -143,12 +142,11 @@ KEPT = Kept()  # of this process: sources are copied into worker processes, pixe
 
 
 def key(path: str, size: tuple[int, int], boxes: Sequence[Box], cut: Cut) -> str:
-    """What the crops of a frame depend on, but for the content of its file."""
-    drawn = np.asarray(boxes, np.float64).tobytes()
-    # Names in a file system need not be UTF-8.
+    """All that the crops of a frame depend on, except the content of its file."""
     text = f"{os.path.abspath(path)}\n{size}\n{dataclasses.astuple(cut)}\n"
-    given = text.encode(errors="surrogatepass") + drawn
-    return hashlib.sha1(given, usedforsecurity=False).hexdigest()
+    # Names in a file system need not be UTF-8.
+    content = text.encode(errors="surrogatepass") + np.asarray(boxes, np.float64).tobytes()
+    return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
 def load(
@@ -159,7 +157,7 @@ def load(
     memory: int,
     folder: str = "",
 ) -> np.ndarray:
-    """u8[p, s, s, 3], kept in memory up to so many bytes, and in the folder if one is given.
+    """u8[p, s, s, 3], kept in up to `memory` bytes, and in the folder if one is given.
 
     Raises: UserError for a picture that cannot be read, or a folder that cannot be used.
     """
@@ -175,10 +173,10 @@ def load(
 def stored(
     path: str, size: tuple[int, int], boxes: Sequence[Box], cut: Cut, folder: str
 ) -> np.ndarray:
-    """The crops from a file of the folder, or cut and put there; a changed picture is another file.
+    """The crops from their file in the folder, which is written first where it does not exist.
 
-    An entry is two u32 (p, s) and the bytes. It appears whole (written aside, then renamed).
-    Raises: as `load`.
+    The file's name depends on the picture's version. It holds two u32 (p, s) and the pixels, and
+    appears whole (written aside, then renamed). Raises: as `load`.
     """
     try:
         _, version, length = media.stamp(path)
@@ -193,9 +191,9 @@ def stored(
     try:
         content = entry.read_bytes()
     except FileNotFoundError:
-        found = cut_all(path, size, boxes, cut)
-        _write(entry, np.array(shape[:2], np.uint32).tobytes() + found.tobytes())
-        return found
+        every = cut_all(path, size, boxes, cut)
+        _write(entry, np.array(shape[:2], np.uint32).tobytes() + every.tobytes())
+        return every
     except OSError as error:
         raise UserError(f"config.data.cache_dir: {entry} cannot be read: {error}") from None
     if len(content) != _HEAD + int(np.prod(shape)):

@@ -1,36 +1,33 @@
-"""Pairs of people: from label files to the arrays of one example.
+"""Pairs of people: from label files to the arrays of one example, on the host.
 
-Host side of `tasks/relation.py`. An example:
+An example:
 
 | key    | dtype, shape     | unit |
 |--------|------------------|------|
 | crops  | u8[2, s, s, 3]   | RGB, A and B; absent where the model takes none |
-| place  | f32[n]           | `data.pair_features`; absent where all of them are off |
+| place  | f32[n]           | `spatial_features`; absent where all of them are off |
 | label  | i32              | class, -1 = unknown |
 | people | i32[2]           | their numbers in the label file |
 | box    | f32[2, 4]        | px: x, y, w, h |
 
 Pictures are read by frame: an epoch visits the pairs of a few frames at a time (`arrange`), and all
-the crops of a frame come from one decoding (`data.pair_crops`).
+the crops of a frame come from one decoding (`crops`).
 """
 
 import dataclasses
 import functools
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import images
-from jaxact.tasks.relation import annotation_files, jrdb, spatial_features
-from jaxact.tasks.relation import crops as pair_crops
-from jaxact.tasks.relation.config import BALANCES, Data
+from jaxact.tasks.relation import annotation_files, crops, jrdb, spatial_features
+from jaxact.tasks.relation.config import Data
 from jaxact.tasks.relation.crops import Cut
 from jaxact.tasks.relation.jrdb import Frame
 
@@ -41,9 +38,9 @@ MEBIBYTE = 2**20
 class Pair:
     """Two people of a frame."""
 
-    id: str
+    id: str  # "<frame>#<A>-<B>"
     frame: Frame
-    a: int  # places in frame.people
+    a: int  # indices into frame.people
     b: int
     label: int = -1
 
@@ -59,7 +56,7 @@ class PairSource:
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        """ "<frame>#<A>-<B>" of each pair."""
+        """The id of each pair."""
         return [self[index].id for index in range(len(self))]
 
     def __len__(self) -> int:
@@ -75,41 +72,6 @@ class PairSource:
         """i64[n], without opening a picture."""
         pairs = itertools.chain.from_iterable(frame.pairs for frame in self.frames)
         return np.array([label for _, _, label in pairs], np.int64)
-
-
-def validate(config: Any) -> None:
-    """Checks the ranges and choices of `config.data`. Raises: UserError naming the field."""
-    data, require, one_of = config.data, schema.require, schema.one_of
-    one_of(config, "data.policy", *jrdb.POLICIES)
-    one_of(config, "data.sides", *jrdb.SIDES)
-    one_of(config, "data.scene", *spatial_features.SCENES)
-    one_of(config, "data.balance", *BALANCES)
-    for field in ("border", "mix", "memory"):
-        require(getattr(data, field) >= 0, f"data.{field}", getattr(data, field), "0 (off) or more")
-    for field in ("train_interval", "eval_interval"):
-        require(getattr(data, field) >= 1, f"data.{field}", getattr(data, field), "1 or more")
-    require(0 <= data.padding <= 2, "data.padding", data.padding, "a share of the box, 0 to 2")
-    unique = len(set(data.classes)) == len(data.classes)
-    require(len(data.classes) > 1 and unique, "data.classes", data.classes, "2 or more, different")
-    size = data.size
-    require(
-        len(size) == 2 and (size == (0, 0) or min(size) > 0),
-        "data.size",
-        size,
-        "w,h in px, or 0,0 for each picture's own",
-    )
-    require(
-        not (data.root and data.annotations),
-        "data.annotations",
-        data.annotations,
-        "one of data.root (JRDB-Social) and data.annotations (a CSV)",
-    )
-    require(
-        not data.border or size != (0, 0), "data.border", data.border, "0 where data.size is 0,0"
-    )
-    for field in ("mean", "std"):
-        require(len(getattr(data, field)) == 3, f"data.{field}", getattr(data, field), "3 numbers")
-    require(min(data.std) > 0, "data.std", data.std, "3 numbers above 0")
 
 
 # ---------------------------------------------------------------------------------------- examples
@@ -135,7 +97,7 @@ def source(data: Data, split: str) -> PairSource:
             f"config.data.splits={data.splits}: has no {split} scenes with labels; allowed: "
             f"{', '.join(name for name in scenes if scenes[name])} (config.eval.split)"
         )
-    # 0,0: the pictures are not opened for this; boxes are tested against them when they are cut.
+    # 0,0: no picture is opened here; boxes are checked when their crops are cut.
     width, height = data.size if data.size != (0, 0) else (jrdb.LONGEST, jrdb.LONGEST)
     rules = jrdb.Rules(
         classes=tuple(data.classes),
@@ -149,14 +111,15 @@ def source(data: Data, split: str) -> PairSource:
         strict=data.strict,
         images=data.images,
     )
-    frames, found = jrdb.read(data.root, scenes[split], rules)
+    frames, outcomes = jrdb.read(data.root, scenes[split], rules)
     if not frames:
-        told = ", ".join(f"{name} {number}" for name, number in sorted(found.items())) or "nothing"
+        counted = sorted(outcomes.items())
+        told = ", ".join(f"{name} {number}" for name, number in counted) or "nothing"
         raise UserError(
             f"config.data.root={data.root}: no {split} pair is left of what is listed ({told}); "
             "see config.data.size, classes, visible, border"
         )
-    return PairSource(frames, found)
+    return PairSource(frames, outcomes)
 
 
 def _listed(data: Data, path: str, labelled: bool = True) -> dict[str, tuple[Frame, ...]]:
@@ -173,10 +136,9 @@ def counts(source: PairSource, classes: int) -> np.ndarray:
 
 
 def class_weights(data: Data) -> np.ndarray:
-    """f32[k]: N / (K n_c) of the training pairs where the loss is to make up for rare classes, else
-    ones."""
+    """f32[k]: N / (K n_c) of the training pairs where `balance` weighs the loss, else ones."""
     classes = len(data.classes)
-    # Without data a step can still be compiled and timed.
+    # Without data a step can still be compiled and timed, so the weights are ones.
     if data.balance not in ("weights", "both") or not (data.root or data.annotations):
         return np.ones(classes, np.float32)
     counted = counts(source(data, "train"), classes)
@@ -184,7 +146,7 @@ def class_weights(data: Data) -> np.ndarray:
 
 
 def sampler(data: Data, source: PairSource, stage_data: Any) -> np.ndarray | None:
-    """f64[n] sampling weights 1 / n_c, or None for each pair once an epoch."""
+    """f64[n] sampling weights 1 / n_c; None = each pair once an epoch."""
     del stage_data  # the same in every row of the schedule
     if data.balance not in ("sampler", "both"):
         return None
@@ -195,26 +157,26 @@ def sampler(data: Data, source: PairSource, stage_data: Any) -> np.ndarray | Non
 def arrange(
     data: Data, source: PairSource, drawn: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The records i64[n] drawn for an epoch in the order they are read, the same ones.
+    """The pairs i64[n] drawn for an epoch, in the order in which they are read.
 
-    Frames come in random order, `data.mix` of them at a time, the pairs of those in random order: a
+    Frames come in random order, `data.mix` at a time, and the pairs of these in random order. So a
     frame is decoded once for all its pairs, if their crops stay in memory that long.
     """
     if not data.mix:
         return drawn
     rank = rng.permutation(len(source.frames))[source.frame_of[drawn]]
-    _, dense = np.unique(rank, return_inverse=True)  # frames without a pair drawn take no room
+    _, dense = np.unique(rank, return_inverse=True)  # frames without a drawn pair are not counted
     return drawn[np.lexsort((rng.permutation(len(drawn)), dense // data.mix))]
 
 
 def size_of(data: Data, frame: Frame) -> tuple[int, int]:
     """(w, h) px of a frame's picture.
 
-    Raises: UserError where it has to be opened and cannot, or a box of its pairs begins outside.
+    Raises: UserError for a picture that cannot be opened, or a box of a pair outside it.
     """
     width, height = data.size
     if width:
-        return width, height  # boxes were tested against it when they were read
+        return width, height  # boxes were checked when they were read
     width, height = annotation_files.header(frame.path)
     for place in in_pairs(frame):
         x, y, w, h = frame.boxes[place]
@@ -227,7 +189,7 @@ def size_of(data: Data, frame: Frame) -> tuple[int, int]:
 
 
 def in_pairs(frame: Frame) -> list[int]:
-    """Places of the people who are in pairs: crowds hold many who are in none."""
+    """Indices of the people who are in pairs; in crowds many are in none."""
     return sorted({place for a, b, _ in frame.pairs for place in (a, b)})
 
 
@@ -236,17 +198,17 @@ def cut_of(data: Data, side: int) -> Cut:
     return Cut(side, data.padding, data.panorama and data.wrap)
 
 
-def crops(data: Data, pair: Pair, side: int) -> np.ndarray:
+def pair_crops(data: Data, pair: Pair, side: int) -> np.ndarray:
     """u8[2, s, s, 3] of A and B. Raises: UserError for an unreadable picture."""
     frame, size, cut = pair.frame, size_of(data, pair.frame), cut_of(data, side)
     if not data.memory and not data.cache_dir:
         both = [frame.boxes[pair.a], frame.boxes[pair.b]]
-        return pair_crops.cut_all(frame.path, size, both, cut)
+        return crops.cut_all(frame.path, size, both, cut)
     wanted = in_pairs(frame)
     chosen = [frame.boxes[place] for place in wanted]
     limit = data.memory * MEBIBYTE
-    found = pair_crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
-    return found[[wanted.index(pair.a), wanted.index(pair.b)]]
+    every = crops.load(frame.path, size, chosen, cut, limit, data.cache_dir)
+    return every[[wanted.index(pair.a), wanted.index(pair.b)]]
 
 
 def prepare(
@@ -258,16 +220,16 @@ def prepare(
     split: str,
 ) -> dict[str, np.ndarray]:
     """One example's arrays (see the table above). Raises: UserError for an unreadable picture."""
-    del rng, split  # what is random happens on the device; every split sees the same
+    del rng, split  # augmentation happens on the device; all splits are prepared alike
     frame = pair.frame
     a, b = (np.asarray(frame.boxes[place]) for place in (pair.a, pair.b))
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "label": np.int32(pair.label),
         "people": np.array([frame.people[pair.a], frame.people[pair.b]], np.int32),
         "box": np.stack([a, b]).astype(np.float32),
     }
     if spatial_features.count(data.places, data.scene):
-        found["place"] = spatial_features.features(
+        arrays["place"] = spatial_features.features(
             a,
             b,
             size_of(data, frame),
@@ -278,8 +240,8 @@ def prepare(
             log=data.log_distance,
         )
     if with_crops:
-        found["crops"] = crops(data, pair, stage_data.size)
-    return found
+        arrays["crops"] = pair_crops(data, pair, stage_data.size)
+    return arrays
 
 
 def shapes(
@@ -288,63 +250,53 @@ def shapes(
     """name -> (shape of one example, dtype), as `prepare` makes them."""
     del split
     count = spatial_features.count(data.places, data.scene)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {
+    formats: dict[str, tuple[tuple[int, ...], Any]] = {
         "label": ((), np.int32),
         "people": ((2,), np.int32),
         "box": ((2, 4), np.float32),
     }
     if count:
-        found["place"] = ((count,), np.float32)
+        formats["place"] = ((count,), np.float32)
     if with_crops:
-        found["crops"] = ((2, stage_data.size, stage_data.size, 3), np.uint8)
-    return found
+        formats["crops"] = ((2, stage_data.size, stage_data.size, 3), np.uint8)
+    return formats
 
 
 def audit(data: Data, with_crops: bool, pair: Pair) -> str:
-    """Opens and decodes a picture with its first pair: "" or what is wrong with it."""
+    """Decodes a frame's picture with its first pair; returns "" or what is wrong with it."""
     frame = pair.frame
     opened = with_crops or min(data.size) == 0
     if not opened or (pair.a, pair.b) != frame.pairs[0][:2]:
         return ""
     try:
-        pair_crops.decode(frame.path, size_of(data, frame))
+        crops.decode(frame.path, size_of(data, frame))
     except UserError as error:
         return str(error)
     return ""
 
 
 def survey(classes: Sequence[str], sources: Mapping[str, PairSource]) -> tuple[Sequence[str], str]:
-    """(what was left out of each split, a line each; a table of pairs and of what was listed)."""
+    """(a line for each kind of thing left out of a split; a table of pairs and outcomes)."""
     findings = []
-    rows: dict[str, dict[str, int]] = {}
+    counted: dict[str, dict[str, int]] = {}
     for split, source in sources.items():
-        rows[split] = dict(zip(classes, counts(source, len(classes)).tolist(), strict=True))
-        rows[split] |= {f"({name})": number for name, number in sorted(source.counts.items())}
-        findings += [f"{split}: no pair of {name}" for name in classes if not rows[split][name]]
-        left = Counter(source.counts)
+        numbers = dict(zip(classes, counts(source, len(classes)).tolist(), strict=True))
+        counted[split] = numbers | {f"({name})": n for name, n in sorted(source.counts.items())}
+        findings += [f"{split}: no pair of {name}" for name in classes if not numbers[name]]
         for reason in ("box invalid", "box outside the picture", "partner absent"):
-            if left[reason]:
-                findings.append(
-                    f"{split}: {left[reason]} left out: {reason} (data.strict names it)"
-                )
-    names = list(dict.fromkeys(itertools.chain.from_iterable(rows.values())))
-    lines = [
-        ["", *rows],
-        *([name, *(str(row.get(name, 0)) for row in rows.values())] for name in names),
-    ]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return findings, "\n".join(table)
+            if left := source.counts.get(reason):
+                findings.append(f"{split}: {left} left out: {reason} (data.strict names it)")
+    names = dict.fromkeys(itertools.chain.from_iterable(counted.values()))
+    columns = [["", *names]]
+    columns += [[split, *(str(n.get(name, 0)) for name in names)] for split, n in counted.items()]
+    for column in columns:
+        width = max(map(len, column))
+        column[:] = [c.ljust(width) if column is columns[0] else c.rjust(width) for c in column]
+    return findings, "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
 def examples(data: Data, path: str) -> PairSource:
-    """Pairs to predict on: a boxes file, a picture with one beside it, a folder of these, a CSV.
+    """Pairs to predict on, from a boxes file, a picture beside one, a folder of these, or a CSV.
 
     Raises: UserError for a path that is missing or holds none.
     """

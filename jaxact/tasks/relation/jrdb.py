@@ -5,10 +5,10 @@
 
 A label file is {"labels": {frame name: [person]}}; a person has `label_id` "pedestrian:7", `box`
 [x, y, w, h] px, `attributes` and `H-interaction` (or `HHI`), a list of {"pair": "pedestrian:9",
-"inter_labels": {name: difficulty}}. A pair is taken from both sides: some stand on one only.
+"inter_labels": {name: difficulty}}. Both people's lists are read: some pairs stand in one only.
 
-Sources: the JRDB-Social toolkit; AsukaLmy/simplename `GeometricDete/datasets`, whose pairs are
-those of `policy` "first" with `sides` "lower".
+Sources: the JRDB-Social toolkit; AsukaLmy/simplename `GeometricDete/datasets`, which takes the
+pairs of `policy` "first" with `sides` "lower".
 """
 
 import dataclasses
@@ -26,13 +26,12 @@ from jaxact.config import UserError
 from jaxact.tasks.relation import jrdb_splits
 from jaxact.tasks.relation.jrdb_splits import PRESETS, disjoint
 
-__all__ = ["CLASSES", "PRESETS", "Frame", "Rules", "disjoint", "read", "splits"]
-
 CLASSES = ("walking together", "standing together", "sitting together")
 ALIASES = {"standing together together": "standing together"}  # in the toolkit's own list
 POLICIES = ("unique", "first")
 SIDES = ("both", "lower")
 VISIBLE = ("Fully_visible", "Mostly_visible")
+SPLITS = ("train", "val", "test")
 LONGEST = 5000  # px, sides of a box
 LARGEST = 2**31 - 1  # number of a person: batches hold them as i32
 
@@ -48,7 +47,7 @@ class Frame:
     scene: str
     people: tuple[int, ...]  # their numbers
     boxes: tuple[Box, ...]  # in the same order
-    pairs: tuple[tuple[int, int, int], ...]  # places of A and B in `people`, and the label
+    pairs: tuple[tuple[int, int, int], ...]  # indices of A and B in `people`, and the label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +62,7 @@ class Rules:
     border: int = 0  # px at both ends of the panorama in which no box may lie; 0 = off
     width: int = 3760  # px, of the panorama
     height: int = 480
-    strict: bool = False  # what is left out and counted otherwise is an error
+    strict: bool = False  # what is otherwise left out and counted is an error
     images: str = ""  # folder (or shards) of <scene>/<frame>; "" = <root>/images/image_stitched
 
 
@@ -81,22 +80,23 @@ def splits(name: str, root: str) -> dict[str, tuple[str, ...]]:
             f"config.data.splits={name!r}: allowed: {allowed}, or a .json file of scene names "
             f"(looked for at {Path(root) / name})"
         )
-    found = _json(path)
-    ok = isinstance(found, dict) and set(found) <= {"train", "val", "test"}
-    if not ok or not all(_texts(scenes) for scenes in found.values()):
+    scenes = read_json(path)
+    ok = isinstance(scenes, dict) and set(scenes) <= set(SPLITS)
+    if not ok or not all(_are_texts(names) for names in scenes.values()):
         raise UserError(f'{path}: must be {{"train": [scene, ...], "val": [...], "test": [...]}}')
-    return disjoint({k: tuple(found.get(k, ())) for k in ("train", "val", "test")}, str(path))
+    return disjoint({split: tuple(scenes.get(split, ())) for split in SPLITS}, str(path))
 
 
-def _texts(found: Any) -> bool:
-    return isinstance(found, list) and all(isinstance(item, str) for item in found)
+def _are_texts(names: Any) -> bool:
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path, needed: str = "") -> Any:
+    """The content of a file. Raises: UserError; `needed` adds why a missing file is needed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(f"{path}: no such file{needed}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -119,8 +119,8 @@ def read(
     for scene in scenes:
         path = folder / f"{scene}.json"
         stamp = path.stat().st_mtime_ns if path.is_file() else 0
-        found, counted = _scene(str(root), scene, rules, stamp)
-        frames += found
+        some, counted = _scene(str(root), scene, rules, stamp)
+        frames += some
         counts.update(counted)
     return tuple(frames), counts
 
@@ -131,24 +131,24 @@ def _scene(
 ) -> tuple[tuple[Frame, ...], Mapping[str, int]]:
     del stamp  # only part of the cache's key
     path = Path(root) / jrdb_splits.LABELS / f"{scene}.json"
-    content = _json(path)
+    content = read_json(path)
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, dict):
         raise UserError(f'{path}: must be {{"labels": {{frame: [person, ...]}}}}')
     counts: Counter[str] = Counter()
-    found = []
+    frames = []
     for name in sorted(labels)[:: rules.interval]:
         if not isinstance(labels[name], list) or not _plain(name):
             raise UserError(f"{path}: frame {name!r} must be a file name with a list of people")
-        one = _Reader(f"{path}: frame {name}", rules, counts)
-        people, boxes, pairs = one.read(labels[name])
+        reader = _Reader(f"{path}: frame {name}", rules, counts)
+        people, boxes, pairs = reader.read(labels[name])
         counts["frames"] += 1
         if pairs:
             images = Path(rules.images) if rules.images else Path(root) / jrdb_splits.IMAGES
             file = images / scene / name
             where = f"{scene}/{Path(name).stem}"
-            found.append(Frame(where, str(file), scene, people, boxes, pairs))
-    return tuple(found), counts
+            frames.append(Frame(where, str(file), scene, people, boxes, pairs))
+    return tuple(frames), counts
 
 
 def _plain(name: str) -> bool:
@@ -166,7 +166,7 @@ class _Reader:
         """(people, boxes, pairs) of a frame."""
         place: dict[int, int] = {}
         boxes: list[Box] = []
-        seen: dict[int, bool] = {}
+        passes: dict[int, bool] = {}
         listed: list[tuple[int, Any]] = []
         for record in records:
             number = self.person(record)
@@ -179,7 +179,7 @@ class _Reader:
                 continue
             place[number] = len(boxes)
             boxes.append(box)
-            seen[number] = self.within(record, box)
+            passes[number] = self.passes(record, box)
             listed.append((number, record))
         between: dict[tuple[int, int], list[dict[str, int]]] = {}
         for number, record in sorted(listed, key=lambda one: one[0]):  # the lower's list first
@@ -194,7 +194,7 @@ class _Reader:
             label = self.label(lists, f"pair {low}, {high}")
             if label is None:
                 continue
-            if not (seen[low] and seen[high]):
+            if not (passes[low] and passes[high]):
                 self.counts["pairs filtered out (occlusion, border)"] += 1
                 continue
             self.counts["pairs kept"] += 1
@@ -223,17 +223,17 @@ class _Reader:
             return None
         return x, y, w, h
 
-    def within(self, record: Any, box: Box) -> bool:
+    def passes(self, record: Any, box: Box) -> bool:
         """Does a person pass the filters?"""
-        rules, known = self.rules, record.get("attributes")
-        occlusion = known.get("occlusion") if isinstance(known, dict) else None
+        rules, attributes = self.rules, record.get("attributes")
+        occlusion = attributes.get("occlusion") if isinstance(attributes, dict) else None
         if rules.visible and occlusion not in VISIBLE:
             return False
         x, _, w, _ = box
         return not rules.border or (x >= rules.border and x + w <= rules.width - rules.border)
 
     def interactions(self, record: Any, number: int) -> Iterator[tuple[int, dict[str, int]]]:
-        """(the other's number, names with difficulty) of what a person's record lists."""
+        """(number of the other, names with their difficulty) of each interaction in a record."""
         listed = record.get("H-interaction") or record.get("HHI") or []
         who = f"{self.where}: pedestrian:{number}"
         if not isinstance(listed, list):
@@ -248,13 +248,13 @@ class _Reader:
             elif other is not None:
                 yield other, names
 
-    def label(self, found: list[dict[str, int]], who: str) -> int | None:
-        """The class of a pair from what its sides list, or None, counted."""
+    def label(self, lists: list[dict[str, int]], who: str) -> int | None:
+        """The class of a pair from the lists of both people; None, counted, where there is none."""
         classes = self.rules.classes
         if self.rules.policy == "first":
-            found = [dict([next(iter(names.items()))]) for names in found[:1] if names]
+            lists = [dict([next(iter(names.items()))]) for names in lists[:1] if names]
         level: dict[str, float] = {}
-        for names in found:
+        for names in lists:
             for text, difficulty in names.items():
                 name = self.known(text, who)
                 if name in classes:
@@ -272,7 +272,7 @@ class _Reader:
         return classes.index(easiest[0])
 
     def known(self, text: str, who: str) -> str:
-        """A name as the classes write it. Raises: UserError for one that nearly is a class."""
+        """A name as the classes are spelt. Raises: UserError for one that nearly is a class."""
         name = ALIASES.get(text, text)
         if name in self.rules.classes:
             return name
@@ -291,10 +291,10 @@ class _Reader:
         self.counts[reason] += 1
 
 
-def finite(found: Any) -> bool:
-    """Is it a number, and one that a float can be?"""
-    plain = isinstance(found, int | float) and not isinstance(found, bool)
-    return plain and abs(found) <= sys.float_info.max  # of an int no float may be made
+def finite(value: Any) -> bool:
+    """Is it a number that a float can hold? (An int may be too large.)"""
+    plain = isinstance(value, int | float) and not isinstance(value, bool)
+    return plain and abs(value) <= sys.float_info.max
 
 
 def _number(text: Any, where: str) -> int | None:

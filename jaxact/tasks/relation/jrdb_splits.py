@@ -1,4 +1,4 @@
-"""JRDB's scenes and how they are split, and the names that its pairs of people carry."""
+"""Scenes of JRDB and their splits, and the label names of its pairs of people."""
 
 import difflib
 from collections.abc import Mapping, Sequence

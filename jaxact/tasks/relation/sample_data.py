@@ -1,15 +1,14 @@
-"""A small JRDB-Social that is drawn: panoramas as JPEG files, label files as JSON, a split.
+"""A small drawn JRDB-Social: panoramas as JPEG files, label files as JSON, a split.
 
-    write(folder)  # images/, labels/, splits.json: what `data.jrdb` reads
+    write(folder)  # images/, labels/, splits.json: what `jrdb` reads
 
-Pairs walk, stand or sit together. What tells them apart is posture, in the crops; where the two
-stand to each other says only a part (those who sit are closer, those who walk further apart, with
-much overlap), so geometry alone cannot be right often. A share of the pairs is hidden from the
-waist down behind a counter: there geometry has to help.
+Pairs walk, stand or sit together. Posture, in the crops, tells the classes apart. The spatial
+features help a little: who sits is closer and who walks is further apart, with much overlap. Some
+pairs are hidden from the waist down behind a counter, where the spatial features are needed.
 
-In the label files, as in the real ones: pairs over the seam of the panorama; pairs listed by both
-people, and by one of them alone; other names beside a class; partners who are not in the frame;
-boxes without area; people in no pair.
+The label files have the difficulties of the real ones: pairs over the seam of the panorama; pairs
+listed by both people, or by one of them alone; other names beside a class; partners who are not in
+the frame; boxes without area; people in no pair.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ SIZE = (1200, 160)  # px
 WALK, STAND, SIT = range(3)
 ODDS = (0.45, 0.33, 0.22)  # of the classes
 GAP = ((0.9, 0.17), (0.66, 0.17), (0.48, 0.14))  # mean, deviation: between centres, in box heights
-SEATED = 0.8  # a figure's height when it sits; drawn larger by as much, so boxes tell nothing
+SEATED = 0.8  # height of a figure that sits; it is drawn larger by as much, so boxes look alike
 HIDDEN = 0.2  # share of the pairs behind a counter
 SPLITS = {"train": 48, "val": 12, "test": 24}  # scenes
 
@@ -53,7 +52,7 @@ class Person:
 
 @dataclasses.dataclass
 class Couple:
-    """Two figures that do the same, together."""
+    """Two figures that do the same together."""
 
     a: Person
     b: Person
@@ -151,18 +150,18 @@ class _Scene:
         return Couple(a, b, kind, bool(rng.uniform() < HIDDEN), listed, bool(rng.uniform() < 0.2))
 
     def write(self, folder: Path, frames: int) -> dict[str, list[Record]]:
-        """Writes the pictures; the records of each frame."""
+        """Writes the pictures; returns the records of each frame."""
         folder.mkdir(parents=True)
-        found = {}
+        labels = {}
         for number in range(frames):
             picture, records = self._frame()
             name = f"{number:06}.jpg"
             picture.save(folder / name, quality=88)
-            found[name] = records
+            labels[name] = records
             for person in self._everybody():
                 person.x += person.speed + self.rng.normal(0, 0.4)
                 person.phase += 0.21
-        return found
+        return labels
 
     def _everybody(self) -> list[Person]:
         return [p for couple in self.couples for p in (couple.a, couple.b)] + self.singles
@@ -185,7 +184,7 @@ class _Scene:
         return picture, self._listed(records)
 
     def _draw(self, pen: ImageDraw.ImageDraw, person: Person, hidden: bool) -> Record:
-        """Draws a figure, twice where it is over the seam; its record."""
+        """Draws a figure, twice where it is over the seam; returns its record."""
         points = stick_figure.joints(_motion(person), person.height, np.zeros((1, 2)))[0]
         width, height = self.size
         # Feet stand on the ground whatever the knees do.
@@ -199,7 +198,7 @@ class _Scene:
         radius = stick_figure.HEAD_RADIUS * person.height
         top = max(0.0, points[:, 1].min() - radius)
         tall = min(height, person.ground + 0.03 * person.height) - top
-        # Of no posture's width: a box must not tell what only its content shows.
+        # The width is the same for all postures: only the content of a box may tell the class.
         wide = self.rng.uniform(0.4, 0.5) * tall
         box = [(x - wide / 2) % width, top, wide, tall]
         return {
@@ -217,17 +216,16 @@ class _Scene:
     def _counter(self, pen: ImageDraw.ImageDraw, couple: Couple) -> None:
         """Hides a couple from the waist down."""
         width, height = self.size
-        reach = 0.45 * couple.a.height
         middle = (couple.a.x + couple.b.x) / 2
-        half = abs(couple.a.x - couple.b.x) / 2 + reach
+        half = abs(couple.a.x - couple.b.x) / 2 + 0.45 * couple.a.height
         left, right = (middle - half) % width, (middle - half) % width + 2 * half
-        # As high as those who sit are to the waist, so that it hides the same of everybody.
+        # Up to the waist of somebody who sits, so that it hides the same of everybody.
         top = max(couple.a.ground, couple.b.ground) - 0.36 * couple.a.height
         for turn in (-width, 0):
             pen.rectangle((left + turn, top, right + turn, height), fill=(96, 72, 52))
 
     def _listed(self, records: dict[int, Record]) -> list[Record]:
-        """The records with their interactions, and some that are of no use."""
+        """The records with their interactions, and some invalid ones."""
         rng = self.rng
         for couple in self.couples:
             low, high = sorted((couple.a.number, couple.b.number))
@@ -244,19 +242,15 @@ class _Scene:
                     records[mine]["H-interaction"].append(entry)
         for person in self.singles:
             if rng.uniform() < 0.3:  # with somebody who has left the picture
-                gone = {"pair": "pedestrian:900", "box_pair": [0, 0, 0, 0]}
-                gone["inter_labels"] = {CLASSES[STAND]: 1}  # type: ignore[assignment]
+                gone: Record = {"pair": "pedestrian:900", "box_pair": [0, 0, 0, 0]}
+                gone["inter_labels"] = {CLASSES[STAND]: 1}
                 records[person.number]["H-interaction"].append(gone)
-        found = list(records.values())
-        if rng.uniform() < 0.2:
-            found.append(
-                {"label_id": "pedestrian:901", "box": [10, 10, 0, 20], "H-interaction": []}
-            )
-        return found
+        empty = {"label_id": "pedestrian:901", "box": [10, 10, 0, 20], "H-interaction": []}
+        return [*records.values(), *([empty] if rng.uniform() < 0.2 else [])]
 
 
 def _motion(person: Person) -> Motion:
-    """One frame of a figure's movement."""
+    """The movement of a figure in one frame."""
     zero = np.zeros(1)
     if person.kind == SIT:
         knee = np.ones((1, 2))
@@ -264,7 +258,7 @@ def _motion(person: Person) -> Motion:
     if person.kind == WALK:
         step = np.sin(2 * np.pi * person.phase)
         both = np.array([[step, -step]])
-        # The feet pass each other: at that moment somebody who walks looks like one who stands.
+        # When the feet pass each other, somebody who walks looks like one who stands.
         return Motion(0.25 + 0.3 * both, 0.15 + 0.4 * both, 0.55 * both.clip(0, None), zero)
     still = np.array([[0.16, 0.16]]) + 0.08 * np.sin(2 * np.pi * person.phase)
     return Motion(still, still * 0.5, np.zeros((1, 2)), zero)

@@ -1,11 +1,9 @@
-"""How pairwise behaviour is scored, what a run adds at its end, and how it is shown on pictures."""
+"""Scores of pairwise behaviour, what a run adds at its end, predictions in text and on pictures."""
 
-import csv
-import io
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,11 @@ from jaxact.data import drawing, images, media
 from jaxact.data.drawing import CLASS_COLOURS, SHADE
 from jaxact.evaluate import calibration
 from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.tables import confusion_table, csv_text
 from jaxact.task import Ending, Extra
 from jaxact.tasks.relation import spatial_features
 from jaxact.tasks.relation.dataset import Pair
+from jaxact.weights.table import flatten
 
 CORE = ("loss", "acc", "mpca", "macro_f1", "weighted_f1", "nll", "ece")
 
@@ -34,9 +34,9 @@ def names(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def score(classes: Sequence[str], merged: Any, rows: dict[str, np.ndarray]) -> dict[str, float]:
-    """Shares of 1; mpca is the mean recall of the classes that occur. {} where no label is known.
+    """Shares of 1; {} where no label is known.
 
-    The loss is the plain cross entropy, each pair counted once.
+    mpca is the mean recall of the classes that occur; the loss is the plain cross entropy.
     """
     known = rows["label"] >= 0
     if not known.any():
@@ -46,8 +46,8 @@ def score(classes: Sequence[str], merged: Any, rows: dict[str, np.ndarray]) -> d
     assert int(merged["confusion"].table.sum()) == len(labels), "a pair lost or counted twice"
     share = confusion.support / len(labels)
     reliable = calibration.numbers(logits, labels)
-    found = {
-        "loss": float(merged["loss"].total) / float(merged["loss"].count),
+    scores = {
+        "loss": merged["loss"].compute(),
         "acc": confusion.top1(),
         "mpca": confusion.mean_class(),
         "macro_f1": confusion.macro_f1(),
@@ -57,14 +57,14 @@ def score(classes: Sequence[str], merged: Any, rows: dict[str, np.ndarray]) -> d
     }
     recalls = zip(classes, confusion.recall(), confusion.support, strict=True)
     # A class that does not occur has no recall.
-    return found | {f"recall_{_short(name)}": float(r) for name, r, n in recalls if n}
+    return scores | {f"recall_{_short(name)}": float(r) for name, r, n in recalls if n}
 
 
 # --------------------------------------------------------------------------------- end of a run
 
 
 def conclude(config: Any, end: Ending) -> Extra:
-    """The numbers of the original's final_results.json, the best epochs, tables by class."""
+    """The numbers of the original's final_results.json, the best epoch, tables by class."""
     params = end.variables["params"]
     numbers: dict[str, Any] = {
         "config": _model_facts(config),
@@ -73,14 +73,16 @@ def conclude(config: Any, end: Ending) -> Extra:
     if end.scores:
         for name, ours in (("accuracy", "acc"), ("mpca", "mpca")):
             numbers[f"{end.split}_{name}"] = end.scores[ours]
-    seen = [row for row in end.history if row["split"] == "val" and "mpca" in row]
-    if seen:
+    validations = [row for row in end.history if row["split"] == "val" and "mpca" in row]
+    if validations:
         metric, sign = config.eval.metric, 1 if config.eval.maximise else -1
-        # As the checkpoint that is tested is chosen: the newest of equals.
-        best = max(seen, key=lambda row: (sign * row.get(metric, -sign * math.inf), row["step"]))
+        # As for the checkpoint that is tested: of equals the newest.
+        best = max(
+            validations, key=lambda row: (sign * row.get(metric, -sign * math.inf), row["step"])
+        )
         numbers |= {
-            "best_val_accuracy": max(row["acc"] for row in seen),
-            "best_val_mpca": max(row["mpca"] for row in seen),
+            "best_val_accuracy": max(row["acc"] for row in validations),
+            "best_val_mpca": max(row["mpca"] for row in validations),
             "best_epoch": best["epoch"],
             "val_accuracy_at_best": best["acc"],
         }
@@ -113,32 +115,22 @@ def _model_facts(config: Any) -> dict[str, Any]:
 
 
 def _model_info(params: Mapping[str, Any], groups: Sequence[Group]) -> dict[str, Any]:
-    """How many parameters there are, how many of them are trained, and where they are."""
-    sizes = {"/".join(path): int(np.size(leaf)) for path, leaf in _leaves(params, ())}
-    # The first group that a path matches holds it.
-    frozen = [
-        path
-        for path in sizes
-        if next((g.frozen for g in groups if re.search(g.pattern, path)), False)
-    ]
+    """Numbers of parameters: all, trained, frozen, and of each part of the network."""
+    sizes = {path: int(np.size(leaf)) for path, leaf in flatten(params).items()}
     parts: Counter[str] = Counter()
+    frozen = 0
     for path, size in sizes.items():
         parts[path.split("/")[0]] += size
-    total, still = sum(sizes.values()), sum(sizes[path] for path in frozen)
+        # A parameter belongs to the first group whose pattern matches.
+        if next((group.frozen for group in groups if re.search(group.pattern, path)), False):
+            frozen += size
+    total = sum(sizes.values())
     return {
         "total_params": total,
-        "trainable_params": total - still,
-        "frozen_params": still,
+        "trainable_params": total - frozen,
+        "frozen_params": frozen,
         "parts": dict(parts),
     }
-
-
-def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[Any, Any]]:
-    for name, branch in tree.items():
-        if isinstance(branch, Mapping):
-            yield from _leaves(branch, (*path, name))
-        else:
-            yield (*path, name), branch
 
 
 def class_table(confusion: Confusion, classes: Sequence[str]) -> str:
@@ -148,32 +140,19 @@ def class_table(confusion: Confusion, classes: Sequence[str]) -> str:
         (name, int(n), *(f"{x:.6f}" for x in shares))
         for name, n, *shares in zip(classes, *columns, strict=True)
     ]
-    return _text([("class", "support", "precision", "recall", "f1"), *rows])
-
-
-def confusion_table(confusion: Confusion, classes: Sequence[str]) -> str:
-    """CSV text: rows are true classes, columns predictions."""
-    table = np.asarray(confusion.table).tolist()
-    rows = [(name, *row) for name, row in zip(classes, table, strict=True)]
-    return _text([("true \\ predicted", *classes), *rows])
-
-
-def _text(rows: Sequence[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows(rows)
-    return file.getvalue()
+    return csv_text([("class", "support", "precision", "recall", "f1"), *rows])
 
 
 # ------------------------------------------------------------------------------------ predictions
 
 
 def describe(classes: Sequence[str], rows: dict[str, np.ndarray], top: int = 5) -> dict[str, Any]:
-    """The pairs of one picture: who, the likeliest behaviour, all of them by probability."""
-    found = []
+    """The pairs of one picture: both people, and the `top` behaviours by probability."""
+    pairs = []
     for people, boxes, share in zip(rows["people"], rows["box"], rows["scores"], strict=True):
         order = np.argsort(-share, kind="stable")[:top]
         ranked = [{"name": classes[k], "probability": float(share[k])} for k in order]
-        found.append(
+        pairs.append(
             {
                 "a": int(people[0]),
                 "b": int(people[1]),
@@ -183,21 +162,21 @@ def describe(classes: Sequence[str], rows: dict[str, np.ndarray], top: int = 5) 
                 "boxes": [[round(float(x), 2) for x in box] for box in boxes],
             }
         )
-    return {"pairs": found}
+    return {"pairs": pairs}
 
 
 def render(
     classes: Sequence[str],
     pair: Pair,
     path: str | Path,
-    pieces: list[dict[str, Any]],
+    described: list[dict[str, Any]],
     side: int = 0,
 ) -> None:
     """Writes the picture of a pair's frame with all its pairs drawn in.
 
     Args:
-      pieces: one, what `describe` gives for the picture.
-      side: px of the shorter side of what is written; 0 = as it is.
+      described: one item, what `describe` gives for the picture.
+      side: px of the shorter side of the written picture; 0 = as it is.
 
     Raises: UserError for a picture that cannot be read or written, or the input itself.
     """
@@ -211,13 +190,14 @@ def render(
     drawn = image.copy()  # what is decoded may be read-only
     pen = ImageDraw.Draw(drawn)
     font = drawing.font(classes, max(10, min(drawn.size) // 16))
-    for number, found in enumerate(pieces[0]["pairs"]):
-        colour = CLASS_COLOURS[list(classes).index(found["behaviour"]) % len(CLASS_COLOURS)]
-        boxes = np.asarray(found["boxes"]) * factor
-        for person, box in zip((found["a"], found["b"]), boxes, strict=True):
+    for number, each in enumerate(described[0]["pairs"]):
+        label = list(classes).index(each["behaviour"])
+        colour = CLASS_COLOURS[label % len(CLASS_COLOURS)]
+        boxes = np.asarray(each["boxes"]) * factor
+        for person, box in zip((each["a"], each["b"]), boxes, strict=True):
             _box(pen, box, colour, drawn.size[0], str(person), font)
         _link(pen, boxes, colour, drawn.size[0])
-        text = f"{found['a']}-{found['b']} {found['behaviour']} {found['probability']:.0%}"
+        text = f"{each['a']}-{each['b']} {each['behaviour']} {each['probability']:.0%}"
         _label(pen, boxes, text, colour, drawn.size, font, number)
     try:
         drawn.save(path)
@@ -226,7 +206,7 @@ def render(
 
 
 def _turns(x: float, w: float, width: int) -> tuple[int, ...]:
-    """Shifts (px) at which something is drawn: twice where it lies over the seam."""
+    """Shifts in px at which a box is drawn: two where it lies over the seam of a panorama."""
     return (0, -width) if x + w > width else (0,)
 
 
@@ -258,7 +238,7 @@ def _label(
     font: Any,
     number: int,
 ) -> None:
-    """The answer above the two, neighbours at different heights."""
+    """Text above the two boxes; every second one is higher, so that neighbours do not overlap."""
     _, _, wide, tall = pen.textbbox((0, 0), text, font=font)
     x = min(max(0.0, float(boxes[:, 0].min())), size[0] - wide - 4)
     y = max(0.0, float(boxes[:, 1].min()) - (tall + 6) * (1 + number % 2))

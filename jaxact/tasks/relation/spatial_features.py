@@ -1,4 +1,4 @@
-"""Where two people stand to each other: eight numbers of their boxes in a cylindrical panorama.
+"""Spatial features of two people: eight numbers of their boxes in a cylindrical panorama.
 
 A box is x, y, w, h (px) with x, y its upper left corner; W, H are the picture's sides. With dx the
 distance of the centres across the seam where that is shorter, dy the vertical one, a = w h:
@@ -9,10 +9,10 @@ distance of the centres across the seam where that is shorter, dy the vertical o
     3 overlap       shared rows / min(h)           7 scene         how crowded the frame is
 
 All are the same for (A, B), (B, A) and the mirrored picture. Source: AsukaLmy/simplename
-`GeometricDete/geometric_features.py`: its per-pair form adds 1e-6 to B's operand of max and min,
-its vectorised form to the whole denominator; this is the latter. Of the scene the original has two
-forms: the share min(n / 10, 1), which its ResNet classifier uses (1 for no box at all), and a level
-0 (nobody), 1 (to 2 people), 2 (to 5), 3 (more), which the golden vectors hold.
+`GeometricDete/geometric_features.py`. Its per-pair form adds 1e-6 to B's operand of max and min,
+its vectorised form to the whole denominator; here it is the latter. The original has two forms of
+the scene: the share min(n / 10, 1), which its ResNet classifier uses (1 for no box at all), and a
+level 0 (nobody), 1 (up to 2 people), 2 (up to 5), 3 (more), which the golden vectors hold.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def geometric(a: np.ndarray, b: np.ndarray, size: tuple[int, int], wrap: bool = 
     dy = np.abs((ya + ha / 2) - (yb + hb / 2))
     shared = np.minimum(ya + ha, yb + hb) - np.maximum(ya, yb)
     areas = wa * ha, wb * hb
-    found = (
+    numbers = (
         (dx - (wa + wb) / 2) / width,
         np.minimum(ha, hb) / (np.maximum(ha, hb) + EPS),
         dx / width,
@@ -45,11 +45,11 @@ def geometric(a: np.ndarray, b: np.ndarray, size: tuple[int, int], wrap: bool = 
         np.sqrt(dx**2 + dy**2) / np.sqrt(areas[0] + areas[1] + EPS),
         dy / height,
     )
-    return np.stack(found, -1)
+    return np.stack(numbers, -1)
 
 
 def scene(people: int, form: str = "share") -> float:
-    """How crowded a frame with so many boxes is. Raises: ValueError for another form."""
+    """How crowded a frame of so many people is. Raises: ValueError for another form."""
     if form == "share":
         return min(people / 10, 1.0) if people else 1.0
     if form == "level":
@@ -70,19 +70,18 @@ def features(
 ) -> np.ndarray:
     """f32[n] of one pair: 7 with `places`, and 1 unless the scene's `form` is "off".
 
-    log: of the distance, which has no upper bound, ln(1 + d).
+    log: ln(1 + d) of the distance, which has no upper bound.
     """
     parts = []
     if places:
-        found = geometric(a, b, size, wrap)
+        parts.append(geometric(a, b, size, wrap))
         if log:
-            found[5] = np.log1p(found[5])
-        parts.append(found)
+            parts[0][5] = np.log1p(parts[0][5])
     if form != "off":
         parts.append(np.array([scene(people, form)]))
     return np.concatenate(parts).astype(np.float32) if parts else np.zeros(0, np.float32)
 
 
 def count(places: bool, form: str) -> int:
-    """How many features that is."""
+    """Number of features that `features` gives."""
     return 7 * places + (form != "off")

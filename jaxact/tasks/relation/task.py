@@ -1,11 +1,11 @@
-"""Which behaviour two people share: their crops and where they stand to each other.
+"""Pairwise behaviour of people, from their crops and spatial features: the Task.
 
 Batch keys beside `id` and `mask` (b pairs):
 
 | key    | dtype, shape        | unit |
 |--------|---------------------|------|
 | crops  | u8[b, 2, s, s, 3]   | RGB, A and B; absent without a backbone |
-| place  | f32[b, n]           | spatial features (`data.pair_features`); absent where all are off |
+| place  | f32[b, n]           | spatial features (`spatial_features`); absent where all are off |
 | label  | i32[b]              | class, -1 = unknown |
 | people | i32[b, 2]           | their numbers |
 | box    | f32[b, 2, 4]        | px: x, y, w, h |
@@ -20,11 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact import config as schema
+from jaxact.config import carried
 from jaxact.evaluate import metrics
-from jaxact.models import relation
-from jaxact.models.relation import Relation
-from jaxact.models.specs import BACKBONES, FUSIONS
+from jaxact.models.relation import Relation, bilinear_form
+from jaxact.models.specs import RelationSpec
 from jaxact.ops import losses, pixels, relation_losses
 from jaxact.task import (
     Batch,
@@ -37,22 +36,22 @@ from jaxact.task import (
     Task,
     Training,
 )
-from jaxact.tasks.relation import augment as relation_augment
-from jaxact.tasks.relation import dataset, scoring, spatial_features
-from jaxact.tasks.relation.config import Config, Model, Stage
+from jaxact.tasks.relation import augment, dataset, scoring, spatial_features
+from jaxact.tasks.relation.config import Config, validate
 from jaxact.tasks.relation.dataset import Pair
-from jaxact.weights import relation as foreign
+from jaxact.weights import relation
 
 
 def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
-    _validate(config)
-    _explain(config.model)
+    validate(config)
+    spec = dataclasses.replace(config.model)
+    _explain(spec)
     data, classes, bound = config.data, tuple(config.data.classes), functools.partial
-    seen = bool(config.model.backbone)
+    seen = bool(spec.backbone)
     return Task(
         training=Training(
-            model=_network(config.model, len(classes), config.dtype),
+            model=Relation(spec, len(classes), jnp.dtype(config.dtype)),
             classes=classes,
             source=bound(dataset.source, data),
             prepare=bound(dataset.prepare, data, seen),
@@ -88,63 +87,12 @@ def make(config: Config) -> Task:
     )
 
 
-def _explain(model: Model) -> None:
-    """Says so where a bilinear form is not the full one."""
-    if model.fusion == "bilinear" and model.backbone and model.hidden:
-        low, reason = relation.bilinear_form(model.hidden[0], model.full_bilinear)
+def _explain(spec: RelationSpec) -> None:
+    """Prints why a bilinear form is of low rank, where it is."""
+    if spec.fusion == "bilinear" and spec.backbone:
+        low, reason = bilinear_form(spec.hidden[0], spec.full_bilinear)
         if low:
             print(reason, file=sys.stderr, flush=True)
-
-
-def _network(model: Model, classes: int, dtype: str) -> Relation:
-    return Relation(
-        classes,
-        model.backbone,
-        model.visual,
-        tuple(model.hidden),
-        model.fusion,
-        model.full_bilinear,
-        model.symmetric,
-        model.dropout,
-        model.mapper_dropout,
-        jnp.dtype(dtype),
-        model.remat,
-    )
-
-
-def _validate(config: Config) -> None:
-    one_of, require = schema.one_of, schema.require
-    model, loss = config.model, config.loss
-    dataset.validate(config)
-    if model.backbone:
-        one_of(config, "model.backbone", *BACKBONES)
-    one_of(config, "model.fusion", *FUSIONS)
-    one_of(config, "loss.kind", "ce", "focal")
-    one_of(config, "loss.mpca_mode", *relation_losses.MODES)
-    hidden = model.hidden
-    require(
-        len(hidden) > 0 and min(hidden) >= 4, "model.hidden", hidden, "widths from 4, one or up"
-    )
-    for field in ("visual", "full_bilinear"):
-        require(getattr(model, field) >= 1, f"model.{field}", getattr(model, field), "1 or more")
-    for field in ("dropout", "mapper_dropout"):
-        found = getattr(model, field)
-        require(0 <= found < 1, f"model.{field}", found, "0 to below 1")
-    for field in ("gamma", "mpca", "acc"):
-        require(getattr(loss, field) >= 0, f"loss.{field}", getattr(loss, field), "0 or more")
-    for index, stage in enumerate(config.stages):
-        allowed = "0 (as before), or 1 px or more"
-        require(stage.size >= 0, f"stages[{index}].size", stage.size, allowed)
-    for field in relation_augment.names():
-        found = getattr(config.augment, field)
-        require(0 <= found <= 1, f"augment.{field}", found, "0 to 1")
-    features = spatial_features.count(config.data.places, config.data.scene)
-    require(
-        bool(model.backbone) or features > 0,
-        "model.backbone",
-        model.backbone,
-        "a backbone, or spatial features (data.places, data.scene)",
-    )
 
 
 # ---------------------------------------------------------------------------------- under jit
@@ -158,7 +106,7 @@ def _inputs(
     if crops is not None:
         crops = crops.astype(jnp.float32)
         if stage_data is not None:
-            crops = relation_augment.apply(config.augment, key, crops)
+            crops = augment.apply(config.augment, key, crops)
         crops = pixels.normalised(crops, config.data.mean, config.data.std)
     arguments = {"crops": crops, "spatial": batch.get("place")}
     if stage_data is None:
@@ -167,9 +115,9 @@ def _inputs(
 
 
 def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
-    """The three terms f32[b] each; the balance of the classes is one of the batch as a whole.
+    """The three terms, f32[b] each; the balance of the classes is one value of the whole batch.
 
-    Class weights are counted when a step is traced.
+    The class weights are read when a step is traced.
     """
     loss = config.loss
     return relation_losses.terms(
@@ -185,7 +133,7 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
 
 
 def _watch(outputs: Any, targets: Any) -> dict[str, Any]:
-    """acc: is the best class the right one?"""
+    """acc f32[b]: 1 where the best class is the right one."""
     return {"acc": (outputs["logits"].argmax(-1) == targets["label"]).astype(jnp.float32)}
 
 
@@ -213,8 +161,8 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from a checkpoint of the original or of a ResNet, and the report."""
-    found, report = foreign.load(path, variables)
-    return found, report.text(full=True)
+    loaded, report = relation.load(path, variables)
+    return loaded, report.text(full=True)
 
 
 def _frame(pair: Pair) -> str:
@@ -224,17 +172,16 @@ def _frame(pair: Pair) -> str:
 
 def _thumbnail(config: Config, pair: Pair) -> np.ndarray:
     """u8[1, s, 2 s, 3]: both crops, for the report."""
-    return np.concatenate(list(dataset.crops(config.data, pair, _side(config))), axis=1)[None]
+    return np.concatenate(list(dataset.pair_crops(config.data, pair, _side(config))), axis=1)[None]
 
 
 def _side(config: Config) -> int:
     """px of the crops in the last row of the schedule."""
-    first = next(f.metadata["initial"] for f in dataclasses.fields(Stage) if f.name == "size")
-    return [first, *(stage.size for stage in config.stages if stage.size)][-1]
+    return carried(config.stages, "size")[-1]
 
 
 def _contract(config: Config, stage_data: Any = None) -> Contract:
-    """What `export` ships: two crops and the spatial features in, probabilities out."""
+    """An exported model: two crops and the spatial features in, probabilities out."""
     data, side = config.data, _side(config) if stage_data is None else stage_data.size
     count = spatial_features.count(data.places, data.scene)
     inputs: dict[str, Port] = {}

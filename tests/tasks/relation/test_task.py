@@ -24,11 +24,10 @@ from jaxact.config import Group, UserError
 from jaxact.data import drawing
 from jaxact.data.pipeline import Order, train_batches
 from jaxact.evaluate import cost
-from jaxact.evaluate.metrics import Confusion
+from jaxact.evaluate.metrics import Average, Confusion
 from jaxact.modes import check, predict
 from jaxact.task import Ending
-from jaxact.tasks.relation import augment, sample_data, scoring
-from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation import augment, crops, sample_data, scoring
 from jaxact.tasks.relation import task as relation
 from jaxact.tasks.relation.config import Augment, Stage
 from jaxact.tasks.relation.dataset import Pair
@@ -45,7 +44,7 @@ from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
 from jaxact.weights import table
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "relation.py"
 
 
@@ -179,7 +178,7 @@ MISTAKES = [
     ("model__hidden", (), r"config.model.hidden=\(\)"),
     ("model__visual", 0, r"config.model.visual=0"),
     ("model__dropout", 1.0, r"config.model.dropout=1.0"),
-    ("stages", (Stage(size=-5),), r"config.stages\[0\].size=-5 is not .* 1 px or more"),
+    ("stages", (Stage(size=-5),), r"config.stages\[0\].size=-5 is not .* or 1 or more"),
     ("loss__kind", "mse", r"config.loss.kind='mse'"),
     ("loss__mpca_mode", "sum", r"config.loss.mpca_mode='sum'"),
     ("loss__acc", -1.0, r"config.loss.acc=-1.0"),
@@ -238,8 +237,8 @@ def test_the_loss_is_the_weighted_sum(root):
 
 def test_augmentation():
     key = jax.random.key(3)
-    crops = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (64, 2, 12, 8, 3)), jnp.float32)
-    assert augment.apply(Augment(), key, crops) is crops
+    pairs = jnp.asarray(np.random.default_rng(0).uniform(0, 255, (64, 2, 12, 8, 3)), jnp.float32)
+    assert augment.apply(Augment(), key, pairs) is pairs
     forms = {
         "mirrored": Augment(hflip=1.0),
         "swapped": Augment(swap=1.0),
@@ -247,19 +246,19 @@ def test_augmentation():
         "erased": Augment(erase=0.5),
         "coloured": Augment(jitter=0.2),
     }
-    draw = jax.jit(lambda k: {n: augment.apply(form, k, crops) for n, form in forms.items()})
+    draw = jax.jit(lambda k: {n: augment.apply(form, k, pairs) for n, form in forms.items()})
     found = draw(key)
     mirrored, swapped, some, erased, coloured = (found[name] for name in forms)
-    np.testing.assert_array_equal(mirrored, crops[:, :, :, ::-1])
-    np.testing.assert_array_equal(swapped, crops[:, ::-1])
-    ways = [crops, crops[:, ::-1], mirrored, mirrored[:, ::-1]]
+    np.testing.assert_array_equal(mirrored, pairs[:, :, :, ::-1])
+    np.testing.assert_array_equal(swapped, pairs[:, ::-1])
+    ways = [pairs, pairs[:, ::-1], mirrored, mirrored[:, ::-1]]
     hits = [int((some == form).all((1, 2, 3, 4)).sum()) for form in ways]
     assert sum(hits) == 64 and min(hits) > 5  # both crops of a pair are mirrored together
-    changed = (erased != crops).any(-1).mean((2, 3))
+    changed = (erased != pairs).any(-1).mean((2, 3))
     assert 30 < (changed > 0).sum() < 98 and changed.max() < 0.5
     assert coloured.min() >= 0 and coloured.max() <= 255
-    assert (coloured != crops).any((1, 2, 3, 4)).all()
-    assert float(jnp.abs(coloured - crops).mean()) < 40
+    assert (coloured != pairs).any((1, 2, 3, 4)).all()
+    assert float(jnp.abs(coloured - pairs).mean()) < 40
     np.testing.assert_array_equal(coloured, draw(key)["coloured"])
     assert (coloured != draw(jax.random.key(4))["coloured"]).any()
 
@@ -293,10 +292,7 @@ def test_scores_with_an_absent_class():
     logits = np.eye(3)[[0, 0, 1, 1, 1, 0]] * 4.0
     rows = {"label": np.array([0, 0, 0, 1, 1, -1]), "logits": logits}
     table = np.array([[2, 1, 0], [0, 2, 0], [0, 0, 0]])
-    merged = {
-        "confusion": Confusion(table),
-        "loss": type("A", (), {"total": 2.0, "count": 5.0}),
-    }
+    merged = {"confusion": Confusion(table), "loss": Average(2.0, 5.0)}
     found = scoring.score(classes, merged, rows)
     assert found["acc"] == pytest.approx(0.8) and found["loss"] == pytest.approx(0.4)
     assert found["mpca"] == pytest.approx((2 / 3 + 1) / 2)  # class d does not occur
@@ -360,7 +356,7 @@ def test_the_training_stream_keeps_frames_together(root):
         stream = train_batches(config, task, source, stage, start, end)
         return np.concatenate([batch["id"] for batch in stream]).reshape(-1, 4)
 
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
     whole = ids(0, 16)
     assert sorted(whole[:8].ravel()) == sorted(whole[8:].ravel()) == list(range(32))
     assert (whole[:8] != whole[8:]).any()

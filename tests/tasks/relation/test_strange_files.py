@@ -8,13 +8,12 @@ import os
 
 import numpy as np
 import pytest
-from data.test_jrdb import SIT, STAND, WALK, person, scene
-from data.test_jrdb import pairs as of_scene
 from PIL import Image
+from tasks.relation.test_jrdb import SIT, STAND, WALK, person, scene
+from tasks.relation.test_jrdb import pairs as of_scene
 
 from jaxact.config import UserError
-from jaxact.tasks.relation import annotation_files, dataset, jrdb, jrdb_splits
-from jaxact.tasks.relation import crops as pair_crops
+from jaxact.tasks.relation import annotation_files, crops, dataset, jrdb, jrdb_splits
 from jaxact.tasks.relation.config import Data
 from jaxact.tasks.relation.jrdb import Rules
 
@@ -28,7 +27,7 @@ class Stage:
 
 @pytest.fixture(autouse=True)
 def fresh():
-    pair_crops.KEPT.clear()
+    crops.KEPT.clear()
     annotation_files.header.cache_clear()
 
 
@@ -115,9 +114,9 @@ def test_boxes_beyond_pictures_of_any_size_are_found_when_these_are_opened(tmp_p
     data = Data(root=root, splits="s.json", size=(0, 0))
     pair = dataset.source(data, "train")[0]
     message = r"000000\.jpg: person 2 has box 250 5 30 40, outside the picture of 200x60 px"
-    for crops in (True, False):
+    for with_crops in (True, False):
         with pytest.raises(UserError, match=message):
-            dataset.prepare(data, crops, pair, None, Stage, "train")
+            dataset.prepare(data, with_crops, pair, None, Stage, "train")
     assert "person 2 has box" in dataset.audit(data, True, pair)
 
 
@@ -199,7 +198,7 @@ def test_names_that_are_no_utf8(tmp_path):
     for cache in ("", str(tmp_path / "crops")):
         data = Data(size=(0, 0), cache_dir=cache)
         pair = dataset.examples(data, str(path))[0]
-        assert dataset.crops(data, pair, 16).shape == (2, 16, 16, 3)
+        assert dataset.pair_crops(data, pair, 16).shape == (2, 16, 16, 3)
 
 
 def test_files_that_cannot_be_opened(tmp_path):
@@ -209,4 +208,4 @@ def test_files_that_cannot_be_opened(tmp_path):
     boxes = ((10.0, 10.0, 20.0, 30.0), (50.0, 10.0, 20.0, 30.0))
     name = tmp_path / "y.json" / ("x" * 300)
     with pytest.raises(UserError, match=r"cannot be read: File name too long"):
-        pair_crops.stored(str(name), SIZE, boxes, pair_crops.Cut(), str(tmp_path / "crops"))
+        crops.stored(str(name), SIZE, boxes, crops.Cut(), str(tmp_path / "crops"))

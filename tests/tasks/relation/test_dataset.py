@@ -123,7 +123,7 @@ def test_an_example(data):
 
 def epoch(data, source, order):
     for index in order:
-        dataset.crops(data, source[index], 16)
+        dataset.pair_crops(data, source[index], 16)
 
 
 def test_a_frame_is_decoded_once_for_all_its_pairs(data, decoded, monkeypatch):
@@ -196,24 +196,24 @@ def test_memory_is_bounded_and_the_oldest_goes_first():
 
 def test_the_folder_of_crops(data, decoded, tmp_path):
     source = dataset.source(data, "val")
-    want = dataset.crops(data, source[0], 16)
+    want = dataset.pair_crops(data, source[0], 16)
     data.cache_dir, data.memory = str(tmp_path / "crops"), 0
     for _ in range(2):
         crops.KEPT.clear()
-        np.testing.assert_array_equal(dataset.crops(data, source[0], 16), want)
+        np.testing.assert_array_equal(dataset.pair_crops(data, source[0], 16), want)
     assert len(decoded) == 2  # once before, once into the folder
     data.padding = 0.1
-    assert (dataset.crops(data, source[0], 16) != want).any() and len(decoded) == 3
+    assert (dataset.pair_crops(data, source[0], 16) != want).any() and len(decoded) == 3
     entries = [p for p in (tmp_path / "crops").rglob("*") if p.is_file()]
     assert len(entries) == 2
     for entry in entries:
         entry.write_bytes(entry.read_bytes()[:-1])
     crops.KEPT.clear()
     with pytest.raises(UserError, match=r"is no entry of this cache \(config.data.cache_dir\)"):
-        dataset.crops(data, source[0], 16)
+        dataset.pair_crops(data, source[0], 16)
     data.cache_dir = str(entries[0])
     with pytest.raises(UserError, match="cannot be read"):
-        dataset.crops(data, source[0], 16)
+        dataset.pair_crops(data, source[0], 16)
 
 
 def test_sampling_makes_classes_equal(data):

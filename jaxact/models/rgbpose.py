@@ -59,7 +59,7 @@ def _moved(x: jax.Array, ahead: int, frames: int) -> jax.Array:
 
 
 class Lateral(nn.Module):
-    """One exchange: each path's map with a view of the other's appended to its channels.
+    """One exchange: each path's map with channels made of the other's map appended.
 
     rgb f32[b, t, h, w, c], pose f32[b, t * n, h, w, c'] -> the same with c + c / share and
     c' + c' / share channels. Pose to RGB is a strided convolution in time without BN, RGB to pose a

@@ -37,14 +37,10 @@ def _rules(hidden: int) -> tuple[Rule, ...]:
     return (*rules, *dense(f"relation_network.{3 * hidden}", "label"))
 
 
-def _part(path: str) -> str:
-    return path.split("/")[1]
-
-
 def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     """The original's table for the target's number of hidden layers, and those of its ResNet."""
     hidden = sum(name.startswith("relation") for name in target.get("params", {}))
-    own = Table("simplename pair classifier", _rules(hidden), heads=("label",), part=_part)
+    own = Table("simplename pair classifier", _rules(hidden), heads=("label",))
     return (own, *images.tables(tensors, target))
 
 

@@ -66,11 +66,6 @@ def prepared(task, clip, split="test", augment="none", seed=0, size=32):
     return task.training.prepare(clip, np.random.default_rng(seed), view(augment, size), split)
 
 
-def test_absent_people_stand_where_nothing_is_drawn():
-    """The host names the place itself, because its workers import no JAX."""
-    assert data_clips.ABSENT == heatmap.ABSENT
-
-
 # --------------------------------------------------------------------------- prepare against shapes
 
 VARIANTS = {

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights import writer
+from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models.relation import Relation
@@ -55,7 +55,7 @@ def drawn(variables, seed=0):
 
 def test_a_file_round_trip_and_another_number_of_classes(tmp_path):
     variables = drawn(variables_of(fusion="bilinear", **SMALL))
-    tensors = table.invert(relation.tables({}, variables)[0], variables)
+    tensors = inverse.invert(relation.tables({}, variables)[0], variables)
     assert {"relation_network.6.weight", "bilinear.weight"} <= tensors.keys()
     content = {"model_state_dict": {k: writer.view(v) for k, v in tensors.items()}}
     path = writer.write_zip(tmp_path / "best_model.pth", content)
@@ -76,7 +76,7 @@ def test_a_resnet_starts_the_backbone(tmp_path):
     source = {
         collection: {"backbone": drawn(tree["backbone"], 1)} for collection, tree in target.items()
     }
-    tensors = table.invert(images.tables({}, source)[0], source)
+    tensors = inverse.invert(images.tables({}, source)[0], source)
     tensors.update({"fc.weight": np.ones((1000, 64), np.float32), "fc.bias": np.ones(1000, "f4")})
     path = writer.write_safetensors(tmp_path / "resnet.safetensors", tensors)
     loaded, report = relation.load(path, target)

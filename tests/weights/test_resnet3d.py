@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import recipe
-from weights import writer
+from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models import c3d, heads
@@ -84,7 +84,7 @@ def test_every_key_and_every_variable_is_used_once(golden, case):
     loaded = [path for path, _ in report.loaded]
     assert len(set(loaded)) == len(loaded) == len(tensors) - len(counters)
     assert len(loaded) == len(table.flatten(target))
-    back = table.invert(found, variables)
+    back = inverse.invert(found, variables)
     assert back.keys() == tensors.keys() - counters
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], key)
@@ -101,7 +101,7 @@ def test_a_transposed_kernel_keeps_its_taps(golden):
 
 def file_of(path, names, variables, change=None):
     """Variables under some naming, written as a checkpoint file."""
-    tensors = table.invert(names, variables)
+    tensors = inverse.invert(names, variables)
     if change:
         change(tensors)
     content = {"state_dict": {key: writer.view(value) for key, value in tensors.items()}}

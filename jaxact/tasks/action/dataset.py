@@ -22,7 +22,7 @@ from jaxact.tasks.action import frame_sampling, pose_augment, poses, skeletons
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Data
 
-# Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
+# Where an absent person stands (px): outside every heatmap, mirrored or not.
 ABSENT = -1e4
 
 Streams = tuple[str, ...]  # "rgb", "pose" or both, in this order

@@ -188,14 +188,13 @@ class VideoMAE(nn.Module):
         self.fc_norm = norm(dtype=self.dtype)
 
     def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
-        checkpoint = nn.remat if self.remat else _stored
         x = self.embed(frames)
         side: Any = 0.0
         for index in range(self.spec.depth):
             x = self._layer(index, x, self._keep(index, x.shape[:2], train))
             if self.mode == "side" and index >= self.first:
                 ladder = functools.partial(VideoMAE._adapt, name=self._adapter_name(index))
-                side = side + checkpoint(ladder)(self, jax.lax.stop_gradient(x))
+                side = side + self._checkpoint(ladder)(self, jax.lax.stop_gradient(x))
             self.sow("intermediates", f"tokens{index}", x)
         if self.mode in ("frozen", "side"):
             x = jax.lax.stop_gradient(x)
@@ -218,8 +217,7 @@ class VideoMAE(nn.Module):
         """
         adapter = self._adapter_name(index) if self.mode == "adapter" else ""
         has_gradient = self.mode == "full" or (self.mode == "adapter" and index > self.first)
-        checkpoint = nn.remat if self.remat else _stored
-        checkpoint_block = checkpoint if has_gradient else _stored
+        groups = 1 if self.is_initializing() else self._groups(x.shape[1])
 
         def block(mdl: Any, x: jax.Array, keep: jax.Array | None) -> jax.Array:
             return getattr(mdl, f"block{index}")(x, keep)
@@ -230,15 +228,15 @@ class VideoMAE(nn.Module):
         def both(mdl: Any, x: jax.Array, keep: jax.Array | None) -> jax.Array:
             return adapt(mdl, block(mdl, x, keep))
 
-        groups = self._groups(x.shape[1])
-        if groups > 1 and not self.is_initializing():
-            # Each group is its own checkpoint: one around the scan would store all of them.
-            x = self._in_groups(checkpoint_block(block), groups, x, keep)
-        elif adapter and has_gradient:
-            return checkpoint(both)(self, x, keep)
-        else:
-            x = checkpoint_block(block)(self, x, keep)
-        return checkpoint(adapt)(self, x) if adapter else x
+        if adapter and has_gradient and groups == 1:
+            return self._checkpoint(both)(self, x, keep)
+        # Each group is its own checkpoint: one around the scan would store all of them.
+        run = self._checkpoint(block) if has_gradient else block
+        x = run(self, x, keep) if groups == 1 else self._in_groups(run, groups, x, keep)
+        return self._checkpoint(adapt)(self, x) if adapter else x
+
+    def _checkpoint(self, function: Callable) -> Callable:
+        return nn.remat(function) if self.remat else function
 
     def _in_groups(
         self, block: Callable, groups: int, x: jax.Array, keep: jax.Array | None
@@ -285,11 +283,6 @@ class VideoMAE(nn.Module):
             return None
         kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (2, *size))
         return kept / (1 - rate)
-
-
-def _stored(function: Callable) -> Callable:
-    """The function as it is, in place of `nn.remat`: what the backward pass needs is stored."""
-    return function
 
 
 class VideoMAEClassifier(nn.Module):

@@ -93,12 +93,7 @@ def _pad(x: jax.Array, before, after) -> jax.Array:
 def _window(x: jax.Array, start, size, strides: Triple) -> jax.Array:
     """x[:, start : ... : stride, ...] with `size` elements along each of t, h, w."""
     limit = [o + (n - 1) * s + 1 for o, n, s in zip(start, size, strides, strict=True)]
-    return lax.slice(
-        x,
-        (0, *start, 0),
-        (x.shape[0], *limit, x.shape[4]),
-        (1, *strides, 1),
-    )
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[4]), (1, *strides, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

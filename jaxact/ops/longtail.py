@@ -65,10 +65,7 @@ def focal(logits: jax.Array, gamma: Scalar, weights: Row | None = None) -> jax.A
 
 
 def ldam(
-    logits: jax.Array,
-    margin: Row,
-    smoothing: Scalar = 0.0,
-    weights: Row | None = None,
+    logits: jax.Array, margin: Row, smoothing: Scalar = 0.0, weights: Row | None = None
 ) -> jax.Array:
     """Cross entropy of every label c after its own logit has lost `margin` f[k]: f32[b, k].
 
@@ -83,10 +80,7 @@ def ldam(
 
 
 def reduce(
-    table: jax.Array,
-    share: jax.Array,
-    weights: Row | None = None,
-    mask: Row | None = None,
+    table: jax.Array, share: jax.Array, weights: Row | None = None, mask: Row | None = None
 ) -> jax.Array:
     """Costs f[b, k] under label distributions f[b, k] -> f32[b], whose mean is PyTorch's.
 

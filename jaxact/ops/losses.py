@@ -56,10 +56,7 @@ def class_weight(targets: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def focal(
-    logits: jax.Array,
-    targets: jax.Array,
-    gamma: Scalar = 2.0,
-    alpha: jax.Array | None = None,
+    logits: jax.Array, targets: jax.Array, gamma: Scalar = 2.0, alpha: jax.Array | None = None
 ) -> jax.Array:
     """Softmax focal loss: -sum_c alpha_c t_c (1 - p_c)^gamma log p_c, f[b, k] -> f32[b].
 

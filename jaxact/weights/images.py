@@ -34,29 +34,37 @@ ROOT, HEAD = "backbone", "head/label"
 _table = functools.partial(Table, heads=("head/.*",))
 
 
-def _resnet(naming: str, prefix: str = "") -> tuple[Rule, ...]:
-    """ResNet of any depth; the rules of a part that a network lacks match nothing."""
+_BLOCK = "layer{s}/block{j}/"
+_RESNET = (
+    ("stem/conv", "stem/bn"),
+    *((f"{_BLOCK}conv{n}", f"{_BLOCK}bn{n}") for n in (1, 2, 3)),
+    (f"{_BLOCK}shortcut", f"{_BLOCK}shortcut_bn"),
+)
+
+
+def _resnet(*modules: tuple[str, str]) -> tuple[Rule, ...]:
+    """A ResNet of any depth from its (convolution, BN) modules: the stem's, and those of a block.
+
+    The rules of a part that a network lacks match nothing.
+    """
     rules: list[Rule] = []
-    if naming == "hf":
-        start, block = f"{prefix}embedder.embedder.", f"{prefix}encoder.stages.{{s-1}}.layers.{{j}}"
-        modules = [(start + "convolution", start + "normalization", "stem/conv", "stem/bn")]
-        for number in (1, 2, 3):
-            at = f"{block}.layer.{number - 1}."
-            modules.append(
-                (at + "convolution", at + "normalization", f"conv{number}", f"bn{number}")
-            )
-        at = f"{block}.shortcut."
-        modules.append((at + "convolution", at + "normalization", "shortcut", "shortcut_bn"))
-    else:
-        block = "layer{s}.{j}."
-        modules = [("conv1", "bn1", "stem/conv", "stem/bn")]
-        modules += [(f"{block}conv{n}", f"{block}bn{n}", f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
-        modules.append((f"{block}downsample.0", f"{block}downsample.1", "shortcut", "shortcut_bn"))
-    for kernel, norm, *targets in modules:
-        where = "" if targets[0].startswith("stem") else "layer{s}/block{j}/"
-        rules += conv(kernel, f"{ROOT}/{where}{targets[0]}")
-        rules += batch_norm(norm, f"{ROOT}/{where}{targets[1]}")
-    return (*rules, *dense("classifier.1" if naming == "hf" else "fc", HEAD))
+    for (kernel, norm), (target, target_norm) in zip(modules, _RESNET, strict=True):
+        rules += conv(kernel, f"{ROOT}/{target}")
+        rules += batch_norm(norm, f"{ROOT}/{target_norm}")
+    return tuple(rules)
+
+
+def torchvision_resnet(stem: str, stem_norm: str, block: str) -> tuple[Rule, ...]:
+    """A ResNet without its classifier: the modules of its stem, and what its blocks begin with."""
+    inner = ((f"{block}conv{n}", f"{block}bn{n}") for n in (1, 2, 3))
+    return _resnet((stem, stem_norm), *inner, (f"{block}downsample.0", f"{block}downsample.1"))
+
+
+def _hugging_face_resnet(prefix: str) -> tuple[Rule, ...]:
+    inner = ("layer.0", "layer.1", "layer.2", "shortcut")
+    block = f"{prefix}encoder.stages.{{s-1}}.layers.{{j}}."
+    modules = (f"{prefix}embedder.embedder", *(block + name for name in inner))
+    return _resnet(*((f"{module}.convolution", f"{module}.normalization") for module in modules))
 
 
 # Our module | timm | torchvision | Hugging Face, within a block
@@ -194,9 +202,11 @@ def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     blocks = [match for path in paths if (match := re.match(pattern, path))]
     family = blocks[0][1] if blocks else ""
     if family == "layer":
+        theirs = torchvision_resnet("conv1", "bn1", "layer{s}.{j}.")
+        hf = _hugging_face_resnet(_prefix(tensors, "resnet."))
         return (
-            _table(name="timm and torchvision ResNet", rules=_resnet("timm")),
-            _table(name="Hugging Face ResNet", rules=_resnet("hf", _prefix(tensors, "resnet."))),
+            _table(name="timm and torchvision ResNet", rules=(*theirs, *dense("fc", HEAD))),
+            _table(name="Hugging Face ResNet", rules=(*hf, *dense("classifier.1", HEAD))),
         )
     if family == "blocks":
         repeats: dict[int, int] = {}

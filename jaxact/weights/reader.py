@@ -149,7 +149,7 @@ def _state_dict(content: Any, name: str, container: str) -> Mapping[str, Any]:
         content = content[container]
     if not _holds_tensors(content):
         raise UserError(
-            f"{name}: no weights found, flat or under {', '.join(CONTAINERS)}; "
+            f"{name}: no weights in it, flat or under {', '.join(CONTAINERS)}; "
             f"the file holds {_entries(content)}"
         )
     for _ in range(_DEPTH):

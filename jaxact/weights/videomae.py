@@ -30,11 +30,7 @@ def joined(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 # Our name | MCG-NJU | MMAction2 | Hugging Face, after the prefix of the network or of the block.
-_PATCH = (
-    "patch_embed.proj",
-    "patch_embed.projection",
-    "embeddings.patch_embeddings.projection",
-)
+_PATCH = ("patch_embed.proj", "patch_embed.projection", "embeddings.patch_embeddings.projection")
 _BLOCK = ("blocks.{i}", "blocks.{i}", "encoder.layer.{i}")
 _NORMS = (
     ("norm1", "norm1", "norm1", "layernorm_before"),

@@ -257,7 +257,7 @@ def test_foreign_archives_and_files(tmp_path):
     with pytest.raises(UserError, match="protocol 1000"):
         read(path)
     writer.write_zip(path, {"epoch": 3, "best": [1, 2]})
-    with pytest.raises(UserError, match=r"no weights found.*'epoch', 'best'"):
+    with pytest.raises(UserError, match=r"no weights in it.*'epoch', 'best'"):
         read(path)
 
 

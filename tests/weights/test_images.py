@@ -30,8 +30,8 @@ def shapes(kind, heads=(("label", 1000),)):
     """Variables of a backbone and its linear heads, as shapes."""
     net = Backbone(kind, implementation="conv")
     image = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    found = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, False), image)
-    variables = {collection: {"backbone": tree} for collection, tree in found.items()}
+    trees = jax.eval_shape(lambda x: net.init(jax.random.key(0), x, False), image)
+    variables = {collection: {"backbone": tree} for collection, tree in trees.items()}
     width = backbone_info(kind).features
     variables["params"]["head"] = {
         name: {
@@ -60,21 +60,21 @@ def test_every_key_and_every_variable_is_used_once(golden, name):
     tensors = listed(golden / "names" / f"{name}.txt")
     kind = re.sub(r"^(tv|hf)_|\.sd$", "", name)
     target = shapes(kind)
-    found = table.detect(tensors, images.tables(tensors, target))
+    naming = table.detect(tensors, images.tables(tensors, target))
     code_base = {"tv_": "torchvision", "hf_": "Hugging Face"}.get(name[:3], "timm")
     family = FAMILIES[kind.split("_")[0].rstrip("0123456789")]
-    assert code_base in found.name and found.name.endswith(family)
+    assert code_base in naming.name and naming.name.endswith(family)
 
-    converted, wanted = table.translate(found, tensors), table.flatten(target)
+    converted, wanted = table.translate(naming, tensors), table.flatten(target)
     counters = [key for key in tensors if key.endswith("num_batches_tracked")]
     assert not converted.unknown and sorted(converted.ignored) == sorted(counters)
     ours = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
     assert {path: leaf.shape for path, leaf in converted.flat.items()} == ours
     used = [key for keys in converted.origin.values() for key in keys]
     assert len(set(used)) == len(used) == len(tensors) - len(counters)
-    assert len({rule.target for rule in found.rules}) == len(found.rules)
+    assert len({rule.target for rule in naming.rules}) == len(naming.rules)
     for path in wanted:  # what an error would name
-        assert table.expected(found, path) == converted.origin[path]
+        assert table.expected(naming, path) == converted.origin[path]
 
 
 def test_layouts_and_back():
@@ -233,16 +233,20 @@ def test_preprocessing_beside_the_file(tmp_path):
         *((224, 224), ({"shortest_edge": 236}, 236), ({"height": 346, "width": 346}, 346)),
     ):
         processor.write_text(json.dumps({**base, "size": size, "crop_pct": None}))
-        found = pixels.preprocessing(path)
-        assert (found.mean, found.std, found.size) == ((0.1, 0.2, 0.3), (1.0, 1.0, 0.5), side)
+        seen = pixels.preprocessing(path)
+        assert (seen.mean, seen.std, seen.size) == (
+            (0.1, 0.2, 0.3),
+            (1.0, 1.0, 0.5),
+            side,
+        )
     crop = {"size": 256, "crop_size": {"height": 224, "width": 224}, "do_center_crop": True}
     processor.write_text(json.dumps({**base, **crop}))
     assert pixels.preprocessing(path).size == 224
 
     own = {"pretrained_cfg": json.dumps({"mean": [0.4] * 3, "architecture": "resnet18"})}
     path = write(tmp_path / "model.safetensors", drawn(shapes(SMALL)), metadata=own)
-    found = pixels.preprocessing(path)
-    assert (found.mean, found.source) == ((0.4,) * 3, "model.safetensors metadata")
+    seen = pixels.preprocessing(path)
+    assert (seen.mean, seen.source) == ((0.4,) * 3, "model.safetensors metadata")
 
 
 @pytest.mark.parametrize(

@@ -37,9 +37,9 @@ def test_every_key_and_every_variable_is_used_once(golden, name, fields):
     entry = json.loads((golden / "statedict" / f"{name}.json").read_text())
     tensors = {k: np.broadcast_to(np.float32(0), v) for k, v in entry["tensors"].items()}
     target = variables_of(**fields)
-    found = table.detect(tensors, relation.tables(tensors, target))
-    assert found.name == "simplename pair classifier"
-    converted, wanted = table.translate(found, tensors), table.flatten(target)
+    naming = table.detect(tensors, relation.tables(tensors, target))
+    assert naming.name == "simplename pair classifier"
+    converted, wanted = table.translate(naming, tensors), table.flatten(target)
     assert not converted.unknown
     assert all(key.endswith("num_batches_tracked") for key in converted.ignored)
     ours = {path: tuple(leaf.shape) for path, leaf in wanted.items()}

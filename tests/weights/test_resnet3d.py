@@ -74,9 +74,9 @@ def filled(path):
 def test_every_key_and_every_variable_is_used_once(golden, case):
     name, fields = CASES[case]
     tensors, target = filled(golden / "statedict" / f"{case}.json"), variables_of(**fields)
-    found = table.detect(tensors, resnet3d.tables(tensors, target))
-    assert found.name == name
-    variables, report = convert.apply(found, tensors, target, strict=True)
+    naming = table.detect(tensors, resnet3d.tables(tensors, target))
+    assert naming.name == name
+    variables, report = convert.apply(naming, tensors, target, strict=True)
     assert not (report.missing or report.unused or report.replaced or report.mismatched)
     assert not report.notes
     counters = {key for key in tensors if key.endswith("num_batches_tracked")}
@@ -84,7 +84,7 @@ def test_every_key_and_every_variable_is_used_once(golden, case):
     loaded = [path for path, _ in report.loaded]
     assert len(set(loaded)) == len(loaded) == len(tensors) - len(counters)
     assert len(loaded) == len(table.flatten(target))
-    back = inverse.invert(found, variables)
+    back = inverse.invert(naming, variables)
     assert back.keys() == tensors.keys() - counters
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], key)
@@ -227,8 +227,8 @@ def test_the_published_paths_grow_at_eight_places(golden):
     grown = {}
     for case in ("rgb_only_slowonly_r50", "posec3d_pose_only_32"):
         tensors = filled(golden / "statedict" / f"{case}.json")
-        found = table.detect(tensors, resnet3d.tables(tensors, target))
-        flat = table.translate(found, tensors).flat
+        naming = table.detect(tensors, resnet3d.tables(tensors, target))
+        flat = table.translate(naming, tensors).flat
         larger, _ = resnet3d.extend_inputs(flat, table.flatten(target))
         for path, value in larger.items():
             assert value.shape == table.flatten(target)[path].shape

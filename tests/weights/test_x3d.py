@@ -81,9 +81,9 @@ def filled(path):
 def test_every_key_and_every_variable_is_used_once(golden, case):
     name, _ = CASES[case]
     tensors, target = filled(golden / "statedict" / f"{case}.json"), cached_shapes(case)
-    found = table.detect(tensors, x3d.tables(tensors, target))
-    assert found.name == name
-    variables, report = convert.apply(found, tensors, target, strict=True)
+    naming = table.detect(tensors, x3d.tables(tensors, target))
+    assert naming.name == name
+    variables, report = convert.apply(naming, tensors, target, strict=True)
 
     coarse = [f"prototypes/head/{stream}_coarse_prototype" for stream in ("pose", "rgb")]
     assert sorted(report.missing) == (coarse if case == "pcan_full_eval" else [])
@@ -93,11 +93,11 @@ def test_every_key_and_every_variable_is_used_once(golden, case):
     loaded = [target_path for target_path, _ in report.loaded]
     assert len(set(loaded)) == len(loaded) == len(tensors) - len(counters)
     assert len(loaded) + len(report.missing) == len(table.flatten(target))
-    names = {v.target for v in found.rules}
-    assert len(names) == len(found.rules)
+    names = {v.target for v in naming.rules}
+    assert len(names) == len(naming.rules)
 
     kept = {path: v for path, v in table.flatten(variables).items() if path not in coarse}
-    back = inverse.invert(found, kept)
+    back = inverse.invert(naming, kept)
     assert back.keys() == tensors.keys() - counters
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], key)

@@ -22,7 +22,7 @@ from jaxact.ops import losses
 Scalar = jax.Array | float
 Row = jax.Array | np.ndarray  # a number for each class
 CENTER_NORMS = ("none", "size", "unit")
-_LEARNT = 0.01  # nats: where the weight of a loss stops to grow
+_LEARNT = 0.01  # nats: below this mean the weight of a loss no longer grows
 
 
 def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import command
 import jax
 import numpy as np
 import pytest
-from weights import writer
+from weights import inverse, writer
 
 from jaxact import config as schema
 from jaxact import exported
@@ -25,7 +25,6 @@ from jaxact.tasks.detection import sample_data
 from jaxact.train import checkpoint, loop, optimizer, restore, setup, state
 from jaxact.train.run import abstract_batch, abstract_variables, initial_variables, open_run
 from jaxact.train.schedule import resolve
-from jaxact.weights import table
 from jaxact.weights import videomae as names
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -395,7 +394,7 @@ def test_weights_of_another_size(refused, drawn, tmp_path):
         jax.eval_shape(model.init, jax.random.key(0), window),
     )
     path = tmp_path / "vit.pth"
-    tensors = table.invert(names.TABLES[1], variables)
+    tensors = inverse.invert(names.TABLES[1], variables)
     writer.write_zip(path, {"state_dict": tensors})
     line = refused(*data(drawn), f"--config.init_from={path}")
     assert "vit.pth" in line and "sizes differ" in line and "backbone" in line

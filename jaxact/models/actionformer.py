@@ -51,12 +51,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width, mask = x.shape[-1], mask[:, :: self.stride]
-        found = []
+        parts = []
         for name in ("query", "key", "value"):
             y = sequence.TemporalDepthwise(self.stride, dtype=self.dtype, name=f"{name}_conv")(x)
             y = _norm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm")(_masked(y, mask))
-            found.append(_dense(width, dtype=self.dtype, name=name)(y))
-        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in found)
+            parts.append(_dense(width, dtype=self.dtype, name=name)(y))
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in parts)
         y = sequence.attend(q, k, v, mask, self.window).reshape(*mask.shape, width)
         return _masked(_dense(width, dtype=self.dtype, name="proj")(y), mask)
 
@@ -124,11 +124,7 @@ class Projection(nn.Module):
         if spec.positions:
             x = _masked(x + self._table(length, train), mask)
         block = functools.partial(
-            Block,
-            spec.heads,
-            window=spec.window,
-            drop_path=spec.drop_path,
-            dtype=self.dtype,
+            Block, spec.heads, window=spec.window, drop_path=spec.drop_path, dtype=self.dtype
         )
         for index in range(spec.stem):
             x = block(name=f"stem{index}")(x, mask, train)
@@ -191,15 +187,15 @@ class Head(nn.Module):
         }
         logits, distances = [], []
         for level, (x, mask) in enumerate(levels):
-            found = {}
+            outputs = {}
             for kind, tower in towers.items():
                 y = x
                 for layer in tower:
                     y = layer(y, mask)
-                found[kind] = ends[kind](y)
+                outputs[kind] = ends[kind](y)
             scale = self.param(f"scale{level}", nn.initializers.ones, (), jnp.float32)
-            logits.append(found["cls"])
-            distances.append(nn.relu(found["reg"] * scale.astype(wide)))
+            logits.append(outputs["cls"])
+            distances.append(nn.relu(outputs["reg"] * scale.astype(wide)))
         return jnp.concatenate(logits, axis=1), jnp.concatenate(distances, axis=1)
 
 

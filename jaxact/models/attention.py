@@ -9,11 +9,11 @@ from jaxact.models import layers
 
 
 class PoseAttention(nn.Module):
-    """Where and when the pose stream looks: -> f32[b, t, h, w, 1] in (0, 1), 107 parameters.
+    """Weights of places and frames, from the pose: -> f32[b, t, h, w, 1] in (0, 1), 107 parameters.
 
     pose: f32[b, t_pose, h, w, c], read at the RGB frames' times 0, s, 2s, ... with
     s = t_pose // t. Largest and mean channel -> 7x7 convolution, BN, sigmoid = where; its mean
-    over h, w -> 7-frame convolution, sigmoid = when; the result is their product.
+    over h, w -> 7-frame convolution, sigmoid = when; it returns their product.
     Raises UserError if the pose stream has fewer frames than the RGB stream.
     """
 

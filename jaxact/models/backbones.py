@@ -6,12 +6,7 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import convnext, efficientnet, image_layers, resnet
-from jaxact.models.specs import (
-    ConvNeXtSpec,
-    EfficientNetSpec,
-    ResNetSpec,
-    backbone_spec,
-)
+from jaxact.models.specs import ConvNeXtSpec, EfficientNetSpec, ResNetSpec, backbone_spec
 
 
 class Backbone(nn.Module):
@@ -38,9 +33,9 @@ class Backbone(nn.Module):
         spec, rate, how = backbone_spec(self.kind), self.drop_path, self.implementation
         if isinstance(spec, ResNetSpec):
             if rate:
-                allowed = "0 (drop path is for EfficientNet and ConvNeXt)"
                 raise UserError(
-                    f"drop_path {rate!r} with backbone {self.kind!r}: allowed is {allowed}"
+                    f"drop_path {rate!r} with backbone {self.kind!r}: allowed is 0 (drop path is "
+                    "for EfficientNet and ConvNeXt)"
                 )
             maps = resnet.trunk(spec, image, train, self.dtype, self.remat)
         elif isinstance(spec, EfficientNetSpec):

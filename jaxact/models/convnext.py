@@ -3,6 +3,8 @@
 Sources: arXiv 2201.03545; timm `convnext.py`, torchvision `convnext.py`, Hugging Face `convnext`.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxact.models import image_layers
 from jaxact.models.specs import ConvNeXtSpec
 
 _normal = nn.initializers.normal(0.02)
+_Patches = functools.partial(image_layers.Conv, patch=True, use_bias=True, kernel_init=_normal)
 
 
 class Block(nn.Module):
@@ -58,7 +61,7 @@ class Stage(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         if self.index > 0:
             x = image_layers.layer_norm("down_norm", self.dtype)(x)
-            x = _patches(self.spec.channels[self.index], 2, self.dtype, "down")(x)
+            x = _Patches(self.spec.channels[self.index], 2, 2, dtype=self.dtype, name="down")(x)
         entry = x
         block = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for number, rate in enumerate(self.drop_paths):
@@ -74,21 +77,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _patches(self.spec.channels[0], 4, self.dtype, "conv")(x)
+        x = _Patches(self.spec.channels[0], 4, 4, dtype=self.dtype, name="conv")(x)
         return image_layers.layer_norm("norm", self.dtype)(x)
-
-
-def _patches(features: int, size: int, dtype: jnp.dtype, name: str) -> nn.Module:
-    return image_layers.Conv(
-        features,
-        size,
-        size,
-        patch=True,
-        use_bias=True,
-        dtype=dtype,
-        kernel_init=_normal,
-        name=name,
-    )
 
 
 def trunk(

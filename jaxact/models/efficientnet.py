@@ -25,7 +25,7 @@ def _spatial_normal(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) -
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate seen from the map's mean: f32[b, h, w, c] -> the same."""
+    """Scales each channel by a gate computed from the map's mean: f32[b, h, w, c] -> the same."""
 
     squeezed: int
     dtype: jnp.dtype = jnp.float32

@@ -1,4 +1,8 @@
-"""Classification heads: pool the feature maps of one or two streams, classify each."""
+"""Classification heads: pool the feature maps of one or two streams, classify each.
+
+Sources: MMAction2 (mean, dropout, linear), X3D (arXiv 2004.04730; SlowFast `head_helper.py`), PCAN
+(AAAI 2025; 9527haoyunlai/PCANetwork `rgbpose_head.py`) for the prototypes.
+"""
 
 import dataclasses
 import math
@@ -8,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxact.config import UserError
-from jaxact.models import layers
+from jaxact.models import layers, sequence
 from jaxact.ops import prototypes as prototypes_op
 
 KINDS = ("linear", "x3d")
@@ -158,8 +162,8 @@ class Head(nn.Module):
         positions = math.prod(logits.shape[1:4])
         return jax.nn.logsumexp(jax.nn.log_softmax(logits), (1, 2, 3)) - math.log(positions)
 
-    def _compared(self, stream: str, spec: Prototypes) -> tuple[dict, dict]:
-        """The stream's projections and prototypes by level, "fine" and "coarse"."""
+    def _compared(self, stream: str, width: int, spec: Prototypes) -> tuple[dict, dict]:
+        """The stream's projections of c = `width` and its prototypes, by level (fine, coarse)."""
 
         def draw(size: int, count: int) -> jax.Array:
             return jax.random.normal(self.make_rng("params"), (size, count), jnp.float32)
@@ -169,8 +173,11 @@ class Head(nn.Module):
             ("fine", spec.fine, self.classes),
             ("coarse", spec.coarse, self.coarse_classes),
         ):
-            project[level] = Projection(
-                size, jnp.promote_types(self.dtype, jnp.float32), name=f"{stream}_{level}_proj"
+            project[level] = sequence.Dense(
+                size,
+                bias_init=layers.torch_bias(width),
+                dtype=jnp.promote_types(self.dtype, jnp.float32),
+                name=f"{stream}_{level}_proj",
             )
             name = f"{stream}_{level}_prototype"
             state[level] = self.variable("prototypes", name, draw, size, count)
@@ -178,7 +185,7 @@ class Head(nn.Module):
 
     def _corrected(self, stream: str, pooled: jax.Array, spec: Prototypes) -> jax.Array:
         """What the prototypes add to the stream's logits in evaluation."""
-        project, state = self._compared(stream, spec)
+        project, state = self._compared(stream, pooled.shape[-1], spec)
         if self.is_initializing():
             project["coarse"](pooled)
         z = project["fine"](pooled)
@@ -187,7 +194,7 @@ class Head(nn.Module):
 
     def _terms(self, stream, x, outputs, labels, mask, spec: Prototypes):
         """The stream's contrast and tree terms; moves its prototypes."""
-        project, state = self._compared(stream, spec)
+        project, state = self._compared(stream, x.shape[-1], spec)
         frame = x.mean(1, dtype=jnp.promote_types(x.dtype, jnp.float32))
         vector = layers.peak(frame.reshape(len(frame), -1, frame.shape[-1]), 1)[:, 0]
         z = {level: layer(vector) for level, layer in project.items()}
@@ -217,17 +224,3 @@ class Head(nn.Module):
             for level, variable in state.items():
                 variable.value = moved[level].astype(variable.value.dtype)
         return spec.weight * contrast, spec.tree_weight * tree
-
-
-class Projection(nn.Module):
-    """A linear layer that starts as torch's does."""
-
-    features: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        count = x.shape[-1]
-        kernel = self.param("kernel", layers.torch_uniform, (count, self.features), jnp.float32)
-        bias = self.param("bias", layers.torch_bias(count), (self.features,), jnp.float32)
-        return x.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)

@@ -80,28 +80,28 @@ class _Operation(NamedTuple):
         """Computes the outputs into `values`."""
         equation = self.equation
         given = [values[a] if isinstance(a, int) else np.asarray(a.val) for a in self.inputs]
-        results = _sampled(equation, given)
+        arrays = _sampled(equation, given)
         name = equation.primitive.name
-        if results is None and name in _NUMPY and all(isinstance(v, np.ndarray) for v in given):
-            results = [np.asarray(_NUMPY[name](*given))]
-        if results is None and name == "broadcast_in_dim" and np.ndim(given[0]) == 0:
+        if arrays is None and name in _NUMPY and all(isinstance(v, np.ndarray) for v in given):
+            arrays = [np.asarray(_NUMPY[name](*given))]
+        if arrays is None and name == "broadcast_in_dim" and np.ndim(given[0]) == 0:
             aval: Any = equation.outvars[0].aval
-            results = [np.full(aval.shape, given[0], aval.dtype)]
-        if results is None:
-            results = _evaluated(equation, given)
-        values.update(zip(self.outputs, results, strict=True))
+            arrays = [np.full(aval.shape, given[0], aval.dtype)]
+        if arrays is None:
+            arrays = _evaluated(equation, given)
+        values.update(zip(self.outputs, arrays, strict=True))
 
 
 def _evaluated(equation: core.JaxprEqn, given: list) -> list:
-    """Runs one equation; all results but keys go on as NumPy arrays."""
+    """Runs one equation; all arrays but keys go on as NumPy arrays."""
     params = equation.params
     body = params.get("call_jaxpr", params.get("fun_jaxpr"))
     if body is not None:  # a function with its own derivative: only its value matters here
-        results = core.jaxpr_as_fun(body)(*given)
+        arrays = core.jaxpr_as_fun(body)(*given)
     else:
-        results = equation.primitive.bind(*given, **params)
-    results = results if equation.primitive.multiple_results else [results]
-    return [r if jnp.issubdtype(r.dtype, jax.dtypes.prng_key) else np.asarray(r) for r in results]
+        arrays = equation.primitive.bind(*given, **params)
+    arrays = arrays if equation.primitive.multiple_results else [arrays]
+    return [x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else np.asarray(x) for x in arrays]
 
 
 @functools.cache
@@ -168,9 +168,9 @@ def _outputs(closed: core.ClosedJaxpr, key: jax.Array) -> list[jax.Array]:
     names = {var: next(counter) for var in (*jaxpr.constvars, *jaxpr.invars)}
     values = {names[v]: c for v, c in zip(jaxpr.constvars, closed.consts, strict=True)}
     values[names[jaxpr.invars[0]]] = key
-    results = flatten(jaxpr, names)
+    atoms = flatten(jaxpr, names)
 
-    needed = {atom for atom in results if isinstance(atom, int)}
+    needed = {atom for atom in atoms if isinstance(atom, int)}
     kept = []
     for operation in reversed(operations):
         if needed.intersection(operation.outputs):
@@ -178,4 +178,4 @@ def _outputs(closed: core.ClosedJaxpr, key: jax.Array) -> list[jax.Array]:
             kept.append(operation)
     for operation in reversed(kept):
         operation.run(values)
-    return [jnp.asarray(values[a] if isinstance(a, int) else a.val) for a in results]
+    return [jnp.asarray(values[a] if isinstance(a, int) else a.val) for a in atoms]

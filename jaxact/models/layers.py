@@ -39,15 +39,14 @@ def torch_bias(fan_in: int) -> Callable:
 class Conv(nn.Module):
     """Dense 3-D convolution without bias over f32[b, t, h, w, c].
 
-    `padding` counts zeros on both sides of t, h, w; None is half the kernel. XLA's CPU backend runs
-    1x1x1 fastest as a matrix product and a longer kernel fastest in 2-D: frames join the batch,
-    neighbouring frames the channels.
+    Padded by half the kernel on both sides of t, h, w. XLA's CPU backend runs 1x1x1 fastest as a
+    matrix product and a longer kernel fastest in 2-D: frames join the batch, neighbouring frames
+    the channels.
     """
 
     features: int
     kernel_size: Triple = (1, 1, 1)
     strides: Triple = (1, 1, 1)
-    padding: Triple | None = None
     dtype: jnp.dtype = jnp.float32
     kernel_init: Callable = he_normal
     use_bias: bool = False
@@ -56,7 +55,7 @@ class Conv(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, jnp.float32).astype(self.dtype)
-        y = convolve(x.astype(self.dtype), kernel, self.strides, self.padding)
+        y = convolve(x.astype(self.dtype), kernel, self.strides)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
@@ -66,7 +65,10 @@ class Conv(nn.Module):
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Triple = (1, 1, 1), padding: Triple | None = None
 ) -> jax.Array:
-    """Convolves f32[b, t, h, w, c] with f32[kt, kh, kw, c, k], zeros on both sides as in torch."""
+    """Convolves f32[b, t, h, w, c] with f32[kt, kh, kw, c, k], zeros on both sides as in torch.
+
+    padding: zeros on each side of t, h, w; None is half the kernel.
+    """
     taps = kernel.shape[:3]
     if padding is None:
         padding = (taps[0] // 2, taps[1] // 2, taps[2] // 2)
@@ -120,7 +122,6 @@ class Depthwise(nn.Module):
 
     kernel_size: Triple
     strides: Triple = (1, 1, 1)
-    padding: Triple | None = None
     implementation: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
@@ -129,7 +130,7 @@ class Depthwise(nn.Module):
         shape = (*self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", he_normal, shape, jnp.float32)
         return depthwise_op.depthwise(
-            x.astype(self.dtype), kernel, self.strides, self.padding, self.implementation
+            x.astype(self.dtype), kernel, self.strides, implementation=self.implementation
         )
 
 
@@ -154,7 +155,7 @@ def batch_norm(
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate seen from the clip's mean: f32[b, t, h, w, c] -> the same."""
+    """Scales each channel by a gate computed from the mean: f32[b, t, h, w, c] -> the same."""
 
     squeezed: int
     dtype: jnp.dtype = jnp.float32

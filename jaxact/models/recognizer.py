@@ -11,6 +11,25 @@ from jaxact.models.specs import X3DSpec
 STREAMS = ("rgb", "pose", "rgb+pose")
 
 
+def check_streams(streams: str, both_for: str = "") -> None:
+    """Raises UserError for an unknown stream, or where `both_for` needs the two of them."""
+    if streams not in STREAMS:
+        raise UserError(f"streams {streams!r}: choose one of {', '.join(STREAMS)}")
+    if both_for and streams != "rgb+pose":
+        raise UserError(f"{both_for} needs streams 'rgb+pose', not {streams!r}")
+
+
+def clips_of(streams: str, rgb: jax.Array | None, pose: jax.Array | None) -> dict[str, jax.Array]:
+    """The clips of the streams in use, by name. Raises: UserError for one that is missing."""
+    clips = {}
+    for name, clip in (("rgb", rgb), ("pose", pose)):
+        if name in streams.split("+"):
+            if clip is None:
+                raise UserError(f"streams {streams!r}: the {name} input is missing")
+            clips[name] = clip
+    return clips
+
+
 class Recognizer(nn.Module):
     """Logits from RGB clips, pose heatmaps, or both.
 
@@ -40,10 +59,7 @@ class Recognizer(nn.Module):
     head_deviation: float = 0.01  # of the classifiers' first weights
 
     def __post_init__(self):
-        if self.streams not in STREAMS:
-            raise UserError(f"streams {self.streams!r}: choose one of {', '.join(STREAMS)}")
-        if self.use_attention and self.streams != "rgb+pose":
-            raise UserError(f"attention needs streams 'rgb+pose', not {self.streams!r}")
+        check_streams(self.streams, "attention" if self.use_attention else "")
         super().__post_init__()
 
     @nn.compact
@@ -57,11 +73,8 @@ class Recognizer(nn.Module):
         mask: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
         features = {}
-        for stream, clip, spec in (("rgb", rgb, self.rgb), ("pose", pose, self.pose)):
-            if stream not in self.streams.split("+"):
-                continue
-            if clip is None:
-                raise UserError(f"streams {self.streams!r}: the {stream} input is missing")
+        for stream, clip in clips_of(self.streams, rgb, pose).items():
+            spec = self.rgb if stream == "rgb" else self.pose
             features[stream] = x3d.X3DFeatures(
                 spec, self.dtype, self.implementation, self.remat, name=stream
             )(clip, train)

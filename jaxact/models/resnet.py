@@ -12,9 +12,6 @@ import jax.numpy as jnp
 from jaxact.models import image_layers, layers
 from jaxact.models.specs import ResNetSpec
 
-"""By name; `resnet10_w32` = 10 layers, 32 channels in the first stage, 3x3 stem of stride 2
-(`_s1`: stride 1, for 32 px images)."""
-
 
 class Block(nn.Module):
     """Two 3x3 convolutions, or 1x1, 3x3 (strided), 1x1, and the shortcut."""
@@ -27,24 +24,24 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        out = self.features * (4 if self.bottleneck else 1)
-        # (channels, kernel, stride) of each convolution
-        plan = (
-            ((self.features, 1, 1), (self.features, 3, self.stride), (out, 1, 1))
+        widest = self.features * (4 if self.bottleneck else 1)
+        # (channels, kernel, stride) of each
+        convolutions = (
+            ((self.features, 1, 1), (self.features, 3, self.stride), (widest, 1, 1))
             if self.bottleneck
-            else ((out, 3, self.stride), (out, 3, 1))
+            else ((widest, 3, self.stride), (widest, 3, 1))
         )
         y = x
-        for number, (channels, kernel, stride) in enumerate(plan, 1):
-            last = number == len(plan)
-            y = image_layers.Conv(channels, kernel, stride, dtype=self.dtype, name=f"conv{number}")(
-                y
+        for number, (channels, kernel, stride) in enumerate(convolutions, 1):
+            last = number == len(convolutions)
+            conv = image_layers.Conv(
+                channels, kernel, stride, dtype=self.dtype, name=f"conv{number}"
             )
             scale = self.last_scale if last else 1.0
-            y = layers.batch_norm(f"bn{number}", train, self.dtype, scale=scale)(y)
+            y = layers.batch_norm(f"bn{number}", train, self.dtype, scale=scale)(conv(y))
             y = y if last else nn.relu(y)
-        if self.stride != 1 or x.shape[-1] != out:
-            x = image_layers.Conv(out, 1, self.stride, dtype=self.dtype, name="shortcut")(x)
+        if self.stride != 1 or x.shape[-1] != widest:
+            x = image_layers.Conv(widest, 1, self.stride, dtype=self.dtype, name="shortcut")(x)
             x = layers.batch_norm("shortcut_bn", train, self.dtype)(x)
         return nn.relu(y + x)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jaxact.config import UserError
 from jaxact.models import c3d, heads, layers, resnet3d
-from jaxact.models.recognizer import STREAMS
+from jaxact.models.recognizer import check_streams, clips_of
 from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec
 
 
@@ -59,7 +59,7 @@ def _moved(x: jax.Array, ahead: int, frames: int) -> jax.Array:
 
 
 class Lateral(nn.Module):
-    """One exchange: each path's map with a view of the other's appended to its channels.
+    """One exchange: each path's map with channels made of the other's map appended.
 
     rgb f32[b, t, h, w, c], pose f32[b, t * n, h, w, c'] -> the same with c + c / share and
     c' + c' / share channels. Pose to RGB is a strided convolution in time without BN, RGB to pose a
@@ -104,7 +104,7 @@ Spec = ResNet3DSpec | C3DSpec
 class ConvRecognizer(nn.Module):
     """Logits from RGB clips, pose heatmaps, or both; see `recognizer.Recognizer` for the call.
 
-    With `exchange` (both streams, both of `resnet3d.Spec`) it is RGBPoseConv3D, else each stream
+    With `exchange` (both streams, both of `ResNet3DSpec`) it is RGBPoseConv3D, else each stream
     answers alone.
 
     Raises UserError for an unknown stream, a missing input, an exchange that cannot be.
@@ -119,11 +119,8 @@ class ConvRecognizer(nn.Module):
     remat: bool = False
 
     def __post_init__(self):
-        if self.streams not in STREAMS:
-            raise UserError(f"streams {self.streams!r}: choose one of {', '.join(STREAMS)}")
+        check_streams(self.streams, "" if self.exchange is None else "an exchange")
         if self.exchange is not None:
-            if self.streams != "rgb+pose":
-                raise UserError(f"an exchange needs streams 'rgb+pose', not {self.streams!r}")
             for name, after in (
                 ("rgb", self.exchange.rgb_after),
                 ("pose", self.exchange.pose_after),
@@ -148,12 +145,7 @@ class ConvRecognizer(nn.Module):
         coarse_labels: jax.Array | None = None,
         mask: jax.Array | None = None,
     ) -> dict[str, jax.Array]:
-        clips = {}
-        for stream, clip in (("rgb", rgb), ("pose", pose)):
-            if stream in self.streams.split("+"):
-                if clip is None:
-                    raise UserError(f"streams {self.streams!r}: the {stream} input is missing")
-                clips[stream] = clip
+        clips = clips_of(self.streams, rgb, pose)
         paths = {name: self._path(name) for name in clips}
         if self.exchange is None:
             features = {name: path(clips[name], train) for name, path in paths.items()}

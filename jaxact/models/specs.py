@@ -1,4 +1,8 @@
-"""Shapes and constants of the networks: what a config may set of them. Imports no JAX."""
+"""Shapes of the networks, one record each, and the constants that configs share with them.
+
+First the image backbones, then the detector, the vision transformer with its adapters, and the
+networks for clips. Nothing here imports JAX: configs and the worker processes of the data read it.
+"""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,65 +17,9 @@ PARTS = ("crop", "disease", "severity")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class BackboneInfo(NamedTuple):
-    """What a recipe must know of a backbone. Patterns are regexes for the start of a parameter's
-    path below the backbone ("layer4/block0/conv1/kernel")."""
-
-    features: int  # channels of the map and of the pooled vector
-    mean: tuple[float, float, float]  # of pixels in 0..1, red green blue
-    std: tuple[float, float, float]
-    size: int  # px, side of the training images it was designed for
-    last_stage: str  # the part that is unfrozen first
-    stages: tuple[str, ...]  # from the stem to the head, each parameter in one of them
-    drop_path: float  # of the published recipe
-    dropout: float  # of the published recipe, before the classifier
-
-
-@dataclasses.dataclass(frozen=True)
-class ConvNeXtSpec:
-    """The shape of one network."""
-
-    blocks: tuple[int, ...]
-    channels: tuple[int, ...]
-
-    @property
-    def features(self) -> int:
-        """Channels of the last map."""
-        return self.channels[-1]
-
-
-CONVNEXTS = {
-    "convnext_tiny": ConvNeXtSpec((3, 3, 9, 3), (96, 192, 384, 768)),
-    "convnext_base": ConvNeXtSpec((3, 3, 27, 3), (128, 256, 512, 1024)),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class EfficientNetSpec:
-    """The shape of one network."""
-
-    stem: int  # channels
-    repeats: tuple[int, ...]
-    channels: tuple[int, ...]
-    features: int  # channels of the head's convolution
-    tensorflow: bool = False  # SAME padding and BN eps 1e-3
-
-
-_B0 = EfficientNetSpec(32, (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 1280)
-
-_B3 = EfficientNetSpec(40, (2, 3, 3, 5, 5, 6, 2), (24, 32, 48, 96, 136, 232, 384), 1536)
-
-EFFICIENTNETS = {
-    "efficientnet_b0": _B0,
-    "efficientnet_b3": _B3,
-    "tf_efficientnet_b0": dataclasses.replace(_B0, tensorflow=True),
-    "tf_efficientnet_b3": dataclasses.replace(_B3, tensorflow=True),
-}
-
-
 @dataclasses.dataclass(frozen=True)
 class ResNetSpec:
-    """The shape of one network; stage i has width * 2**i inner channels."""
+    """An image ResNet; stage i has width * 2**i inner channels."""
 
     blocks: tuple[int, int, int, int]
     bottleneck: bool = False  # 1x1, 3x3, 1x1 with 4 times the channels out; else 3x3, 3x3
@@ -88,6 +36,8 @@ class ResNetSpec:
         return self.width * 8 * (4 if self.bottleneck else 1)
 
 
+# `resnet10_w32`: 10 layers, 32 channels in the first stage, 3x3 stem of stride 2; `_s1`: of stride
+# 1, for images of 32 px.
 RESNETS = {
     "resnet18": ResNetSpec((2, 2, 2, 2)),
     "resnet34": ResNetSpec((3, 4, 6, 3)),
@@ -102,6 +52,44 @@ RESNETS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class EfficientNetSpec:
+    """An EfficientNet; kernels, strides and expansions are the same in every size."""
+
+    stem: int  # channels
+    repeats: tuple[int, ...]  # blocks of each stage
+    channels: tuple[int, ...]  # of each stage
+    features: int  # channels of the head's convolution
+    tensorflow: bool = False  # SAME padding and BN eps 1e-3
+
+
+_B0 = EfficientNetSpec(32, (1, 2, 2, 3, 3, 4, 1), (16, 24, 40, 80, 112, 192, 320), 1280)
+_B3 = EfficientNetSpec(40, (2, 3, 3, 5, 5, 6, 2), (24, 32, 48, 96, 136, 232, 384), 1536)
+EFFICIENTNETS = {
+    "efficientnet_b0": _B0,
+    "efficientnet_b3": _B3,
+    "tf_efficientnet_b0": dataclasses.replace(_B0, tensorflow=True),
+    "tf_efficientnet_b3": dataclasses.replace(_B3, tensorflow=True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvNeXtSpec:
+    """A ConvNeXt."""
+
+    blocks: tuple[int, ...]  # of each stage
+    channels: tuple[int, ...]  # of each stage
+
+    @property
+    def features(self) -> int:
+        """Channels of the last map."""
+        return self.channels[-1]
+
+
+CONVNEXTS = {
+    "convnext_tiny": ConvNeXtSpec((3, 3, 9, 3), (96, 192, 384, 768)),
+    "convnext_base": ConvNeXtSpec((3, 3, 27, 3), (128, 256, 512, 1024)),
+}
 BACKBONES: tuple[str, ...] = (*RESNETS, *EFFICIENTNETS, *CONVNEXTS)
 """Every `kind` of `models.backbones.Backbone`."""
 
@@ -130,27 +118,38 @@ def backbone_spec(name: str) -> ResNetSpec | EfficientNetSpec | ConvNeXtSpec:
     raise UserError(f"backbone {name!r}: choose one of {', '.join(BACKBONES)}")
 
 
-def backbone_info(name: str) -> BackboneInfo:
-    """The facts of one backbone.
+class BackboneInfo(NamedTuple):
+    """What a recipe must know of a backbone. Patterns are regexes for the start of a parameter's
+    path below the backbone ("layer4/block0/conv1/kernel")."""
 
-    Raises UserError naming the allowed backbones.
-    """
+    features: int  # channels of the map and of the pooled vector
+    mean: tuple[float, float, float]  # of pixels in 0..1, red green blue
+    std: tuple[float, float, float]
+    size: int  # px, side of the training images it was designed for
+    last_stage: str  # the part that is unfrozen first
+    stages: tuple[str, ...]  # from the stem to the head, each parameter in one of them
+    drop_path: float  # of the published recipe
+    dropout: float  # of the published recipe, before the classifier
+
+
+def backbone_info(name: str) -> BackboneInfo:
+    """The facts of one backbone. Raises UserError naming the allowed backbones."""
     features = backbone_spec(name).features
+    size, drop_path, dropout = 224, 0.0, 0.0
     if name in RESNETS:
         size = 224 if RESNETS[name].stem == "pooled" else 64
         stages = ("stem/", *(f"layer{number}/" for number in (1, 2, 3, 4)))
-        return BackboneInfo(
-            features, IMAGENET_MEAN, IMAGENET_STD, size, stages[-1], stages, 0.0, 0.0
-        )
-    if name in EFFICIENTNETS:
+        last = stages[-1]
+    elif name in EFFICIENTNETS:
         stages = ("stem/", *(f"blocks{number}/" for number in range(7)), "head/")
-        last, larger = "(blocks5|blocks6|head)/", name.endswith("b3")
-        size, dropout = (288, 0.3) if larger else (224, 0.2)
-        return BackboneInfo(features, IMAGENET_MEAN, IMAGENET_STD, size, last, stages, 0.2, dropout)
-    stages = ("stem/", *(f"stage{number}/" for number in range(4)), "norm/")
-    drop_path = 0.1 if name == "convnext_tiny" else 0.5
-    last = "(stage3|norm)/"
-    return BackboneInfo(features, IMAGENET_MEAN, IMAGENET_STD, 224, last, stages, drop_path, 0.0)
+        last, drop_path = "(blocks5|blocks6|head)/", 0.2
+        size, dropout = (288, 0.3) if name.endswith("b3") else (224, 0.2)
+    else:
+        stages = ("stem/", *(f"stage{number}/" for number in range(4)), "norm/")
+        last, drop_path = "(stage3|norm)/", 0.1 if name == "convnext_tiny" else 0.5
+    return BackboneInfo(
+        features, IMAGENET_MEAN, IMAGENET_STD, size, last, stages, drop_path, dropout
+    )
 
 
 FUSIONS = ("concat", "bilinear", "add", "interaction")

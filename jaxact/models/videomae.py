@@ -22,7 +22,6 @@ from jaxact.ops import position, target
 CLIP = 16  # frames
 TUBE = 2  # frames of a token
 
-
 norm = functools.partial(nn.LayerNorm, epsilon=1e-6, use_fast_variance=False)
 _dense = functools.partial(sequence.Dense, kernel_init=nn.initializers.normal(0.02))
 
@@ -120,20 +119,19 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, keep: jax.Array | None) -> jax.Array:
         b, m, n, width = x.shape
-        branches: tuple[tuple[nn.Module, Callable], ...] = (
-            (norm(dtype=self.dtype, name="norm1"), self._attention()),
-            (norm(dtype=self.dtype, name="norm2"), Mlp(self.spec.hidden, self.dtype, name="mlp")),
-        )
         x = x.reshape(b * m, n, width)
-        for index, (normalise, branch) in enumerate(branches):
-            y = branch(normalise(x)).astype(x.dtype)
-            if keep is not None:
-                y = y * keep[index].reshape(-1, 1, 1).astype(y.dtype)
-            x = x + y
+        y = norm(dtype=self.dtype, name="norm1")(x)
+        y = Attention(self.spec.heads, self.attention, self.dtype, name="attn")(y)
+        x = x + _kept(y.astype(x.dtype), keep, 0)
+        y = norm(dtype=self.dtype, name="norm2")(x)
+        y = Mlp(self.spec.hidden, self.dtype, name="mlp")(y)
+        x = x + _kept(y.astype(x.dtype), keep, 1)
         return x.reshape(b, m, n, width)
 
-    def _attention(self) -> Attention:
-        return Attention(self.spec.heads, self.attention, self.dtype, name="attn")
+
+def _kept(y: jax.Array, keep: jax.Array | None, branch: int) -> jax.Array:
+    """A branch f[b * m, n, c] times the factor of each clip, keep[branch] f32[b, m]."""
+    return y if keep is None else y * keep[branch].reshape(-1, 1, 1).astype(y.dtype)
 
 
 class VideoMAE(nn.Module):
@@ -162,36 +160,31 @@ class VideoMAE(nn.Module):
             raise UserError(
                 f"backbone attention {self.attention!r}: choose one of {', '.join(ATTENTION)}"
             )
-        if self.adapted and self.adapted.first >= self.spec.depth:
+        if self.mode in ("adapter", "side") and self.first >= self.spec.depth:
             raise UserError(
-                f"adapters from block {self.adapted.first} on: the backbone has blocks 0 to "
+                f"adapters from block {self.first} on: the backbone has blocks 0 to "
                 f"{self.spec.depth - 1}"
             )
         super().__post_init__()
-
-    @property
-    def adapted(self) -> AdapterSpec | None:
-        """The adapters, if there are any."""
-        spec = self.adaptation
-        return spec if spec and spec.mode in ("adapter", "side") else None
 
     @property
     def mode(self) -> str:
         """adapter | frozen | full | side."""
         return self.adaptation.mode if self.adaptation else "full"
 
+    @property
+    def first(self) -> int:
+        """The first block with an adapter."""
+        return self.adaptation.first if self.adaptation else 0
+
     def setup(self):
         """Names the parts: embed, block0, block1, ..., adapter0, ... or ladder0, ..., fc_norm."""
         self.embed = TubeEmbedding(self.spec, self.dtype)
         for index in range(self.spec.depth):
             setattr(self, f"block{index}", Block(self.spec, self.attention, self.dtype))
-        if self.adapted:
-            first = self.adapted.first
-            for index in range(first, self.spec.depth):
-                adapter = adapters.TemporalAdapter(self.adapted.ratio, self.dtype)
-                # Ladders are counted from the first one, as they stand in checkpoints.
-                side = self.mode == "side"
-                setattr(self, f"ladder{index - first}" if side else f"adapter{index}", adapter)
+            if self.adaptation and self._adapter_name(index):
+                adapter = adapters.TemporalAdapter(self.adaptation.ratio, self.dtype)
+                setattr(self, self._adapter_name(index), adapter)
         self.fc_norm = norm(dtype=self.dtype)
 
     def __call__(self, frames: jax.Array, train: bool = False) -> jax.Array:
@@ -199,10 +192,9 @@ class VideoMAE(nn.Module):
         side: Any = 0.0
         for index in range(self.spec.depth):
             x = self._layer(index, x, self._keep(index, x.shape[:2], train))
-            if self.mode == "side" and self.adapted and index >= self.adapted.first:
-                name = f"ladder{index - self.adapted.first}"
-                ladder = functools.partial(VideoMAE._adapt, name=name)
-                side = side + self._checkpointed(ladder, self.remat)(self, jax.lax.stop_gradient(x))
+            if self.mode == "side" and index >= self.first:
+                ladder = functools.partial(VideoMAE._adapt, name=self._adapter_name(index))
+                side = side + self._checkpoint(ladder)(self, jax.lax.stop_gradient(x))
             self.sow("intermediates", f"tokens{index}", x)
         if self.mode in ("frozen", "side"):
             x = jax.lax.stop_gradient(x)
@@ -217,24 +209,15 @@ class VideoMAE(nn.Module):
         """`fc_norm` of f32[..., c]."""
         return self.fc_norm(x)
 
-    def _keep(self, index: int, size: tuple[int, ...], train: bool) -> jax.Array | None:
-        """Factors f32[2, b, m] of the block's branches, or None where all are one."""
-        rate = self.drop_path * index / max(self.spec.depth - 1, 1)
-        if not train or not rate:
-            return None
-        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (2, *size))
-        return kept / (1 - rate)
-
     def _layer(self, index: int, x: jax.Array, keep: jax.Array | None) -> jax.Array:
-        """One block and its adapter, recomputed in the backward pass where that saves memory."""
-        adapter = f"adapter{index}" if self.mode == "adapter" and self.adapted else ""
-        first = self.adapted.first if self.adapted else 0
-        if adapter and index < first:
-            adapter = ""
-        # Up to the first adapter nothing in the network has a gradient, so nothing is stored.
-        moves = self.mode == "full" or (self.mode == "adapter" and index > first)
-        remat = self.remat and moves
-        groups = self._groups(x.shape[1])
+        """Block `index`, then its adapter if it has one: f32[b, m, n, c] -> the same.
+
+        With `remat` the backward pass stores the layer's input and computes the rest again. Nothing
+        up to the first adapter has a gradient, so nothing of those blocks is stored anyway.
+        """
+        adapter = self._adapter_name(index) if self.mode == "adapter" else ""
+        has_gradient = self.mode == "full" or (self.mode == "adapter" and index > self.first)
+        groups = 1 if self.is_initializing() else self._groups(x.shape[1])
 
         def block(mdl: Any, x: jax.Array, keep: jax.Array | None) -> jax.Array:
             return getattr(mdl, f"block{index}")(x, keep)
@@ -242,19 +225,35 @@ class VideoMAE(nn.Module):
         def adapt(mdl: Any, x: jax.Array) -> jax.Array:
             return x + mdl._adapt(x, adapter)
 
-        if groups > 1 and not self.is_initializing():
-            # Each group is its own checkpoint: one around the scan would store all of them.
-            x = self._grouped(block, groups, x, keep, remat)
-        elif remat and adapter:
-            return self._checkpointed(lambda mdl, x, keep: adapt(mdl, block(mdl, x, keep)), True)(
-                self, x, keep
-            )
-        else:
-            x = self._checkpointed(block, remat)(self, x, keep)
-        return self._checkpointed(adapt, self.remat)(self, x) if adapter else x
+        def both(mdl: Any, x: jax.Array, keep: jax.Array | None) -> jax.Array:
+            return adapt(mdl, block(mdl, x, keep))
 
-    def _checkpointed(self, function: Callable, remat: bool) -> Callable:
-        return nn.remat(function) if remat else function
+        if adapter and has_gradient and groups == 1:
+            return self._checkpoint(both)(self, x, keep)
+        # Each group is its own checkpoint: one around the scan would store all of them.
+        run = self._checkpoint(block) if has_gradient else block
+        x = run(self, x, keep) if groups == 1 else self._in_groups(run, groups, x, keep)
+        return self._checkpoint(adapt)(self, x) if adapter else x
+
+    def _checkpoint(self, function: Callable) -> Callable:
+        return nn.remat(function) if self.remat else function
+
+    def _in_groups(
+        self, block: Callable, groups: int, x: jax.Array, keep: jax.Array | None
+    ) -> jax.Array:
+        """`block` over groups of clips, one group in memory at a time."""
+
+        def split(a: jax.Array, axis: int) -> jax.Array:
+            """The groups of clips along `axis`, as the first axis."""
+            shape = (*a.shape[:axis], groups, -1, *a.shape[axis + 1 :])
+            return jnp.moveaxis(a.reshape(shape), axis, 0)
+
+        def step(mdl: Any, carry: tuple, group: Any) -> tuple[tuple, jax.Array]:
+            return carry, block(mdl, *group)
+
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False})
+        _, y = scan(self, (), (split(x, 1), None if keep is None else split(keep, 2)))
+        return jnp.moveaxis(y, 0, 1).reshape(x.shape)
 
     def _groups(self, clips: int) -> int:
         """Into how many equal groups the clips of a video are split."""
@@ -264,22 +263,11 @@ class VideoMAE(nn.Module):
             g for g in range(1, clips + 1) if clips % g == 0 and clips // g <= self.clips_at_once
         )
 
-    def _grouped(
-        self, block: Callable, groups: int, x: jax.Array, keep: jax.Array | None, remat: bool
-    ) -> jax.Array:
-        """The block over groups of clips, one group in memory at a time."""
-
-        def split(a: jax.Array, axis: int) -> jax.Array:
-            shape = (*a.shape[:axis], groups, -1, *a.shape[axis + 1 :])
-            return jnp.moveaxis(a.reshape(shape), axis, 0)
-
-        def body(mdl: Any, carry: tuple, part: Any) -> tuple[tuple, jax.Array]:
-            return carry, self._checkpointed(block, remat)(mdl, *part)
-
-        scan = nn.scan(body, variable_broadcast="params", split_rngs={"params": False})
-        parts = (split(x, 1), None if keep is None else split(keep, 2))
-        _, y = scan(self, (), parts)
-        return jnp.moveaxis(y, 0, 1).reshape(x.shape)
+    def _adapter_name(self, index: int) -> str:
+        """Of a block: adapter0, ... or ladder0, ... (counted from the first one), "" = none."""
+        if self.mode not in ("adapter", "side") or index < self.first:
+            return ""
+        return f"adapter{index}" if self.mode == "adapter" else f"ladder{index - self.first}"
 
     def _adapt(self, x: jax.Array, name: str) -> jax.Array:
         """The named adapter over the whole window: f32[b, m, n, c] -> the same."""
@@ -287,6 +275,14 @@ class VideoMAE(nn.Module):
         frames = CLIP // TUBE
         y = getattr(self, name)(x.reshape(b, m * frames, n // frames, width))
         return y.reshape(x.shape).astype(x.dtype)
+
+    def _keep(self, index: int, size: tuple[int, ...], train: bool) -> jax.Array | None:
+        """Factors f32[2, b, m] of the block's branches, or None where all are one."""
+        rate = self.drop_path * index / max(self.spec.depth - 1, 1)
+        if not train or not rate:
+            return None
+        kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, (2, *size))
+        return kept / (1 - rate)
 
 
 class VideoMAEClassifier(nn.Module):

@@ -1,1 +1,4 @@
-"""Parameter-free maths under jit."""
+"""Maths without parameters under jit: losses, mixing, heatmaps, positions, depthwise convolution.
+
+Functions of their arguments alone; what has parameters is in `models`.
+"""

@@ -93,12 +93,7 @@ def _pad(x: jax.Array, before, after) -> jax.Array:
 def _window(x: jax.Array, start, size, strides: Triple) -> jax.Array:
     """x[:, start : ... : stride, ...] with `size` elements along each of t, h, w."""
     limit = [o + (n - 1) * s + 1 for o, n, s in zip(start, size, strides, strict=True)]
-    return lax.slice(
-        x,
-        (0, *start, 0),
-        (x.shape[0], *limit, x.shape[4]),
-        (1, *strides, 1),
-    )
+    return lax.slice(x, (0, *start, 0), (x.shape[0], *limit, x.shape[4]), (1, *strides, 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -138,8 +133,8 @@ def _input_gradient(dy, kernel, sizes, strides: Triple, padding: Triple) -> jax.
     kernel = kernel.astype(wide)
     # Positions are counted on the padded grid, whose length is rounded up to whole strides.
     length = [-(-(n + 2 * p) // s) for n, s, p in zip(sizes, strides, padding, strict=True)]
-    reach = [-(-k // s) - 1 for k, s in zip(taps, strides, strict=True)]
-    padded = _pad(dy, reach, [n - o for n, o in zip(length, outputs, strict=True)])
+    margin = [-(-k // s) - 1 for k, s in zip(taps, strides, strict=True)]
+    padded = _pad(dy, margin, [n - o for n, o in zip(length, outputs, strict=True)])
     phases = []
     for phase in itertools.product(*map(range, strides)):
         total = None
@@ -147,7 +142,7 @@ def _input_gradient(dy, kernel, sizes, strides: Triple, padding: Triple) -> jax.
             *(range(p, k, s) for p, k, s in zip(phase, taps, strides, strict=True))
         ):
             steps = [(k - p) // s for k, p, s in zip(tap, phase, strides, strict=True)]
-            start = [r - q for r, q in zip(reach, steps, strict=True)]
+            start = [m - q for m, q in zip(margin, steps, strict=True)]
             term = _window(padded, start, length, (1, 1, 1)).astype(wide) * kernel[tap]
             total = term if total is None else total + term
         if total is None:
@@ -172,7 +167,7 @@ def _kernel_gradient(x, dy, kernel, strides: Triple, padding: Triple) -> jax.Arr
     taps, outputs, wide = kernel.shape[:3], dy.shape[1:4], _wide(dy.dtype)
     padded = _pad(x, padding, padding)
     size = (1, *outputs[1:])
-    reach = [(n - 1) * s + 1 for n, s in zip(size, strides, strict=True)]
+    extent = [(n - 1) * s + 1 for n, s in zip(size, strides, strict=True)]
     offsets = jnp.asarray(list(itertools.product(*map(range, taps))))
 
     def frame(total, index):
@@ -180,7 +175,7 @@ def _kernel_gradient(x, dy, kernel, strides: Triple, padding: Triple) -> jax.Arr
 
         def tap(_, offset):
             start = (0, offset[0] + index * strides[0], offset[1], offset[2], 0)
-            part = lax.dynamic_slice(padded, start, (x.shape[0], *reach, x.shape[4]))
+            part = lax.dynamic_slice(padded, start, (x.shape[0], *extent, x.shape[4]))
             part = _window(part, (0, 0, 0), size, strides).astype(wide)
             return None, (part * gradient).sum((1, 2, 3))
 

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from jaxact.ops import segments
 
-SMALLEST = segments.SMALLEST  # of a squared enclosing length
-
 
 def smooth(targets: jax.Array, amount: jax.Array | float) -> jax.Array:
     """Label smoothing of independent classes f[..., k]: y (1 - e) + e / (k + 1)."""
@@ -22,7 +20,8 @@ def focal(
 ) -> jax.Array:
     """Sigmoid focal loss of each element: logits f[...], targets f[...] in [0, 1] -> f32[...].
 
-    alpha weighs positives against negatives (below 0 = off), gamma mutes what is already right.
+    alpha weighs positives against negatives (below 0 = off), gamma lowers the loss of points that
+    are already right.
     """
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     p = jax.nn.sigmoid(logits)
@@ -34,18 +33,18 @@ def focal(
     return loss
 
 
-def diou(found: jax.Array, wanted: jax.Array) -> jax.Array:
+def diou(predicted: jax.Array, wanted: jax.Array) -> jax.Array:
     """1 - DIoU of segments f[..., 2], pair by pair: f32[...].
 
     DIoU is the IoU less the squared distance of the centres over the squared length that encloses
     both.
     """
-    found = found.astype(jnp.promote_types(found.dtype, jnp.float32))
-    start = jnp.minimum(found[..., 0], wanted[..., 0])
-    end = jnp.maximum(found[..., 1], wanted[..., 1])
-    distance = 0.5 * (found.sum(-1) - wanted.sum(-1))
-    enclosing = jnp.maximum((end - start) ** 2, SMALLEST)
-    return 1 - segments.iou(found, wanted) + distance**2 / enclosing
+    predicted = predicted.astype(jnp.promote_types(predicted.dtype, jnp.float32))
+    start = jnp.minimum(predicted[..., 0], wanted[..., 0])
+    end = jnp.maximum(predicted[..., 1], wanted[..., 1])
+    distance = 0.5 * (predicted.sum(-1) - wanted.sum(-1))
+    enclosing = jnp.maximum((end - start) ** 2, segments.SMALLEST)
+    return 1 - segments.iou(predicted, wanted) + distance**2 / enclosing
 
 
 def positives(targets: jax.Array, mask: jax.Array) -> jax.Array:
@@ -87,9 +86,9 @@ def detection(
     loss = focal(logits, smooth(wanted, smoothing))
     cls = jnp.where(mask[..., None], loss, 0).sum((1, 2)) / normaliser
     # Masked before the loss too: distances of negatives are noise and may be anything.
-    found = segments.decode(points, jnp.where(chosen[..., None], offsets, 0))
+    predicted = segments.decode(points, jnp.where(chosen[..., None], offsets, 0))
     goal = segments.decode(points, jnp.where(chosen[..., None], distances, 0))
-    reg = jnp.where(chosen, diou(found, goal), 0).sum(1) / normaliser
+    reg = jnp.where(chosen, diou(predicted, goal), 0).sum(1) / normaliser
     if loss_weight > 0:
         return {"cls": cls, "reg": loss_weight * reg}
     balance = jax.lax.stop_gradient(cls.sum() / jnp.maximum(reg.sum(), 0.01))

@@ -17,25 +17,6 @@ import numpy as np
 
 Pairs = Sequence[tuple[int, int]]
 
-# Where a person who only pads the people axis stands (px): outside every window, flipped or not,
-# so nothing is drawn even where scores are not used.
-ABSENT = -1e4
-
-COCO_LEFT = (1, 3, 5, 7, 9, 11, 13, 15)
-COCO_RIGHT = (2, 4, 6, 8, 10, 12, 14, 16)
-
-# The order of the reference's default, and the other one that its NTU configurations use.
-# fmt: off
-COCO_LIMBS = (
-    (0, 1), (0, 2), (1, 3), (2, 4), (0, 5), (5, 7), (7, 9), (0, 6), (6, 8), (8, 10), (5, 11),
-    (11, 13), (13, 15), (6, 12), (12, 14), (14, 16), (11, 12),
-)
-NTU_LIMBS = (
-    (0, 5), (0, 6), (5, 7), (7, 9), (6, 8), (8, 10), (5, 11), (11, 13), (13, 15), (6, 12),
-    (12, 14), (14, 16), (0, 1), (0, 2), (1, 3), (2, 4), (11, 12),
-)
-# fmt: on
-
 
 def grid(size: tuple[int, int], scale: float = 1.0) -> tuple[int, int]:
     """Height and width of the maps for a frame of `size` (h, w) px: `int(side * scale + 0.5)`."""
@@ -80,7 +61,7 @@ def limbs(
     score: jax.Array,
     size: tuple[int, int],
     sigma: float,
-    pairs: Pairs = COCO_LIMBS,
+    pairs: Pairs,
     scale: float = 1.0,
     use_score: bool = True,
     threshold: float = 1e-4,
@@ -127,7 +108,7 @@ def both(
     score: jax.Array,
     size: tuple[int, int],
     sigma: float,
-    pairs: Pairs = COCO_LIMBS,
+    pairs: Pairs,
     scale: float = 1.0,
     use_score: bool = True,
     threshold: float = 1e-4,
@@ -149,34 +130,11 @@ def both(
 def mirrored(maps: jax.Array, order: Sequence[int]) -> jax.Array:
     """The mirror image of f32[..., h, w, c]: columns reversed, channel i taken from `order[i]`.
 
-    `order` comes from `joint_order` or `limb_order` (for `both`: the joints' order, then the limbs'
-    plus the joint count). The original followed by its mirror image is the reference's `double`.
-    Mirroring the array sends x to w - 1 - x, one pixel from flipping the keypoints (w - x).
+    `order` comes from `mirror.map_order`. The original followed by its mirror image is the
+    reference's `double`. Mirroring the array sends x to w - 1 - x, one pixel from flipping the
+    keypoints (w - x).
     """
     return maps[..., ::-1, jnp.asarray(order)]
-
-
-def joint_order(
-    count: int = 17, left: Sequence[int] = COCO_LEFT, right: Sequence[int] = COCO_RIGHT
-) -> tuple[int, ...]:
-    """For each of `count` joints, the joint it becomes in a mirror (left and right swapped)."""
-    order = list(range(count))
-    for l, r in zip(left, right, strict=True):
-        order[l], order[r] = r, l
-    return tuple(order)
-
-
-def limb_order(pairs: Pairs, order: Sequence[int]) -> tuple[int, ...]:
-    """For each limb, the limb it becomes in a mirror that turns joint i into `order[i]`.
-
-    Raises: ValueError where a limb's mirror image is not among `pairs`.
-    """
-    index = {frozenset(pair): i for i, pair in enumerate(pairs)}
-    images = [frozenset(order[end] for end in pair) for pair in pairs]
-    missing = [pair for pair, image in zip(pairs, images, strict=True) if image not in index]
-    if missing:
-        raise ValueError(f"limbs without a mirror image among the pairs: {missing}")
-    return tuple(index[image] for image in images)
 
 
 def _peaks(keypoint, score, scale, use_score, threshold):

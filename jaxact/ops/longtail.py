@@ -22,7 +22,7 @@ from jaxact.ops import losses
 Scalar = jax.Array | float
 Row = jax.Array | np.ndarray  # a number for each class
 CENTER_NORMS = ("none", "size", "unit")
-_LEARNT = 0.01  # nats: where the weight of a loss stops to grow
+_LEARNT = 0.01  # nats: below this mean the weight of a loss no longer grows
 
 
 def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -30,14 +30,14 @@ def log_prior(counts: Sequence[int] | np.ndarray) -> np.ndarray:
 
     A class without examples is taken to have one: log 0 would remove it from every softmax.
     """
-    found = np.maximum(np.asarray(counts, np.float64), 1.0)
-    return np.log(found / found.sum()).astype(np.float32)
+    examples = np.maximum(np.asarray(counts, np.float64), 1.0)
+    return np.log(examples / examples.sum()).astype(np.float32)
 
 
 def margins(counts: Sequence[int] | np.ndarray) -> np.ndarray:
     """LDAM's margins n^(-1/4) of training examples i[k], the rarest class having 1: f32[k]."""
-    found = np.maximum(np.asarray(counts, np.float64), 1.0) ** -0.25
-    return (found / found.max()).astype(np.float32)
+    margin = np.maximum(np.asarray(counts, np.float64), 1.0) ** -0.25
+    return (margin / margin.max()).astype(np.float32)
 
 
 def adjusted(logits: jax.Array, prior: Row, tau: Scalar) -> jax.Array:
@@ -65,10 +65,7 @@ def focal(logits: jax.Array, gamma: Scalar, weights: Row | None = None) -> jax.A
 
 
 def ldam(
-    logits: jax.Array,
-    margin: Row,
-    smoothing: Scalar = 0.0,
-    weights: Row | None = None,
+    logits: jax.Array, margin: Row, smoothing: Scalar = 0.0, weights: Row | None = None
 ) -> jax.Array:
     """Cross entropy of every label c after its own logit has lost `margin` f[k]: f32[b, k].
 
@@ -83,10 +80,7 @@ def ldam(
 
 
 def reduce(
-    table: jax.Array,
-    share: jax.Array,
-    weights: Row | None = None,
-    mask: Row | None = None,
+    table: jax.Array, share: jax.Array, weights: Row | None = None, mask: Row | None = None
 ) -> jax.Array:
     """Costs f[b, k] under label distributions f[b, k] -> f32[b], whose mean is PyTorch's.
 
@@ -130,8 +124,8 @@ def center(
     if norm == "unit":
         features = losses.unit(features.astype(jnp.float32), -1)
         centers = losses.unit(centers.astype(jnp.float32), -1)
-    found = losses.center(features, targets, centers)
-    return found / features.shape[-1] if norm == "size" else found
+    distance = losses.center(features, targets, centers)
+    return distance / features.shape[-1] if norm == "size" else distance
 
 
 def mean_loss(logits: jax.Array, share: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,8 +152,8 @@ def inverse_loss_weights(base: Sequence[float], means: jax.Array) -> jax.Array:
 
 
 def _nll(logits: jax.Array, weights: Row | None) -> jax.Array:
-    found = -jax.nn.log_softmax(logits.astype(jnp.float32))
-    return found if weights is None else found * jnp.asarray(weights)
+    nll = -jax.nn.log_softmax(logits.astype(jnp.float32))
+    return nll if weights is None else nll * jnp.asarray(weights)
 
 
 def _smoothing(

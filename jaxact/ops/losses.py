@@ -2,10 +2,8 @@
 
 Targets are class numbers `i32[b]` or distributions `f32[b, k]` (mixup). A class number outside
 0..k-1 (an unknown label, -1) contributes nothing. Leading dimensions are free: `b` may stand for
-several. Means are left to the caller; `normalised` gives PyTorch's mean under class weights.
+several. Means are left to the caller.
 """
-
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -39,8 +37,7 @@ def cross_entropy(
 
     With class weights w f32[k] and smoothed targets t: -sum_c w_c t_c log p_c, which is
     `torch.nn.functional.cross_entropy(reduction="none")`. PyTorch's "mean" divides by the sum of
-    w of the labels, not by b: `normalised(cross_entropy(...), class_weight(targets, weights))`.
-    (For distributions PyTorch divides by b even with weights: take the plain mean for that.)
+    w of the labels (`class_weight`), not by b; for distributions it divides by b even with weights.
     """
     logp = jax.nn.log_softmax(logits.astype(jnp.float32))
     share = smooth(onehot(targets, logits.shape[-1]), smoothing)
@@ -58,16 +55,8 @@ def class_weight(targets: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.sum(onehot(targets, weights.shape[-1]) * weights.astype(jnp.float32), axis=-1)
 
 
-def normalised(losses: jax.Array, weight: jax.Array) -> jax.Array:
-    """Losses f32[b] rescaled by b / sum(weight), so that their plain mean is sum / sum(weight)."""
-    return losses * (weight.size / jnp.sum(weight))
-
-
 def focal(
-    logits: jax.Array,
-    targets: jax.Array,
-    gamma: Scalar = 2.0,
-    alpha: jax.Array | None = None,
+    logits: jax.Array, targets: jax.Array, gamma: Scalar = 2.0, alpha: jax.Array | None = None
 ) -> jax.Array:
     """Softmax focal loss: -sum_c alpha_c t_c (1 - p_c)^gamma log p_c, f[b, k] -> f32[b].
 
@@ -81,36 +70,6 @@ def focal(
     if alpha is not None:
         share = share * alpha.astype(jnp.float32)
     return -jnp.sum(share * miss**gamma * logp, axis=-1)
-
-
-def binary_cross_entropy(
-    logits: jax.Array, targets: jax.Array, smoothing: Scalar = 0.0
-) -> jax.Array:
-    """Sigmoid cross entropy of every class: f[b, k] -> f32[b, k]; its mean over k is per example.
-
-    Targets i[b] or f[b, k] in 0..1; smoothing as in `smooth` (timm's BinaryCrossEntropy).
-    """
-    logits = logits.astype(jnp.float32)
-    share = smooth(onehot(targets, logits.shape[-1]), smoothing)
-    return jax.nn.softplus(logits) - logits * share
-
-
-def sigmoid_focal(
-    logits: jax.Array, targets: jax.Array, gamma: Scalar = 2.0, alpha: float = 0.25
-) -> jax.Array:
-    """Sigmoid focal loss of every class: f[b, k] -> f32[b, k]; its sum over k is per example.
-
-    Lin et al., ICCV 2017. Targets i[b] or f[b, k]; `alpha` weighs positives and 1 - alpha
-    negatives, a negative number switches that off (torchvision `ops.sigmoid_focal_loss`).
-    """
-    logits = logits.astype(jnp.float32)
-    share = onehot(targets, logits.shape[-1])
-    p = jax.nn.sigmoid(logits)
-    miss = p + share - 2 * p * share  # 1 - p_t
-    loss = binary_cross_entropy(logits, share) * jnp.maximum(miss, 1e-12) ** gamma
-    if alpha >= 0:
-        loss = loss * (alpha * share + (1 - alpha) * (1 - share))
-    return loss
 
 
 def cosine_logits(features: jax.Array, kernel: jax.Array, scale: Scalar = 30.0) -> jax.Array:
@@ -140,10 +99,3 @@ def unit(x: jax.Array, axis: int, eps: float = 1e-12) -> jax.Array:
     """x / max(|x|, eps) along `axis`, with a gradient that is finite at zero."""
     square = jnp.sum(x * x, axis=axis, keepdims=True)
     return x / jnp.sqrt(jnp.maximum(square, eps**2))
-
-
-def weighted(losses: Mapping[str, jax.Array], weights: Mapping[str, Scalar]) -> jax.Array:
-    """The sum of weights[name] * losses[name]. Raises: KeyError where the names differ."""
-    if losses.keys() != weights.keys():
-        raise KeyError(f"losses {sorted(losses)} do not match weights {sorted(weights)}")
-    return sum((weights[name] * losses[name] for name in losses), start=jnp.zeros(()))

@@ -8,35 +8,37 @@ import jax.numpy as jnp
 from jaxact.ops import heatmap
 
 
-def flipped(view: dict[str, Any], swap: Sequence[int], width: int) -> dict[str, Any]:
-    """Mirrored frames u8[..., h, w, 3] and joints: x -> width - x, left and right trading places.
+def flipped(batch: dict[str, Any], swap: Sequence[int], width: int) -> dict[str, Any]:
+    """Mirrors the frames "rgb" u8[..., h, w, 3] and the joints "keypoint" f32[..., j, 2], "score".
 
-    Undetected joints (x = 0) stay. Frames send column x to w - 1 - x, joints x to w - x: one pixel
-    apart, as in the references. Source: MMAction2 `Flip`.
+    Joint i is taken from `swap[i]` (left and right), with x -> width - x; undetected joints (x = 0)
+    stay. Frames send column x to w - 1 - x, joints x to w - x: one pixel apart, as in the
+    references. Source: MMAction2 `Flip`.
     """
-    found = {}
-    if "rgb" in view:
-        found["rgb"] = view["rgb"][..., ::-1, :]
-    if "keypoint" in view:
+    streams = {}
+    if "rgb" in batch:
+        streams["rgb"] = batch["rgb"][..., ::-1, :]
+    if "keypoint" in batch:
         order = jnp.asarray(swap)
-        point = view["keypoint"][..., order, :]
+        point = batch["keypoint"][..., order, :]
         x = jnp.where(point[..., 0] != 0, width - point[..., 0], 0.0)
-        found["keypoint"] = jnp.stack([x, point[..., 1]], -1)
-        found["score"] = view["score"][..., order]
-    return found
+        streams["keypoint"] = jnp.stack([x, point[..., 1]], -1)
+        streams["score"] = batch["score"][..., order]
+    return streams
 
 
 def doubled(streams: dict[str, Any], order: Sequence[int]) -> dict[str, Any]:
-    """Mirrored frames f32[..., h, w, 3] and heatmaps f32[..., h, w, c], both x -> w - 1 - x.
+    """Mirrors the frames "rgb" f32[..., h, w, 3] and the heatmaps "pose" f32[..., h, w, c].
 
-    `order` says which map each map becomes (left and right). Source: GeneratePoseTarget's `double`
-    of MMAction2, which has it for heatmaps alone.
+    "rgb" may be None. Both send x to w - 1 - x; map i is taken from `order[i]` (left and right).
+    Source: GeneratePoseTarget's `double` of MMAction2, which has it for heatmaps alone.
     """
-    found = dict(streams)
-    if found["rgb"] is not None:
-        found["rgb"] = found["rgb"][..., ::-1, :]
-    found["pose"] = heatmap.mirrored(found["pose"], order)
-    return found
+    rgb = streams["rgb"]
+    return {
+        **streams,
+        "rgb": None if rgb is None else rgb[..., ::-1, :],
+        "pose": heatmap.mirrored(streams["pose"], order),
+    }
 
 
 def map_order(kind: str, joints: Sequence[int], limbs: Sequence[int]) -> tuple[int, ...]:

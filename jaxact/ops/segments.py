@@ -1,4 +1,4 @@
-"""Points on a pyramid of time, what each of them should find, and segments read back from them.
+"""Points on a pyramid of time, their targets, and segments decoded from their distances.
 
 Everything is in grid units: one unit is one step of the finest level. A point is (t, low, high,
 stride): it answers for segments whose longer side, seen from t, is within [low, high], and it
@@ -35,12 +35,12 @@ def points(length: int, ranges: Sequence[float]) -> np.ndarray:
             f"a window of {length} steps has no {levels} levels; allowed: multiples of "
             f"{2 ** (levels - 1)} steps"
         )
-    found = []
+    rows = []
     for level, stride in enumerate(strides(levels)):
         t = np.arange(0, length, stride)
         rest = [np.full(len(t), each) for each in (*ranges[2 * level : 2 * level + 2], stride)]
-        found.append(np.stack([t, *rest], axis=1))
-    return np.concatenate(found).astype(np.float32)
+        rows.append(np.stack([t, *rest], axis=1))
+    return np.concatenate(rows).astype(np.float32)
 
 
 def point_mask(mask: jax.Array, levels: int) -> jax.Array:
@@ -57,7 +57,7 @@ def assign(
     radius: float = 1.5,
     similar: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
-    """What each point should find: (classes f[b, n, k] of 0 and 1, distances f[b, n, 2]).
+    """The targets of each point: (classes f[b, n, k] of 0 and 1, distances f[b, n, 2]).
 
     A segment claims a point that lies strictly inside it, at most `radius` strides from its centre,
     and whose range holds the longer of the two distances to its ends (both limits included). The
@@ -81,8 +81,8 @@ def assign(
     inside = (t > jnp.maximum(centre - radius * stride, start)) & (
         t < jnp.minimum(centre + radius * stride, end)
     )
-    reach = jnp.maximum(t - start, end - t)
-    claims = inside & (reach >= low) & (reach <= high) & real[:, None]
+    longer = jnp.maximum(t - start, end - t)
+    claims = inside & (longer >= low) & (longer <= high) & real[:, None]
     length = jnp.where(claims, end - start, math.inf)  # b, n, g
     shortest = length.min(-1, keepdims=True)
     winner = jnp.argmin(length, -1)[..., None]  # the first of equals
@@ -91,8 +91,8 @@ def assign(
     if similar:
         claims &= length <= shortest + TIE
     known = jax.nn.one_hot(labels, classes, dtype=segments.dtype)
-    found = jnp.einsum("bng,bgk->bnk", claims.astype(segments.dtype), known)
-    return jnp.minimum(found, 1), chosen
+    claimed = jnp.einsum("bng,bgk->bnk", claims.astype(segments.dtype), known)
+    return jnp.minimum(claimed, 1), chosen
 
 
 def decode(points: jax.Array, distances: jax.Array) -> jax.Array:

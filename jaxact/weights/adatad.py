@@ -1,7 +1,7 @@
 """Names of OpenTAD's AdaTAD checkpoints: adapted VideoMAE, ActionFormer's projection, neck, head.
 
-Targets are those of `models.detector.Detector`. A checkpoint holds the last weights ("state_dict")
-and their moving average ("state_dict_ema"), which is what OpenTAD evaluates.
+Targets are those of `tasks.detection.network.Detector`. A checkpoint holds the last weights
+("state_dict") and their moving average ("state_dict_ema"), which is what OpenTAD evaluates.
 """
 
 from collections.abc import Mapping
@@ -11,13 +11,9 @@ from typing import Any
 from jaxact.config import UserError
 from jaxact.weights import reader, videomae
 from jaxact.weights.convert import Report
-from jaxact.weights.table import Rule, Table, Transform, conv, dense, pointwise
-from jaxact.weights.videomae import layer_norm
+from jaxact.weights.table import Rule, Table, conv, dense, layer_norm, per_channel, pointwise
 
 _VIT = "backbone.model.backbone."
-_FLAT = pointwise(1)
-# One number a channel, stored as [1, c, 1].
-_CHANNELS = Transform(lambda x: x.reshape(-1), lambda x: x.reshape(1, -1, 1))
 AVERAGE = "state_dict_ema"
 
 
@@ -26,7 +22,7 @@ def _adapter(source: str, target: str) -> tuple[Rule, ...]:
         Rule((f"{source}.gamma",), f"params/{target}/gamma"),
         *dense(f"{source}.down_proj", f"{target}/down"),
         *dense(f"{source}.dwconv", f"{target}/depthwise"),
-        *dense(f"{source}.conv", f"{target}/mix", _FLAT),
+        *dense(f"{source}.conv", f"{target}/mix", pointwise(1)),
         *dense(f"{source}.up_proj", f"{target}/up"),
     )
 
@@ -46,12 +42,12 @@ def _transformer(source: str, target: str) -> tuple[Rule, ...]:
         theirs, ours = f"{source}.attn.{name}", f"{target}/attn/{name}"
         rules += conv(f"{theirs}_conv.conv", f"{ours}_conv")
         rules += layer_norm(f"{theirs}_norm", f"{ours}_norm")
-        rules += dense(theirs, ours, _FLAT)
-    rules += dense(f"{source}.attn.proj", f"{target}/attn/proj", _FLAT)
-    rules += dense(f"{source}.mlp.0", f"{target}/fc1", _FLAT)
-    rules += dense(f"{source}.mlp.3", f"{target}/fc2", _FLAT)
+        rules += dense(theirs, ours, pointwise(1))
+    rules += dense(f"{source}.attn.proj", f"{target}/attn/proj", pointwise(1))
+    rules += dense(f"{source}.mlp.0", f"{target}/fc1", pointwise(1))
+    rules += dense(f"{source}.mlp.3", f"{target}/fc2", pointwise(1))
     for theirs, ours in (("drop_path_attn", "attn_scale"), ("drop_path_mlp", "mlp_scale")):
-        rules.append(Rule((f"{source}.{theirs}.scale",), f"params/{target}/{ours}", _CHANNELS))
+        rules.append(Rule((f"{source}.{theirs}.scale",), f"params/{target}/{ours}", per_channel))
     return tuple(rules)
 
 

@@ -59,11 +59,6 @@ class Report:
                 lines += [f"    ... and {len(names) - 8} more"] * (not full and len(names) > 8)
         return "\n".join(lines)
 
-    def save(self, path: str | Path) -> None:
-        """Writes the full text."""
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(self.text(full=True) + "\n", encoding="utf-8")
-
 
 def apply(
     table: Table,
@@ -71,8 +66,6 @@ def apply(
     target: Mapping[str, Any],
     *,
     strict: bool = True,
-    replace_head: bool = True,
-    ignore: Sequence[str] = (),
     source: str = "weights",
 ) -> tuple[dict[str, Any], Report]:
     """`target` with its leaves taken from the tensors, in the target's dtypes, and the report.
@@ -82,16 +75,13 @@ def apply(
         fills are returned as they are.
       strict: every key must be used and every target filled. Otherwise whole parts (a stream, a
         head) may be absent on either side, and a head of other sizes is left alone; within a part
-        that both have, strictness holds.
-      replace_head: leave a head with another number of classes as it is in `target`; else that is
-        an error.
-      ignore: regexes of further source keys to leave out.
+        that both have, strictness holds. A head with another number of classes stays as it is in
+        `target` in both cases.
       source: what errors call the tensors, usually the file.
 
     Raises: UserError, one line, naming keys and targets left over and shapes that differ.
     """
     wanted = flatten(target)
-    table = dataclasses.replace(table, ignore=(*table.ignore, *ignore))
     converted = translate(table, tensors, source)
     report = Report(source, table.name, ignored=converted.ignored)
     flat = converted.flat
@@ -102,7 +92,7 @@ def apply(
     ours, theirs = {table.part(path) for path in wanted}, {table.part(path) for path in flat}
     foreign = set() if strict else theirs - ours
     absent = set() if strict else ours - theirs
-    other_size = _other_heads(table, flat, wanted, strict) if replace_head else set()
+    other_size = _other_heads(table, flat, wanted, strict)
     filled: Flat = {}
     surplus = list(converted.unknown)
     for path, value in flat.items():
@@ -191,33 +181,17 @@ def load(
     tables: Callable[[Tensors, Mapping[str, Any]], Sequence[Table]],
     *,
     strict: bool = False,
-    replace_head: bool = True,
-    ignore: Sequence[str] = (),
-    prefix: str = "",
     container: str = "",
-    report_path: str | Path | None = None,
 ) -> tuple[dict[str, Any], Report]:
     """Reads a weights file, recognises its naming and applies it to `target`.
 
     Args:
       tables: (tensors, target) -> candidate tables, e.g. `x3d.tables`.
-      prefix, container: as in `reader.read`.
-      report_path: where the full report is written.
-      strict, replace_head, ignore: as in `apply`; by default parts of the model may be absent.
+      strict: as in `apply`; by default whole parts of the model may be absent.
+      container: as in `reader.read`.
 
-    Raises: UserError as `read`, `detect` and `apply` do.
+    Raises: UserError as `read`, `tables`, `detect` and `apply` do.
     """
-    tensors = read(path, prefix=prefix, container=container)
+    tensors = read(path, container=container)
     table = detect(tensors, tables(tensors, target), str(path))
-    variables, report = apply(
-        table,
-        tensors,
-        target,
-        strict=strict,
-        replace_head=replace_head,
-        ignore=ignore,
-        source=str(path),
-    )
-    if report_path:
-        report.save(report_path)
-    return variables, report
+    return apply(table, tensors, target, strict=strict, source=str(path))

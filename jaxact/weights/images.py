@@ -18,62 +18,53 @@ from jaxact.weights.table import (
     Rule,
     Table,
     Tensors,
-    Transform,
     batch_norm,
     conv,
     dense,
     detect,
     flatten,
+    layer_norm,
+    per_channel,
     pointwise,
     same,
 )
 
 ROOT, HEAD = "backbone", "head/label"
 
-# A factor for each channel: [c, 1, 1] <-> [c].
-_scale = Transform(lambda x: x.reshape(x.shape[0], -1)[:, 0], lambda x: x[:, None, None])
+_table = functools.partial(Table, heads=("head/.*",))
 
 
-def _norm(source: str, target: str) -> tuple[Rule, ...]:
-    """LayerNorm, as modules."""
-    return (
-        Rule((f"{source}.weight",), f"params/{target}/scale"),
-        Rule((f"{source}.bias",), f"params/{target}/bias"),
-    )
+_BLOCK = "layer{s}/block{j}/"
+_RESNET = (
+    ("stem/conv", "stem/bn"),
+    *((f"{_BLOCK}conv{n}", f"{_BLOCK}bn{n}") for n in (1, 2, 3)),
+    (f"{_BLOCK}shortcut", f"{_BLOCK}shortcut_bn"),
+)
 
 
-def _part(path: str) -> str:
-    """The backbone as a whole, or one head."""
-    names = path.split("/")
-    return names[1] if names[1] != "head" else "/".join(names[1:3])
+def _resnet(*modules: tuple[str, str]) -> tuple[Rule, ...]:
+    """A ResNet of any depth from its (convolution, BN) modules: the stem's, and those of a block.
 
-
-_table = functools.partial(Table, heads=("head/.*",), part=_part)
-
-
-def _resnet(naming: str, prefix: str = "") -> tuple[Rule, ...]:
-    """ResNet of any depth; the rules of a part that a network lacks match nothing."""
+    The rules of a part that a network lacks match nothing.
+    """
     rules: list[Rule] = []
-    if naming == "hf":
-        start, block = f"{prefix}embedder.embedder.", f"{prefix}encoder.stages.{{s-1}}.layers.{{j}}"
-        modules = [(start + "convolution", start + "normalization", "stem/conv", "stem/bn")]
-        for number in (1, 2, 3):
-            at = f"{block}.layer.{number - 1}."
-            modules.append(
-                (at + "convolution", at + "normalization", f"conv{number}", f"bn{number}")
-            )
-        at = f"{block}.shortcut."
-        modules.append((at + "convolution", at + "normalization", "shortcut", "shortcut_bn"))
-    else:
-        block = "layer{s}.{j}."
-        modules = [("conv1", "bn1", "stem/conv", "stem/bn")]
-        modules += [(f"{block}conv{n}", f"{block}bn{n}", f"conv{n}", f"bn{n}") for n in (1, 2, 3)]
-        modules.append((f"{block}downsample.0", f"{block}downsample.1", "shortcut", "shortcut_bn"))
-    for kernel, norm, *targets in modules:
-        where = "" if targets[0].startswith("stem") else "layer{s}/block{j}/"
-        rules += conv(kernel, f"{ROOT}/{where}{targets[0]}")
-        rules += batch_norm(norm, f"{ROOT}/{where}{targets[1]}")
-    return (*rules, *dense("classifier.1" if naming == "hf" else "fc", HEAD))
+    for (kernel, norm), (target, target_norm) in zip(modules, _RESNET, strict=True):
+        rules += conv(kernel, f"{ROOT}/{target}")
+        rules += batch_norm(norm, f"{ROOT}/{target_norm}")
+    return tuple(rules)
+
+
+def torchvision_resnet(stem: str, stem_norm: str, block: str) -> tuple[Rule, ...]:
+    """A ResNet without its classifier: the modules of its stem, and what its blocks begin with."""
+    inner = ((f"{block}conv{n}", f"{block}bn{n}") for n in (1, 2, 3))
+    return _resnet((stem, stem_norm), *inner, (f"{block}downsample.0", f"{block}downsample.1"))
+
+
+def _hugging_face_resnet(prefix: str) -> tuple[Rule, ...]:
+    inner = ("layer.0", "layer.1", "layer.2", "shortcut")
+    block = f"{prefix}encoder.stages.{{s-1}}.layers.{{j}}."
+    modules = (f"{prefix}embedder.embedder", *(block + name for name in inner))
+    return _resnet(*((f"{module}.convolution", f"{module}.normalization") for module in modules))
 
 
 # Our module | timm | torchvision | Hugging Face, within a block
@@ -186,18 +177,18 @@ def _convnext(naming: int, prefix: str = "") -> tuple[Rule, ...]:
             return prefix + template
 
         at, here = f"{ROOT}/stage{stage}/block{{j}}/", place(block)
-        transform = _scale if naming == _TORCHVISION else same
+        transform = per_channel if naming == _TORCHVISION else same
         rules.append(Rule((here + gamma,), f"params/{at}gamma", transform))
         rules += dense(here + depthwise, at + "filter")
-        rules += _norm(here + norm, at + "norm")
+        rules += layer_norm(here + norm, at + "norm")
         rules += dense(here + fc1, at + "fc1")
         rules += dense(here + fc2, at + "fc2")
         if stage > 0:
-            rules += _norm(place(halving[0]), f"{ROOT}/stage{stage}/down_norm")
+            rules += layer_norm(place(halving[0]), f"{ROOT}/stage{stage}/down_norm")
             rules += dense(place(halving[1]), f"{ROOT}/stage{stage}/down")
     rules += dense(stem, f"{ROOT}/stem/conv")
-    rules += _norm(stem_norm, f"{ROOT}/stem/norm")
-    rules += _norm(end, f"{ROOT}/norm")
+    rules += layer_norm(stem_norm, f"{ROOT}/stem/norm")
+    rules += layer_norm(end, f"{ROOT}/norm")
     return (*rules, *dense(ends[3], HEAD))
 
 
@@ -207,19 +198,21 @@ def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     Hugging Face's bare models (without a classifier) leave the model's name out of their keys.
     """
     paths = [path for path in flatten(target) if path.startswith(f"params/{ROOT}/")]
-    found = [re.match(rf"params/{ROOT}/(layer|blocks|stage)(\d+)/block(\d+)/", p) for p in paths]
-    family = next((match[1] for match in found if match), "")
+    pattern = rf"params/{ROOT}/(layer|blocks|stage)(\d+)/block(\d+)/"
+    blocks = [match for path in paths if (match := re.match(pattern, path))]
+    family = blocks[0][1] if blocks else ""
     if family == "layer":
+        theirs = torchvision_resnet("conv1", "bn1", "layer{s}.{j}.")
+        hf = _hugging_face_resnet(_prefix(tensors, "resnet."))
         return (
-            _table(name="timm and torchvision ResNet", rules=_resnet("timm")),
-            _table(name="Hugging Face ResNet", rules=_resnet("hf", _prefix(tensors, "resnet."))),
+            _table(name="timm and torchvision ResNet", rules=(*theirs, *dense("fc", HEAD))),
+            _table(name="Hugging Face ResNet", rules=(*hf, *dense("classifier.1", HEAD))),
         )
     if family == "blocks":
         repeats: dict[int, int] = {}
-        for match in found:
-            if match:
-                stage, number = int(match[2]), int(match[3])
-                repeats[stage] = max(repeats.get(stage, 0), number + 1)
+        for match in blocks:
+            stage, number = int(match[2]), int(match[3])
+            repeats[stage] = max(repeats.get(stage, 0), number + 1)
         start = _prefix(tensors, "efficientnet.")
         return (
             _table(name="timm EfficientNet", rules=_efficientnet(_TIMM, repeats)),
@@ -241,15 +234,7 @@ def _prefix(tensors: Tensors, name: str) -> str:
 
 
 def load(
-    path: str | Path,
-    variables: Mapping[str, Any],
-    kind: str,
-    *,
-    strict: bool = False,
-    replace_head: bool = True,
-    prefix: str = "",
-    container: str = "",
-    report_path: str | Path | None = None,
+    path: str | Path, variables: Mapping[str, Any], kind: str, *, strict: bool = False
 ) -> tuple[dict[str, Any], str, Preprocessing]:
     """(variables with the file's weights, a report, how the file wants its pixels).
 
@@ -258,20 +243,16 @@ def load(
       variables: {"params": {"backbone": ..., "head": {"label": ...}}, "batch_stats": ...}; further
         heads keep their values.
       kind: the backbone's name; an EfficientNet must be of the form its weights were trained in.
-      strict, replace_head, prefix, container, report_path: as in `convert.load`.
+      strict: as in `convert.load`.
 
     Raises: UserError naming the file and the keys left over, or the kind these weights need.
     """
-    tensors = read(path, prefix=prefix, container=container)
+    tensors = read(path)
     table = detect(tensors, tables(tensors, variables), str(path))
     pixels = preprocessing(path)
     _check_form(path, table, kind, pixels.architecture)
-    loaded, report = convert.apply(
-        table, tensors, variables, strict=strict, replace_head=replace_head, source=str(path)
-    )
+    loaded, report = convert.apply(table, tensors, variables, strict=strict, source=str(path))
     report.notes.append(f"pixels: {pixels}")
-    if report_path:
-        report.save(report_path)
     return loaded, report.text(), pixels
 
 

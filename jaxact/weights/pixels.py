@@ -120,8 +120,8 @@ def _metadata(path: Path) -> Mapping[str, Any]:
             header = file.read(min(length, _HEADER_LIMIT)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: header cannot be read ({error})") from error
-    found = _parsed(header, f"{path} header").get("__metadata__", {})
-    return found if isinstance(found, Mapping) else {}
+    metadata = _parsed(header, f"{path} header").get("__metadata__", {})
+    return metadata if isinstance(metadata, Mapping) else {}
 
 
 def _number(value: Any, where: str, field: str) -> float:

@@ -33,13 +33,10 @@ _SAFETENSORS = {
 }
 
 
-def read(
-    path: str | Path, *, prefix: str = "", container: str = "", limit: int = LIMIT
-) -> dict[str, np.ndarray]:
+def read(path: str | Path, *, container: str = "", limit: int = LIMIT) -> dict[str, np.ndarray]:
     """The tensors of a weights file by name; `module.` of data-parallel training is stripped.
 
     Args:
-      prefix: keep only the keys that start with it, and strip it.
       container: the entry of the file that holds the state dict, e.g. "state_dict_ema"; "" takes
         the first of `CONTAINERS` that holds tensors.
       limit: bytes; a larger file is refused.
@@ -64,14 +61,7 @@ def read(
                 f"{path}: not a weights file (it starts with {head[:8]!r}); "
                 "readable are .pth .pyth .pt .bin of PyTorch and .safetensors"
             )
-    tensors = _unwrapped(tensors)
-    if prefix:
-        kept = {key[len(prefix) :]: v for key, v in tensors.items() if key.startswith(prefix)}
-        if not kept:
-            starts = sorted({key.split(".")[0] + "." for key in tensors})[:12]
-            raise UserError(f"{path}: no key starts with {prefix!r}; keys start with {starts}")
-        tensors = kept
-    return tensors
+    return _unwrapped(tensors)
 
 
 def entries(path: str | Path, limit: int = LIMIT) -> tuple[str, ...]:
@@ -127,7 +117,7 @@ def _archive(file: BinaryIO, name: str) -> zipfile.ZipFile:
 def _collect(
     content: Any, fetch: Fetch, name: str, container: str, limit: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of the state dict found in a checkpoint's object."""
+    """The arrays of the state dict within a checkpoint's object."""
     tensors = {}
     for key, value in _state_dict(content, name, container).items():
         if isinstance(value, Tensor):
@@ -159,7 +149,7 @@ def _state_dict(content: Any, name: str, container: str) -> Mapping[str, Any]:
         content = content[container]
     if not _holds_tensors(content):
         raise UserError(
-            f"{name}: no weights found, flat or under {', '.join(CONTAINERS)}; "
+            f"{name}: no weights in it, flat or under {', '.join(CONTAINERS)}; "
             f"the file holds {_entries(content)}"
         )
     for _ in range(_DEPTH):
@@ -203,16 +193,12 @@ def _read_safetensors(file: BinaryIO, name: str) -> dict[str, np.ndarray]:
     file.seek(8)
     try:
         header = json.loads(file.read(length))
-        entries = {
-            str(key): (
-                DTYPES[_SAFETENSORS[entry["dtype"]]],
-                tuple(int(n) for n in entry["shape"]),
-                *(int(n) for n in entry["data_offsets"]),
-            )
-            for key, entry in header.items()
-            if key != "__metadata__"
-        }
-        layout = [(key, d, shape, start, stop) for key, (d, shape, start, stop) in entries.items()]
+        layout = []
+        for key, entry in header.items():
+            if key != "__metadata__":
+                dtype, shape = DTYPES[_SAFETENSORS[entry["dtype"]]], tuple(map(int, entry["shape"]))
+                start, stop = map(int, entry["data_offsets"])
+                layout.append((str(key), dtype, shape, start, stop))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{name}: damaged safetensors header ({error!r})") from error
     tensors = {}

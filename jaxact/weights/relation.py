@@ -10,21 +10,15 @@ from typing import Any
 
 from jaxact.weights import convert, images
 from jaxact.weights.convert import Report
-from jaxact.weights.table import Rule, Table, Tensors, batch_norm, conv, dense
+from jaxact.weights.table import Rule, Table, Tensors, dense
 
 _MODULES = "backbone.backbone."
 
 
 def _rules(hidden: int) -> tuple[Rule, ...]:
     """The rules for a relation MLP of so many hidden layers; each is three modules long there."""
-    rules = [*conv(f"{_MODULES}0", "backbone/stem/conv")]
-    rules += batch_norm(f"{_MODULES}1", "backbone/stem/bn")
-    theirs, ours = f"{_MODULES}{{s+3}}.{{j}}.", "backbone/layer{s}/block{j}/"
-    for number in (1, 2, 3):
-        rules += conv(f"{theirs}conv{number}", f"{ours}conv{number}")
-        rules += batch_norm(f"{theirs}bn{number}", f"{ours}bn{number}")
-    rules += conv(f"{theirs}downsample.0", f"{ours}shortcut")
-    rules += batch_norm(f"{theirs}downsample.1", f"{ours}shortcut_bn")
+    block = f"{_MODULES}{{s+3}}.{{j}}."
+    rules = [*images.torchvision_resnet(f"{_MODULES}0", f"{_MODULES}1", block)]
     rules += dense("backbone.feature_mapper.0", "mapper")
     rules += dense("person_encoder.0", "person0")
     rules += dense("person_encoder.3", "person1")
@@ -37,14 +31,10 @@ def _rules(hidden: int) -> tuple[Rule, ...]:
     return (*rules, *dense(f"relation_network.{3 * hidden}", "label"))
 
 
-def _part(path: str) -> str:
-    return path.split("/")[1]
-
-
 def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     """The original's table for the target's number of hidden layers, and those of its ResNet."""
     hidden = sum(name.startswith("relation") for name in target.get("params", {}))
-    own = Table("simplename pair classifier", _rules(hidden), heads=("label",), part=_part)
+    own = Table("simplename pair classifier", _rules(hidden), heads=("label",))
     return (own, *images.tables(tensors, target))
 
 

@@ -20,17 +20,24 @@ from jaxact.weights.table import (
     Rule,
     Table,
     Tensors,
-    Transform,
     batch_norm,
     conv,
     dense,
     kernel,
+    lone_stream,
+    top_or_head,
 )
 
-# [i, o, t, h, w] <-> [t, h, w, i, o]: a transposed convolution, in torch's order of taps.
-transposed = Transform(lambda x: x.transpose(2, 3, 4, 0, 1), lambda x: x.transpose(3, 4, 0, 1, 2))
-# [o, i, h, w] <-> [1, h, w, i, o]: a convolution of single frames.
-one_frame = Transform(lambda x: kernel.forward(x)[None], lambda x: np.squeeze(kernel.inverse(x), 2))
+
+def transposed(x: np.ndarray) -> np.ndarray:
+    """A transposed convolution, in torch's order of taps: [i, o, t, h, w] -> [t, h, w, i, o]."""
+    return x.transpose(2, 3, 4, 0, 1)
+
+
+def one_frame(x: np.ndarray) -> np.ndarray:
+    """A convolution of single frames: [o, i, h, w] -> [1, h, w, i, o]."""
+    return kernel(x)[None]
+
 
 _BLOCK = (("a", "conv1"), ("b", "conv2"), ("c", "conv3"), ("shortcut", "downsample"))
 
@@ -49,10 +56,8 @@ def _path(prefix: str, stream: str) -> tuple[Rule, ...]:
 
 def _part(path: str) -> str:
     """A whole path, all exchanges, or one layer of the head."""
-    names = path.split("/")
-    if names[1] == "head":
-        return "/".join(names[1:3])
-    return "laterals" if names[1].startswith("lateral") else names[1]
+    name = top_or_head(path)
+    return "laterals" if name.startswith("lateral") else name
 
 
 def extend_inputs(flat: Flat, wanted: Flat) -> tuple[Flat, tuple[str, ...]]:
@@ -124,16 +129,12 @@ def slowonly(stream: str) -> Table:
 @functools.cache
 def c3d(stream: str) -> Table:
     """C3D of PYSKL with its linear head."""
-    layers = [
-        rule
-        for letter in "ab"
-        for source, target in ((f"backbone.conv{{s}}{letter}", f"{stream}/conv{{s}}{letter}"),)
-        for rule in (
-            *conv(f"{source}.conv", f"{target}/conv"),
-            *batch_norm(f"{source}.bn", f"{target}/bn"),
-        )
-    ]
-    return _table(name="PYSKL C3D", rules=(*layers, *dense("cls_head.fc_cls", f"head/{stream}")))
+    rules: list[Rule] = []
+    for letter in "ab":
+        source, target = f"backbone.conv{{s}}{letter}", f"{stream}/conv{{s}}{letter}"
+        rules += conv(f"{source}.conv", f"{target}/conv")
+        rules += batch_norm(f"{source}.bn", f"{target}/bn")
+    return _table(name="PYSKL C3D", rules=(*rules, *dense("cls_head.fc_cls", f"head/{stream}")))
 
 
 def _images() -> Table:
@@ -161,13 +162,8 @@ IMAGES = _images()  # for the RGB path, bottleneck ResNets only
 
 def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     """Every table; a lone network is for the target's only stream, or told by its channels."""
-    streams = [stream for stream in ("rgb", "pose") if stream in target.get("params", {})]
-    if len(streams) == 1:
-        stream = streams[0]
-    else:
-        stems = (tensors.get(f"backbone.{name}.conv.weight") for name in ("conv1", "conv1a"))
-        stem = next((x for x in stems if x is not None), None)
-        stream = "rgb" if stem is None or stem.shape[1] == 3 else "pose"
+    stems = (tensors.get(f"backbone.{name}.conv.weight") for name in ("conv1", "conv1a"))
+    stream = lone_stream(next((stem for stem in stems if stem is not None), None), target)
     return RGBPOSE, slowonly(stream), c3d(stream), IMAGES
 
 

@@ -1,8 +1,8 @@
-"""Tables of names: foreign tensors under our names and layouts, and back.
+"""Tables of names: foreign tensors under our names and layouts.
 
 A table is a list of rules between key templates: `"s{s}.res{j}.a.weight"` and
 `"params/res{s}/block{j}/a/kernel"`. `{s}` stands for a number, `{s+1}` for that number plus one, so
-one table serves any depth and reads in both directions.
+one table serves any depth, and an error can name the key that a target lacks.
 """
 
 import dataclasses
@@ -19,39 +19,34 @@ Tensors = Mapping[str, np.ndarray]
 Flat = dict[str, Any]  # "params/stem/bn/scale" -> array or anything with shape and dtype
 
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """How arrays change layout, and back; with several sources `forward` takes them all."""
-
-    forward: Callable[..., np.ndarray]
-    inverse: Callable[[np.ndarray], Any]
+# What turns a source's array into ours; with several sources it takes them all.
+Transform = Callable[..., np.ndarray]
 
 
-same = Transform(lambda x: x, lambda x: x)
-# Any convolution, depthwise ones included, and linear: [o, i, ...] <-> [..., i, o].
-kernel = Transform(
-    lambda x: x.transpose(*range(2, x.ndim), 1, 0),
-    lambda x: x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2)),
-)
+def same(x: np.ndarray) -> np.ndarray:
+    """The array as it is."""
+    return x
 
 
-def _squeezed(x: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-    return np.squeeze(x, axes)
+def kernel(x: np.ndarray) -> np.ndarray:
+    """Any convolution, depthwise ones included, or linear layer: [o, i, ...] -> [..., i, o]."""
+    return x.transpose(*range(2, x.ndim), 1, 0)
 
 
+@functools.cache
 def pointwise(dims: int) -> Transform:
-    """A convolution with a kernel of ones in `dims` dimensions, used as a linear layer."""
-    axes = tuple(range(2, 2 + dims))
-    return Transform(
-        lambda x: _squeezed(x, axes).T, lambda x: x.T.reshape(*x.T.shape, *(1,) * dims)
-    )
+    """A convolution with a kernel of ones in `dims` dimensions, as a linear layer: -> [i, o]."""
+    return lambda x: np.squeeze(x, tuple(range(2, 2 + dims))).T
 
 
-# A 1 x h x w convolution over frames: [o, i, 1, h, w] <-> [h, w, i, o].
-frame_kernel = Transform(
-    lambda x: kernel.forward(_squeezed(x, (2,))),
-    lambda x: np.expand_dims(kernel.inverse(x), 2),
-)
+def per_channel(x: np.ndarray) -> np.ndarray:
+    """One number a channel, with axes of size 1 around it: -> [c]."""
+    return x.reshape(-1)
+
+
+def frame_kernel(x: np.ndarray) -> np.ndarray:
+    """A 1 x h x w convolution over frames: [o, i, 1, h, w] -> [h, w, i, o]."""
+    return kernel(np.squeeze(x, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,19 +71,27 @@ def dense(source: str, target: str, transform: Transform = kernel) -> tuple[Rule
     )
 
 
-def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """Scale, bias and running statistics, as modules."""
+def layer_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """Scale and bias, as modules."""
     return (
         Rule((f"{source}.weight",), f"params/{target}/scale"),
         Rule((f"{source}.bias",), f"params/{target}/bias"),
+    )
+
+
+def batch_norm(source: str, target: str) -> tuple[Rule, ...]:
+    """Scale, bias and running statistics, as modules."""
+    return (
+        *layer_norm(source, target),
         Rule((f"{source}.running_mean",), f"batch_stats/{target}/mean"),
         Rule((f"{source}.running_var",), f"batch_stats/{target}/var"),
     )
 
 
-def _module(path: str) -> str:
-    """The module of a variable, without collection and leaf name."""
-    return "/".join(path.split("/")[1:-1])
+def top_or_head(path: str) -> str:
+    """The part of a path: a top-level module (a backbone, a stream), or one layer of the head."""
+    names = path.split("/")
+    return names[1] if names[1] != "head" else "/".join(names[1:3])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Table:
     rules: tuple[Rule, ...]
     heads: tuple[str, ...] = ()
     """Regexes of parts whose size follows the number of classes."""
-    part: Callable[[str], str] = _module
+    part: Callable[[str], str] = top_or_head
     """Target path -> the part it belongs to; partial loading takes a part whole or not at all."""
     optional: tuple[str, ...] = ()
     """Regexes of targets that the code base does not save."""
@@ -113,8 +116,8 @@ class Table:
 @functools.cache
 def _tokens(template: str) -> tuple[tuple[str, str, int], ...]:
     """(text, field, offset) runs of a template; the last run has no field."""
-    pieces = re.split(r"\{(\w+)([+-]\d+)?\}", template)
-    texts, fields, offsets = pieces[::3], [*pieces[1::3], ""], [*pieces[2::3], None]
+    runs = re.split(r"\{(\w+)([+-]\d+)?\}", template)
+    texts, fields, offsets = runs[::3], [*runs[1::3], ""], [*runs[2::3], None]
     return tuple((t, f, int(o or 0)) for t, f, o in zip(texts, fields, offsets, strict=True))
 
 
@@ -126,10 +129,10 @@ def _pattern(template: str) -> re.Pattern[str]:
 
 def _match(template: str, name: str) -> dict[str, int] | None:
     """The numbers that make the template this name, or None."""
-    found = _pattern(template).fullmatch(name)
-    if not found:
+    match = _pattern(template).fullmatch(name)
+    if not match:
         return None
-    return {f: int(found[f]) - offset for _, f, offset in _tokens(template) if f}
+    return {f: int(match[f]) - offset for _, f, offset in _tokens(template) if f}
 
 
 def _expand(template: str, fields: Mapping[str, int]) -> str:
@@ -183,36 +186,36 @@ def translate(table: Table, tensors: Tensors, source: str = "weights") -> Conver
 
     Raises: UserError if two keys fill one target, or a tensor has the wrong number of axes.
     """
-    result = Converted({}, {}, [], [])
-    found: dict[str, tuple[Rule, dict[int, str]]] = {}
+    converted = Converted({}, {}, [], [])
+    matched: dict[str, tuple[Rule, dict[int, str]]] = {}  # target -> its rule and keys by position
     for key in tensors:
         if any(re.fullmatch(pattern, key) for pattern in table.ignore):
-            result.ignored.append(key)
+            converted.ignored.append(key)
             continue
         hit = _find(table, key)
         if hit is None:
-            result.unknown.append(key)
+            converted.unknown.append(key)
             continue
         rule, index, fields = hit
         target = _expand(rule.target, fields)
-        _, keys = found.setdefault(target, (rule, {}))
-        if index in keys or found[target][0] is not rule:
+        first, keys = matched.setdefault(target, (rule, {}))
+        if index in keys or first is not rule:
             raise UserError(
                 f"{source}: {key!r} and {next(iter(keys.values()))!r} both fill {target!r}"
             )
         keys[index] = key
-    for target, (rule, keys) in found.items():
+    for target, (rule, keys) in matched.items():
         if len(keys) < len(rule.sources):  # the target will be reported as missing
-            result.unknown.extend(keys.values())
+            converted.unknown.extend(keys.values())
             continue
         names = tuple(keys[index] for index in range(len(rule.sources)))
         try:
-            result.flat[target] = rule.transform.forward(*(tensors[name] for name in names))
+            converted.flat[target] = rule.transform(*(tensors[name] for name in names))
         except ValueError as error:
             shapes = ", ".join(f"{name} {tensors[name].shape}" for name in names)
             raise UserError(f"{source}: {shapes} does not fit {target!r} ({error})") from error
-        result.origin[target] = names
-    return result
+        converted.origin[target] = names
+    return converted
 
 
 def expected(table: Table, path: str) -> tuple[str, ...]:
@@ -224,30 +227,21 @@ def expected(table: Table, path: str) -> tuple[str, ...]:
     return ()
 
 
-def invert(table: Table, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our variables under the table's names and layouts (f32 as they are, counters left out).
-
-    Raises: UserError for a variable that the table does not know.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    for path, value in flatten(variables).items():
-        for rule in table.rules:
-            fields = _match(rule.target, path)
-            if fields is not None:
-                parts = rule.transform.inverse(np.asarray(value))
-                parts = parts if isinstance(parts, tuple) else (parts,)
-                for template, part in zip(rule.sources, parts, strict=True):
-                    tensors[_expand(template, fields)] = np.array(part, order="C")
-                break
-        else:
-            raise UserError(f"{table.name} has no name for {path!r}")
-    return tensors
-
-
 def listed(names: Sequence[str], limit: int) -> str:
     """The first names, and how many more there are."""
     more = f", and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def lone_stream(stem: np.ndarray | None, target: Mapping[str, Any]) -> str:
+    """rgb | pose: whose weights a lone network's are; its first kernel [o, i, ...] may be absent.
+
+    Those of the target's only stream, or, where it has both, told by the input channels.
+    """
+    streams = [stream for stream in ("rgb", "pose") if stream in target.get("params", {})]
+    if len(streams) == 1:
+        return streams[0]
+    return "rgb" if stem is None or stem.shape[1] == 3 else "pose"
 
 
 def detect(tensors: Tensors, tables: Sequence[Table], source: str = "weights") -> Table:

@@ -86,7 +86,7 @@ class Inert(metaclass=_Locked):
 
 @dataclass(frozen=True)
 class Storage:
-    """A run of `count` elements of one dtype; `start` is where a legacy view of it begins."""
+    """A run of `count` elements of one dtype; in old files a tensor may begin at `start`."""
 
     key: str
     dtype: np.dtype
@@ -116,14 +116,14 @@ class Tensor:
         store = np.frombuffer(raw, np.uint8)
         size = self.dtype.itemsize
         first = self.storage.start * self.storage.dtype.itemsize + self.offset * size
-        reach = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
+        last = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         if min((*self.shape, *self.strides, self.offset, 0)) < 0:
             raise ValueError("negative offset, size or stride")
-        if first + (reach + 1) * size > store.size:
+        if first + (last + 1) * size > store.size:
             raise ValueError(f"shape {self.shape} with strides {self.strides} leaves its storage")
-        flat = store[first : first + (reach + 1) * size].view(self.dtype)
+        flat = store[first : first + (last + 1) * size].view(self.dtype)
         if swap:
             flat = flat.byteswap()
         steps = tuple(s * size for s in self.strides)
@@ -272,8 +272,8 @@ def open_stream(file: BinaryIO, name: str) -> tuple[Any, Fetch]:
     def persistent(pid: Any) -> Any:
         if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module":
             return pid[1]  # a pickled nn.Module with its source text: inert
-        view = pid[5] if isinstance(pid, tuple) and len(pid) > 5 else None
-        storage = _storage(pid, view[1] if view else 0)
+        part = pid[5] if isinstance(pid, tuple) and len(pid) > 5 else None
+        storage = _storage(pid, part[1] if part else 0)
         stored.setdefault(storage.key, storage)
         return storage
 

@@ -2,12 +2,11 @@
 
 Sources: MCG-NJU/VideoMAE, open-mmlab/mmaction2 (whose names OpenTAD's `_my` files have), Hugging
 Face transformers before and after its biases became those of linear layers. Targets are those of
-`models.videomae.VideoMAEClassifier` and of a `models.detector.Detector` with a backbone. How many
-heads attention has is never read from a file: some published configs have it wrong.
+`models.videomae.VideoMAEClassifier` and of a `tasks.detection.network.Detector` with a backbone.
+How many heads attention has is never read from a file: some published configs have it wrong.
 """
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,37 +16,21 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.weights import convert
 from jaxact.weights.convert import Report
-from jaxact.weights.reader import read
-from jaxact.weights.table import Rule, Table, Tensors, Transform, dense, detect, kernel
-
-_TUBE = 2 * 3  # frames x colours of a token
-
-# The kernel [c, 3, 2, p, p] of a convolution without overlap <-> a matrix [2 * p * p * 3, c].
-tubes = Transform(
-    lambda x: kernel.forward(x).reshape(-1, x.shape[0]),
-    lambda x: kernel.inverse(x.reshape(2, *2 * (math.isqrt(len(x) // _TUBE),), 3, -1)),
-)
-# Three matrices [o, i] <-> one [i, 3 * o].
-joined = Transform(
-    lambda q, k, v: np.concatenate([q, k, v]).T,
-    lambda x: tuple(np.split(x.T, 3)),
-)
+from jaxact.weights.table import Rule, Table, Tensors, dense, kernel, layer_norm
 
 
-def layer_norm(source: str, target: str) -> tuple[Rule, ...]:
-    """Scale and bias, as modules."""
-    return (
-        Rule((f"{source}.weight",), f"params/{target}/scale"),
-        Rule((f"{source}.bias",), f"params/{target}/bias"),
-    )
+def tubes(x: np.ndarray) -> np.ndarray:
+    """The kernel [c, 3, 2, p, p] of a convolution without overlap -> [2 * p * p * 3, c]."""
+    return kernel(x).reshape(-1, x.shape[0])
+
+
+def joined(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Three matrices [o, i] -> one [i, 3 * o]."""
+    return np.concatenate([q, k, v]).T
 
 
 # Our name | MCG-NJU | MMAction2 | Hugging Face, after the prefix of the network or of the block.
-_PATCH = (
-    "patch_embed.proj",
-    "patch_embed.projection",
-    "embeddings.patch_embeddings.projection",
-)
+_PATCH = ("patch_embed.proj", "patch_embed.projection", "embeddings.patch_embeddings.projection")
 _BLOCK = ("blocks.{i}", "blocks.{i}", "encoder.layer.{i}")
 _NORMS = (
     ("norm1", "norm1", "norm1", "layernorm_before"),
@@ -94,7 +77,7 @@ def part(path: str) -> str:
     return "head/cls" if names[1:3] == ["head", "cls"] else names[1]
 
 
-# The fixed position table, and key biases, which `check` has found to be zero.
+# The fixed position table, and key biases, which `check` makes sure are zero.
 IGNORED = (
     r"(.*\.)?pos_embed",
     r"(.*\.)?position_embeddings",
@@ -141,34 +124,22 @@ def check(tensors: Tensors, source: str) -> None:
             raise UserError(f"{source}: {key!r} is not zero; VideoMAE's keys have no bias")
 
 
-def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
-    """Every table of VideoMAE."""
-    return TABLES
-
-
 def load(
     path: str | Path,
     target: Mapping[str, Any],
     candidates: Sequence[Table] = TABLES,
-    *,
-    container: str = "",
-    report_path: str | Path | None = None,
     **options: Any,
 ) -> tuple[dict[str, Any], Report]:
     """`convert.load` with these tables, after `check`: (variables, report).
 
-    Args:
-      container: the entry of the file that holds the weights, as in `reader.read`.
-      options: `strict`, `replace_head`, `ignore` of `convert.apply`; by default whole parts (the
-        classifier, the adapters, a detector) may be absent on either side, the network may not.
+    By default whole parts (the classifier, the adapters, a detector) may be absent on either side,
+    the network may not.
 
-    Raises: UserError, one line, as `reader.read`, `check` and `convert.apply` do.
+    Raises: UserError, one line, as `convert.load` and `check` do.
     """
-    tensors = read(path, container=container)
-    check(tensors, str(path))
-    found = detect(tensors, candidates, str(path))
-    options = {"strict": False, **options}
-    variables, report = convert.apply(found, tensors, target, source=str(path), **options)
-    if report_path:
-        report.save(report_path)
-    return variables, report
+
+    def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
+        check(tensors, str(path))
+        return candidates
+
+    return convert.load(path, target, tables, **options)

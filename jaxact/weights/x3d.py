@@ -22,10 +22,9 @@ from jaxact.weights.table import (
     batch_norm,
     conv,
     dense,
-    flatten,
     frame_kernel,
     kernel,
-    nest,
+    lone_stream,
     pointwise,
 )
 
@@ -84,12 +83,6 @@ def _backbone(naming: int, stream: str, prefix: str = "", shift: bool = False) -
     return tuple(rules)
 
 
-def _part(path: str) -> str:
-    """A whole stream, the attention, or one layer of the head."""
-    names = path.split("/")
-    return names[1] if names[1] != "head" else "/".join(names[1:3])
-
-
 def _fit(flat: Flat, wanted: Flat) -> tuple[Flat, tuple[str, ...]]:
     """X3D weights for an X-Shift target, and the one BN that PyTorchVideo does not have."""
     notes = []
@@ -111,8 +104,13 @@ def _fit(flat: Flat, wanted: Flat) -> tuple[Flat, tuple[str, ...]]:
 
 
 def _summed(flat: Flat, root: str) -> Flat:
-    """Variables of one X3D backbone with its temporal kernels summed; see `x3d_to_xshift`."""
-    result = {}
+    """Variables of one X3D backbone as X-Shift's: temporal kernels summed, the rest unchanged.
+
+    The stem's 1x3x3 kernel is multiplied by the sum of its 5x1x1 kernel for each channel, 3x3x3
+    depthwise kernels become 1x3x3. Equal to X3D on a clip that does not move, away from its ends
+    (X3D pads with zeros there) and with the shift off. `root`: "params/rgb/".
+    """
+    summed = {}
     for path, value in flat.items():
         if path == f"{root}stem/conv_s/kernel":
             # conv_t is depthwise, so its tap sum is one factor for each output channel.
@@ -120,21 +118,11 @@ def _summed(flat: Flat, root: str) -> Flat:
         elif path.startswith(f"{root}res") and path.endswith("/b/kernel"):
             value = value.sum(0, keepdims=True)
         if path != f"{root}stem/conv_t/kernel":
-            result[path] = value
-    return result
+            summed[path] = value
+    return summed
 
 
-def x3d_to_xshift(variables: Mapping[str, Any], stream: str = "rgb") -> dict[str, Any]:
-    """Variables of an X3D stream as X-Shift's: kernels summed over time, the rest unchanged.
-
-    The stem's 1x3x3 kernel is multiplied by the sum of its 5x1x1 kernel for each channel, 3x3x3
-    depthwise kernels become 1x3x3. Equal to X3D on a clip that does not move, away from its ends
-    (X3D pads with zeros there) and with the shift off. `stream` "" is a bare backbone.
-    """
-    return nest(_summed(flatten(variables), f"params/{stream}/" if stream else "params/"))
-
-
-_table = functools.partial(Table, heads=pcan.HEADS, part=_part, adapt=_fit)
+_table = functools.partial(Table, heads=pcan.HEADS, adapt=_fit)
 
 
 def _two_streams() -> tuple[Rule, ...]:
@@ -179,10 +167,7 @@ EPAM = _table(
 )
 PCAN = _table(
     name="PCAN RGB + pose X3D",
-    rules=(
-        *_two_streams(),
-        *pcan.RULES,
-    ),
+    rules=(*_two_streams(), *pcan.RULES),
     optional=pcan.OPTIONAL,
 )
 
@@ -226,12 +211,7 @@ def pyskl(stream: str) -> Table:
 
 def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
     """Every table; a lone backbone is for the target's only stream, or told by its channels."""
-    streams = [stream for stream in ("rgb", "pose") if stream in target.get("params", {})]
-    if len(streams) == 1:
-        stream = streams[0]
-    else:
-        stem = tensors.get("backbone.conv1_s.conv.weight")
-        stream = "rgb" if stem is None or stem.shape[1] == 3 else "pose"
+    stream = lone_stream(tensors.get("backbone.conv1_s.conv.weight"), target)
     return (
         *(SLOWFAST, PYTORCHVIDEO, mmaction2(stream), xshift(stream), pyskl(stream)),
         *(EPAM, PCAN),
@@ -241,6 +221,6 @@ def tables(tensors: Tensors, target: Mapping[str, Any]) -> Sequence[Table]:
 def load(path: str | Path, target: Mapping[str, Any], **options: Any) -> tuple[dict, Report]:
     """`convert.load` for a Recognizer's variables, with the tables of this file.
 
-    X3D weights for an X-Shift target are summed over time (`x3d_to_xshift`); the report says so.
+    X3D weights for an X-Shift target are summed over time (`_summed`); the report says so.
     """
     return convert.load(path, target, tables, **options)

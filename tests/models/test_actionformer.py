@@ -69,14 +69,14 @@ def test_golden_levels(evaluated, vectors, part):
 
 
 def test_golden_outputs(evaluated, vectors):
-    found = evaluated[0]
-    np.testing.assert_allclose(found["logits"], vectors["cls_logits"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(found["offsets"], vectors["reg"], atol=1e-4, rtol=0)
-    np.testing.assert_array_equal(found["points"], vectors["points"])
+    outputs = evaluated[0]
+    np.testing.assert_allclose(outputs["logits"], vectors["cls_logits"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(outputs["offsets"], vectors["reg"], atol=1e-4, rtol=0)
+    np.testing.assert_array_equal(outputs["points"], vectors["points"])
     with jax.enable_x64(True):
-        segment = segments.decode(vectors["points"], found["offsets"])
+        segment = segments.decode(vectors["points"], outputs["offsets"])
     np.testing.assert_allclose(segment, vectors["proposals"], atol=1e-4, rtol=0)
-    assert found["normaliser"] == 100  # it moves in training only
+    assert outputs["normaliser"] == 100  # it moves in training only
 
 
 def targets_of(vectors):
@@ -101,7 +101,7 @@ def test_golden_losses_and_gradients(case, vectors):
         def loss(params, state):
             mask = jnp.asarray(vectors["mask"])
             positive = detection_losses.positives(targets[0], segments.point_mask(mask, 6))
-            found, state = model.apply(
+            outputs, state = model.apply(
                 {"params": params, **state},
                 jnp.asarray(features),
                 mask,
@@ -110,12 +110,12 @@ def test_golden_losses_and_gradients(case, vectors):
                 mutable=["normaliser"],
             )
             terms = detection_losses.detection(
-                found["logits"],
-                found["offsets"],
-                found["points"],
+                outputs["logits"],
+                outputs["offsets"],
+                outputs["points"],
                 targets,
-                found["mask"],
-                found["normaliser"],
+                outputs["mask"],
+                outputs["normaliser"],
             )
             total = {name: value.sum() for name, value in terms.items()}
             return total["cls"] + total["reg"], (total, state)
@@ -160,15 +160,15 @@ WIDTHS = {"s": 384, "b": 768, "l": 1024, "h": 1280, "g": 1408}
 )
 def test_parameters_of_the_parts(size, projection):
     params = shapes_of(network.Detector(), (64, WIDTHS[size]), 64)["params"]
-    found = {name: count(part) for name, part in params.items()}
-    assert found == {"projection": projection, "neck": 6_144, "head": 3_183_644}
+    sizes = {name: count(part) for name, part in params.items()}
+    assert sizes == {"projection": projection, "neck": 6_144, "head": 3_183_644}
 
 
 def test_parameters_for_activitynet():
     spec = ActionFormerSpec(classes=1, width=256, positions=192)
     params = shapes_of(network.Detector(spec), (64, 384), 64)["params"]
-    found = {name: count(part) for name, part in params.items()}
-    assert found == {"projection": 6_051_328, "neck": 3_072, "head": 790_793}
+    sizes = {name: count(part) for name, part in params.items()}
+    assert sizes == {"projection": 6_051_328, "neck": 3_072, "head": 790_793}
 
 
 # ---------------------------------------------------------------------------------- behaviour
@@ -264,7 +264,7 @@ def test_local_attention_is_global_attention_within_a_band(window, steps):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, steps, 2, 4)), jnp.float32) for _ in range(3))
     mask = jnp.asarray(np.arange(steps) < np.array([[steps], [steps - 3]]))
-    found = jax.jit(sequence.attend, static_argnums=4)(q, k, v, mask, window)
+    attended = jax.jit(sequence.attend, static_argnums=4)(q, k, v, mask, window)
     near = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps))) <= window // 2
     scores = np.einsum("bthd,bshd->bhts", q, k) / 2
     scores = np.where(near & np.asarray(mask)[:, None, None], scores, -np.inf)
@@ -272,8 +272,8 @@ def test_local_attention_is_global_attention_within_a_band(window, steps):
     weights = np.exp(scores - np.where(some[:, None], scores.max(-1), 0)[..., None])
     weights = weights / np.where(some[:, None], weights.sum(-1), 1)[..., None]
     wanted = np.einsum("bhts,bshd->bthd", weights, v)
-    assert np.isfinite(found).all() and some[0].all()
-    np.testing.assert_allclose(np.asarray(found)[some], wanted[some], atol=1e-5)
+    assert np.isfinite(attended).all() and some[0].all()
+    np.testing.assert_allclose(np.asarray(attended)[some], wanted[some], atol=1e-5)
 
 
 def test_short_filters_are_those_of_torch():
@@ -293,8 +293,8 @@ def test_input_dropout_takes_whole_channels(features):
     def run(x):
         mask = np.ones((2, 16), bool)
         rngs = {"dropout": jax.random.key(0)}
-        found, _ = model.apply(variables, x, mask, train=True, rngs=rngs, mutable=["normaliser"])
-        return found["logits"].sum()
+        outputs, _ = model.apply(variables, x, mask, train=True, rngs=rngs, mutable=["normaliser"])
+        return outputs["logits"].sum()
 
     grads = np.asarray(jax.jit(jax.grad(run))(features))
     dead = (grads == 0).all(1)
@@ -305,8 +305,8 @@ def test_positions_stretch_beyond_their_table(features):
     model = small(positions=16)
     variables = variables_of(model)
     long = np.concatenate([features, features], axis=1)
-    found = jax.eval_shape(model.apply, variables, long, np.ones((2, 32), bool))
-    assert found["logits"].shape == (2, 32 + 16 + 8, 3)
+    outputs = jax.eval_shape(model.apply, variables, long, np.ones((2, 32), bool))
+    assert outputs["logits"].shape == (2, 32 + 16 + 8, 3)
     with pytest.raises(UserError, match="position table has 16"):
         model.apply(variables, long, np.ones((2, 32), bool), train=True)
     plain = jax.jit(small().apply)(variables, features, np.ones((2, 16), bool))

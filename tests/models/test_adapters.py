@@ -44,11 +44,11 @@ def shapes(model):
 def counts(model, mode):
     """Parameters of each optimiser group."""
     groups = optimizer.resolve_groups(Optim(groups=detection_config.groups(mode)), shapes(model))
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for path, leaf in states.flatten(shapes(model)).items():
         name = groups.member[path]
-        found[name] = found.get(name, 0) + leaf.size
-    return found
+        sizes[name] = sizes.get(name, 0) + leaf.size
+    return sizes
 
 
 ADAPTERS = {"s": 83_905, "b": 333_697, "l": 592_385, "h": 924_801, "g": 1_118_657}
@@ -70,11 +70,11 @@ TRAINABLE = {
 
 @pytest.mark.parametrize("size", list(ADAPTERS))
 def test_what_learns_with_adapters(size):
-    found = counts(build(size), "adapter")
-    assert found["adapter"] == VISION_TRANSFORMERS[size].depth * ADAPTERS[size]
-    assert found["plain"] + found["detector"] == DETECTORS[size]
-    assert sum(found.values()) - found["frozen"] == TRAINABLE[size][0]
-    assert sum(found.values()) - found["adapter"] == TRAINABLE[size][1]  # full
+    sizes = counts(build(size), "adapter")
+    assert sizes["adapter"] == VISION_TRANSFORMERS[size].depth * ADAPTERS[size]
+    assert sizes["plain"] + sizes["detector"] == DETECTORS[size]
+    assert sum(sizes.values()) - sizes["frozen"] == TRAINABLE[size][0]
+    assert sum(sizes.values()) - sizes["adapter"] == TRAINABLE[size][1]  # full
 
 
 def test_what_learns_without_adapters():
@@ -95,8 +95,8 @@ def test_what_learns_without_adapters():
     ],
 )
 def test_side_adapters(size, fields, parameters):
-    found = counts(build(size, "side", **fields), "side")
-    assert found["adapter"] == parameters
+    sizes = counts(build(size, "side", **fields), "side")
+    assert sizes["adapter"] == parameters
 
 
 def test_no_decay_where_there_should_be_none():
@@ -161,7 +161,7 @@ def loss_of(model, variables, batch):
 
     def loss(trained, kept):
         params = states.unflatten({**kept, **trained})
-        found, _ = model.apply(
+        outputs, _ = model.apply(
             {"params": params, "normaliser": variables["normaliser"]},
             video,
             mask,
@@ -172,7 +172,7 @@ def loss_of(model, variables, batch):
         )
         names = ("logits", "offsets", "points")
         terms = detection_losses.detection(
-            *(found[name] for name in names), targets, found["mask"], found["normaliser"]
+            *(outputs[name] for name in names), targets, outputs["mask"], outputs["normaliser"]
         )
         return sum(term.sum() for term in terms.values())
 
@@ -229,7 +229,7 @@ def test_side_adapters_add_to_the_last_map(batch):
     spec = VISION_TRANSFORMERS["tiny"]
     side = videomae.VideoMAE(spec, AdapterSpec("side"))
     variables = {"params": tiny_variables("side")["params"]["backbone"]}
-    found, state = jax.jit(lambda v: side.apply(v, batch[0], mutable="intermediates"))(variables)
+    map_, state = jax.jit(lambda v: side.apply(v, batch[0], mutable="intermediates"))(variables)
     tokens = [state["intermediates"][f"tokens{i}"][0] for i in range(spec.depth)]
     adapter = adapters.TemporalAdapter()
     wanted = tokens[-1]
@@ -237,7 +237,7 @@ def test_side_adapters_add_to_the_last_map(batch):
         over_time = x.reshape(1, 16, -1, spec.width)
         params = {"params": variables["params"][f"ladder{index}"]}
         wanted = wanted + adapter.apply(params, over_time).reshape(x.shape)
-    np.testing.assert_allclose(found.reshape(wanted.shape), wanted, atol=1e-5)
+    np.testing.assert_allclose(map_.reshape(wanted.shape), wanted, atol=1e-5)
 
 
 def test_gamma_gathers_its_gradient_in_full():
@@ -246,12 +246,12 @@ def test_gamma_gathers_its_gradient_in_full():
     params = adapters.TemporalAdapter().init(jax.random.key(0), x)["params"]
     params["up"]["bias"] = params["up"]["bias"] + 0.7
 
-    def found(gamma, dtype):
+    def total(gamma, dtype):
         y = adapters.TemporalAdapter(dtype=dtype).apply({"params": {**params, "gamma": gamma}}, x)
         return y.astype(jnp.float32).sum()
 
     exact, half = (
-        jax.jit(jax.grad(functools.partial(found, dtype=dtype)))(params["gamma"])
+        jax.jit(jax.grad(functools.partial(total, dtype=dtype)))(params["gamma"])
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     np.testing.assert_allclose(half, exact, rtol=5e-3)

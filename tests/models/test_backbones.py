@@ -205,8 +205,8 @@ def test_depthwise_is_a_grouped_convolution(size, kernel, stride, same):
         feature_group_count=3,
     )
     for how in ("shift", "conv"):
-        found = jax.jit(layer.clone(implementation=how).apply)({"params": weights}, image)
-        np.testing.assert_allclose(found, wanted + weights["bias"], rtol=1e-5, atol=1e-5)
+        filtered = jax.jit(layer.clone(implementation=how).apply)({"params": weights}, image)
+        np.testing.assert_allclose(filtered, wanted + weights["bias"], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -234,8 +234,8 @@ def test_every_way_to_convolve(kernel, stride, fields, pads):
             pads,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        found = layer.apply({"params": weights}, image)
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+        filtered = layer.apply({"params": weights}, image)
+        np.testing.assert_allclose(filtered, wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)
@@ -261,8 +261,8 @@ def test_small_networks_keep_more_of_the_map():
     sides = {}
     for kind in ("resnet18", "resnet10_w32", "resnet10_w16_s1"):
         net, variables = abstract(kind)
-        found = jax.eval_shape(lambda v, x, net=net: net.apply(v, x, False), variables, image)
-        sides[kind] = found[0].shape[1]
+        maps = jax.eval_shape(lambda v, x, net=net: net.apply(v, x, False), variables, image)
+        sides[kind] = maps[0].shape[1]
     assert sides == {"resnet18": 2, "resnet10_w32": 4, "resnet10_w16_s1": 8}
 
 
@@ -274,7 +274,7 @@ def test_remat_keeps_the_tree(kind):
 
 def test_remat_and_training_of_a_stage():
     image = recipe.draw(1, (4, 8, 8, 6))
-    found = []
+    passes = []
     for remat in (False, True):
         stage = resnet.Stage(RESNETS["resnet10_w8"], 1, remat=remat)
         shapes = jax.eval_shape(lambda x, net=stage: net.init(jax.random.key(0), x, False), image)
@@ -288,11 +288,11 @@ def test_remat_and_training_of_a_stage():
 
         run = jax.jit(jax.value_and_grad(loss, has_aux=True))
         (value, state), gradient = run(variables["params"])
-        found.append((value, state, gradient))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(found[0][2]))
+        passes.append((value, state, gradient))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *passes)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(passes[0][2]))
     before = {"batch_stats": variables["batch_stats"]}
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), found[0][1], before)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), passes[0][1], before)
     assert min(jax.tree.leaves(moved)) > 0
 
 

@@ -59,11 +59,11 @@ def test_totals(backbone, visual, hidden, concat, bilinear, add):
 
 def test_parts():
     params = abstract(Relation())["params"]
-    found = {name: count(tree) for name, tree in params.items()}
-    assert (found["backbone"], found["mapper"], found["spatial"]) == (11_176_512, 131_328, 288)
-    assert found["person0"] + found["person1"] == 20_608
+    sizes = {name: count(tree) for name, tree in params.items()}
+    assert (sizes["backbone"], sizes["mapper"], sizes["spatial"]) == (11_176_512, 131_328, 288)
+    assert sizes["person0"] + sizes["person1"] == 20_608
     layers = ("relation0", "relation1", "relation2", "label")
-    assert sum(found[name] for name in layers) == 31_043
+    assert sum(sizes[name] for name in layers) == 31_043
 
 
 def test_a_large_bilinear_form_is_of_low_rank():
@@ -91,8 +91,8 @@ def test_golden_logits(golden, name):
     model = made(backbone=backbone, fusion=fusion, **fields)
     spatial = 0 if fusion == "add" else 8
     target = abstract(model, spatial=spatial)
-    found = table.detect(tensors, names.tables(tensors, target))
-    variables, _ = convert.apply(found, tensors, target, strict=True)
+    naming = table.detect(tensors, names.tables(tensors, target))
+    variables, _ = convert.apply(naming, tensors, target, strict=True)
 
     crops = np.stack([recipe.draw(seed, (3, 3, 112, 112)) for seed in (801, 802)], 1)
     places = recipe.draw(803, (3, 8), "unit")
@@ -142,8 +142,8 @@ def test_symmetric_training_swaps_at_random():
     assert np.abs(orders[0] - orders[1]).max(1).min() > 1e-3
     even, swapped = made(symmetric=True, **fields), []
     for seed in range(4):
-        found = logits(even, variables, PAIRS, train=True, seed=seed)
-        near = [np.isclose(found, order, rtol=1e-4, atol=1e-5).all(1) for order in orders]
+        seen = logits(even, variables, PAIRS, train=True, seed=seed)
+        near = [np.isclose(seen, order, rtol=1e-4, atol=1e-5).all(1) for order in orders]
         assert (near[0] != near[1]).all()
         swapped.extend(near[1])
     assert 4 <= sum(swapped) <= 16  # of 20
@@ -152,9 +152,9 @@ def test_symmetric_training_swaps_at_random():
 def test_fusions_by_hand():
     a, b = recipe.draw(1, (2, 3)), recipe.draw(2, (2, 4))
     kernel, bias = recipe.draw(3, (5, 3, 4)), recipe.draw(4, (5,))
-    found = relation.Bilinear(5).apply({"params": {"kernel": kernel, "bias": bias}}, a, b)
+    products = relation.Bilinear(5).apply({"params": {"kernel": kernel, "bias": bias}}, a, b)
     wanted = [[a[n] @ kernel[k] @ b[n] + bias[k] for k in range(5)] for n in range(2)]
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(products, wanted, rtol=1e-5, atol=1e-5)
     widths = {"concat": 16, "add": 8, "bilinear": 16, "interaction": 32}
     for fusion, width in widths.items():
         kernel = abstract(made(fusion=fusion, **SMALL))["params"]["relation0"]["kernel"]

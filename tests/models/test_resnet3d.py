@@ -40,8 +40,8 @@ def test_a_new_block_is_its_shortcut():
     for inflate, taps, scale in ((True, 3, 0.0), (False, 1, 1.0)):
         block = Bottleneck(4, inflate, last_scale=scale)
         variables = initialise(block, jax.random.key(0), x, False)
-        found = jax.jit(lambda v, x, block=block: block.apply(v, x, False))(variables, x)
-        change = np.abs(found - jax.nn.relu(x)).max()
+        y = jax.jit(lambda v, x, block=block: block.apply(v, x, False))(variables, x)
+        change = np.abs(y - jax.nn.relu(x)).max()
         assert (change > 0.1) if scale else (change == 0)
         assert variables["params"]["a"]["kernel"].shape == (taps, 1, 1, 16, 4)
         assert "shortcut" not in variables["params"]
@@ -49,9 +49,9 @@ def test_a_new_block_is_its_shortcut():
 
 def test_first_kernels_are_he_normal_by_their_outputs():
     x = jax.ShapeDtypeStruct((1, 4, 6, 6, 32), jnp.float32)
-    found = initialise(Bottleneck(64, True), jax.random.key(0), x, False)["params"]
+    params = initialise(Bottleneck(64, True), jax.random.key(0), x, False)["params"]
     for name, fan_out in (("a", 3 * 64), ("b", 9 * 64), ("c", 256), ("shortcut", 256)):
-        spread = np.std(found[name]["kernel"])
+        spread = np.std(params[name]["kernel"])
         np.testing.assert_allclose(spread, np.sqrt(2 / fan_out), rtol=0.05)
 
 
@@ -76,8 +76,8 @@ def test_max_pool_is_the_padded_window(stride, size):
 
 
 def test_the_pool_divides_no_gradient_among_equals():
-    found = jax.grad(lambda x: resnet3d.max_pool(x, 2).sum())(jnp.zeros((1, 1, 5, 5, 1)))
-    assert set(np.unique(found)) <= {0, 1, 2, 3, 4} and found.sum() == 9
+    slopes = jax.grad(lambda x: resnet3d.max_pool(x, 2).sum())(jnp.zeros((1, 1, 5, 5, 1)))
+    assert set(np.unique(slopes)) <= {0, 1, 2, 3, 4} and slopes.sum() == 9
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 2), (2, 2)])
@@ -88,9 +88,9 @@ def test_maps_smaller_than_the_kernel(size, strides, taps):
     padding = [(k // 2, k // 2) for k in taps]
     names = ("NDHWC", "DHWIO", "NDHWC")
     wanted = lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=names)
-    found = layers.convolve(x, kernel, strides)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    convolved = layers.convolve(x, kernel, strides)
+    assert convolved.shape == wanted.shape
+    np.testing.assert_allclose(convolved, wanted, atol=1e-4)
 
 
 def test_remat_recomputes_each_block_under_the_same_names():

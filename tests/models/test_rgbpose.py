@@ -384,7 +384,7 @@ def test_upsampling_is_the_transposed_convolution(stride, frames):
     x = jnp.asarray(rng.standard_normal((2, frames, 2, 3, 4)), jnp.float32)
     kernel = jnp.asarray(rng.standard_normal((7, 1, 1, 4, 5)), jnp.float32)
     model = Upsample(5, stride, 7)
-    found = jax.jit(lambda k, x: model.apply({"params": {"kernel": k}}, x))(kernel, x)
+    longer = jax.jit(lambda k, x: model.apply({"params": {"kernel": k}}, x))(kernel, x)
     wanted = jax.lax.conv_general_dilated(
         x,
         kernel[::-1],
@@ -393,8 +393,8 @@ def test_upsampling_is_the_transposed_convolution(stride, frames):
         lhs_dilation=(stride, 1, 1),
         dimension_numbers=("NDHWC", "DHWIO", "NDHWC"),
     )
-    assert found.shape == (2, frames * stride, 2, 3, 5)
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert longer.shape == (2, frames * stride, 2, 3, 5)
+    np.testing.assert_allclose(longer, wanted, atol=1e-5)
 
 
 def test_upsampling_starts_as_torch_does():
@@ -435,8 +435,8 @@ def test_without_exchange_each_stream_answers_alone():
             }
             for name, tree in variables.items()
         }
-        found = answers(alone, part, *clips)
-        np.testing.assert_allclose(found[stream], logits[stream], rtol=1e-4, atol=1e-5)
+        outputs = answers(alone, part, *clips)
+        np.testing.assert_allclose(outputs[stream], logits[stream], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("which", ["", "rgb_detach", "pose_detach", "dropped rgb", "dropped pose"])
@@ -456,10 +456,10 @@ def test_which_path_each_loss_trains(which):
 
         return [jax.grad(answer)(maps, stream) for stream in (0, 1)]
 
-    found = [[float(jnp.abs(g).max()) for g in pair] for pair in gradients(maps)]
+    slopes = [[float(jnp.abs(g).max()) for g in pair] for pair in gradients(maps)]
     for stream, name in ((0, "rgb"), (1, "pose")):
-        assert found[stream][stream] > 1e-3
-        assert (found[stream][1 - stream] > 1e-3) == (name not in which)
+        assert slopes[stream][stream] > 1e-3
+        assert (slopes[stream][1 - stream] > 1e-3) == (name not in which)
 
 
 def test_a_path_is_dropped_by_chance_in_training_only():

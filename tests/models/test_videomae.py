@@ -17,7 +17,7 @@ from jaxact.models.specs import VISION_TRANSFORMERS, AdapterSpec, VisionTransfor
 from jaxact.ops import position
 from jaxact.weights import adatad, convert
 from jaxact.weights import videomae as names
-from jaxact.weights.table import flatten, nest
+from jaxact.weights.table import detect, flatten, nest
 
 # The network of the golden files: 32 px clips, positions counted at 48 px.
 GOLDEN = VisionTransformerSpec(24, 2, 2, 96, 16, 48)
@@ -90,16 +90,16 @@ def test_golden_backbone(golden, mode, remat, clips_at_once):
         def loss(params):
             map_ = model.apply({"params": params}, frames)
             pooled = map_.mean((2, 3))
-            found = position.resample(pooled, 32)
-            weight = jnp.linspace(-1, 1, found.size).reshape(1, 24, 32).transpose(0, 2, 1)
-            return (found * weight).sum(), (map_, pooled, found)
+            steps = position.resample(pooled, 32)
+            weight = jnp.linspace(-1, 1, steps.size).reshape(1, 24, 32).transpose(0, 2, 1)
+            return (steps * weight).sum(), (map_, pooled, steps)
 
         differentiate = jax.jit(jax.value_and_grad(loss, has_aux=True))
-        (value, (map_, pooled, found)), grads = differentiate(params)
+        (value, (map_, pooled, steps)), grads = differentiate(params)
     maps = map_.reshape(2, 8, 2, 2, 24).transpose(0, 4, 1, 2, 3)
     np.testing.assert_allclose(maps, vectors["out_feat_map"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(pooled.transpose(0, 2, 1), vectors["out_pooled"], atol=1e-4, rtol=0)
-    np.testing.assert_allclose(found.transpose(0, 2, 1), vectors["out_interp"], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(steps.transpose(0, 2, 1), vectors["out_interp"], atol=1e-4, rtol=0)
     np.testing.assert_allclose(value, vectors["loss"], rtol=1e-5)
 
     theirs = {key.removeprefix("grad/"): v for key, v in vectors.items() if key.startswith("grad/")}
@@ -129,7 +129,7 @@ def _classifier_variables(path, dtype):
         tensors[key] = position.sincos(1568, 384)[None]
     model = videomae.VideoMAEClassifier(400, dtype=dtype)
     target = abstract(model, (1, 16, 160, 160, 3))
-    table = names.detect(tensors, names.TABLES)
+    table = detect(tensors, names.TABLES)
     return model, convert.apply(table, tensors, target)[0]
 
 
@@ -183,8 +183,8 @@ def window():
 def test_a_model_takes_windows_of_any_length(window):
     variables = tiny_variables()
     for frames in (16, 48, 64):
-        found = jax.eval_shape(tiny().apply, variables, window[:, :frames])
-        assert found.shape == (2, frames // 2, 4, 4, 24)
+        map_ = jax.eval_shape(tiny().apply, variables, window[:, :frames])
+        assert map_.shape == (2, frames // 2, 4, 4, 24)
 
 
 def test_only_adapters_join_clips(window):

@@ -68,8 +68,8 @@ def test_parameters_of_x3d(spec, classes, whole, backbone):
 def test_parameters_of_each_stage(spec, channels, parts):
     params = abstract(x3d.X3DFeatures(spec), clip(1, 4, 32, 32, channels))["params"]
     stages = [f"res{index + 2}" for index in range(len(spec.blocks))]
-    found = [count(params[name]) for name in ("stem", *stages)]
-    assert (*found, count(params["conv5"]) + count(params["conv5_bn"])) == parts
+    sizes = [count(params[name]) for name in ("stem", *stages)]
+    assert (*sizes, count(params["conv5"]) + count(params["conv5_bn"])) == parts
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,15 @@ def test_focal(y, wanted):
     np.testing.assert_allclose(losses.focal(logits, jnp.full(5, float(y))), wanted, atol=1e-6)
 
 
+def test_focal_equals_torchvision(golden):
+    with np.load(golden / "losses/classification_losses.npz") as want:
+        logits, targets = want["logits"], np.eye(61, dtype=np.float32)[want["labels"]]
+        each = losses.focal(logits, targets, 0.25, 2.0)
+        np.testing.assert_allclose(each, want["sigmoid_focal/alpha0.25_gamma2/none"], 1e-4, 1e-6)
+        total = losses.focal(logits, targets, -1, 1.5).sum()
+        np.testing.assert_allclose(total, want["sigmoid_focal/alpha-1_gamma1.5/sum"], 1e-5, 2e-5)
+
+
 def test_focal_of_extreme_logits_is_finite():
     loss = lambda x: losses.focal(x, jnp.asarray([0.0, 1.0])).sum()  # noqa: E731
     for x in ([-1e4, 1e4], [1e4, -1e4]):
@@ -30,7 +39,7 @@ def test_focal_of_extreme_logits_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "loss"),
+    ("predicted", "wanted", "loss"),
     [
         ([0, 10], [0, 10], 0),
         ([2, 4], [3, 7], 0.96),
@@ -38,14 +47,14 @@ def test_focal_of_extreme_logits_is_finite():
         ([3, 3], [3, 5], 1.25),
     ],
 )
-def test_diou(found, wanted, loss):
-    both = (jnp.asarray(each, jnp.float32) for each in (found, wanted))
+def test_diou(predicted, wanted, loss):
+    both = (jnp.asarray(each, jnp.float32) for each in (predicted, wanted))
     np.testing.assert_allclose(losses.diou(*both), loss, atol=1e-6)
 
 
 def test_smoothing():
-    found = losses.smooth(jnp.asarray([[0.0, 1.0, 0.0, 1.0]]), 0.1)
-    np.testing.assert_allclose(found, [[0.02, 0.92, 0.02, 0.92]], atol=1e-7)
+    targets = losses.smooth(jnp.asarray([[0.0, 1.0, 0.0, 1.0]]), 0.1)
+    np.testing.assert_allclose(targets, [[0.02, 0.92, 0.02, 0.92]], atol=1e-7)
 
 
 def test_normaliser():
@@ -74,10 +83,10 @@ def test_golden_losses(case):
         if step != "_eval":
             number = vectors[f"norm_after{2 if step else 1}"]
             np.testing.assert_allclose(mean, number, rtol=1e-6)
-        found = losses.detection(*outputs, vectors["points"], targets, mask, mean)
+        terms = losses.detection(*outputs, vectors["points"], targets, mask, mean)
         for term in ("cls", "reg"):
             wanted = vectors[f"{term}_loss{step}"]
-            np.testing.assert_allclose(found[term].sum(), wanted, atol=1e-5, rtol=0)
+            np.testing.assert_allclose(terms[term].sum(), wanted, atol=1e-5, rtol=0)
 
 
 def test_masked_points_and_padding_examples_do_not_count(case):

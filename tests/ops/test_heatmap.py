@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 
 from jaxact.ops import heatmap
+from jaxact.tasks.action.dataset import ABSENT
+from jaxact.tasks.action.skeletons import COCO17, COCO17_NTU
 
 SIZE = (28, 36)
+LIMBS = functools.partial(heatmap.limbs, pairs=COCO17.limbs)
 LARGE = {"size": (113, 142), "scale": 0.25}  # with keypoints four times as large
 
 
@@ -70,7 +73,7 @@ LIMB_CASES = {
 def test_limbs_equal_mmaction2(golden, pose, name):
     frames, options = LIMB_CASES[name]
     keypoint, score = pose[0][:, frames], pose[1][:, frames]
-    got = draw(heatmap.limbs, keypoint * (4 if "scale" in options else 1), score, **options)
+    got = draw(LIMBS, keypoint * (4 if "scale" in options else 1), score, **options)
     np.testing.assert_allclose(
         got, stored(golden, "limb_mmaction2", name), rtol=0, atol=3e-6, strict=True
     )
@@ -80,29 +83,28 @@ def test_pyskl_threshold(golden, pose):
     options = {"sigma": 0.6, "threshold": 1e-3}
     joints = draw(heatmap.joints, *pose, **options)
     np.testing.assert_allclose(joints, stored(golden, "pyskl", "joint_s0.6"), rtol=0, atol=1e-6)
-    limbs = draw(heatmap.limbs, *pose, **options)
+    limbs = draw(LIMBS, *pose, **options)
     np.testing.assert_allclose(limbs, stored(golden, "pyskl", "limb_s0.6"), rtol=0, atol=3e-6)
     assert np.abs(joints - stored(golden, "joint_mmaction2", "joint_s0.6")).max() > 5e-4
 
 
 def test_joints_and_limbs_have_channels_of_their_own(golden, pose):
-    got = draw(heatmap.both, pose[0][:, [0, 3]], pose[1][:, [0, 3]], sigma=0.6)
+    both = functools.partial(heatmap.both, pairs=COCO17.limbs)
+    got = draw(both, pose[0][:, [0, 3]], pose[1][:, [0, 3]], sigma=0.6)
     np.testing.assert_allclose(got, stored(golden, "epam", "both_s0.6"), rtol=0, atol=3e-6)
 
 
 def test_mirrored_appended_is_mmaction2_double(golden, pose):
     maps = jax.jit(functools.partial(heatmap.joints, size=SIZE, sigma=0.6))(*pose)
-    pair = np.concatenate([maps, heatmap.mirrored(maps, heatmap.joint_order())])
+    pair = np.concatenate([maps, heatmap.mirrored(maps, COCO17.swap)])
     want = stored(golden, "joint_mmaction2", "joint_s0.6_double")
     np.testing.assert_allclose(np.moveaxis(pair, -1, 1), want, rtol=0, atol=1e-6)
 
 
 def test_mirrored_limbs_in_the_ntu_order(golden, pose):
-    pairs = heatmap.NTU_LIMBS
     keypoint, score = pose[0][:, [0, 3]], pose[1][:, [0, 3]]
-    maps = heatmap.limbs(keypoint, score, SIZE, 0.6, pairs)
-    order = heatmap.limb_order(pairs, heatmap.joint_order())
-    pair = np.concatenate([maps, heatmap.mirrored(maps, order)])
+    maps = heatmap.limbs(keypoint, score, SIZE, 0.6, COCO17_NTU.limbs)
+    pair = np.concatenate([maps, heatmap.mirrored(maps, COCO17_NTU.limb_swap)])
     want = stored(golden, "limb_mmaction2", "limb_s0.6_ntu_double")
     np.testing.assert_allclose(np.moveaxis(pair, -1, 1), want, rtol=0, atol=3e-6)
 
@@ -110,7 +112,7 @@ def test_mirrored_limbs_in_the_ntu_order(golden, pose):
 def test_flipped_keypoints_are_epam_double(golden, pose):
     """EPAM-Net flips the keypoints (x -> w - x) and draws again: one pixel from the mirror."""
     keypoint, score = pose
-    order = np.array(heatmap.joint_order())
+    order = np.array(COCO17.swap)
     x = keypoint[..., 0]
     flipped = np.stack([np.where(x != 0, SIZE[1] - x, x), keypoint[..., 1]], axis=-1)
     pair = np.concatenate(
@@ -163,7 +165,7 @@ LOOP_CASES = [
 
 
 @pytest.mark.parametrize("options", LOOP_CASES)
-@pytest.mark.parametrize("pairs", [None, heatmap.COCO_LIMBS[:6]])
+@pytest.mark.parametrize("pairs", [None, COCO17.limbs[:6]])
 def test_equals_a_plain_loop(options, pairs):
     size = (13, 17)
     rng = np.random.RandomState(7)
@@ -210,7 +212,7 @@ def test_window_edges_do_not_depend_on_rounding(sigma):
 
 
 def test_padding_people_and_empty_joints_draw_nothing():
-    keypoint = np.full((2, 1, 3, 2), heatmap.ABSENT, np.float32)
+    keypoint = np.full((2, 1, 3, 2), ABSENT, np.float32)
     keypoint[1] = np.nan
     for options in ({"use_score": False}, {"use_score": True}):
         maps = heatmap.both(keypoint, np.ones((2, 1, 3)), (8, 8), 0.6, ((0, 1), (1, 2)), **options)
@@ -223,17 +225,7 @@ def test_padding_people_and_empty_joints_draw_nothing():
 def test_leading_dimensions_are_a_loop_over_clips(pose):
     keypoint = np.stack([pose[0], pose[0] + 1.5])
     score = np.stack([pose[1], pose[1] / 2])
-    for function in (heatmap.joints, heatmap.limbs):
+    for function in (heatmap.joints, LIMBS):
         together = draw(function, keypoint, score, sigma=0.6)
         alone = [draw(function, k, s, sigma=0.6) for k, s in zip(keypoint, score, strict=True)]
         np.testing.assert_allclose(together, alone, rtol=0, atol=1e-6)
-
-
-def test_orders_are_their_own_inverse():
-    joints = np.array(heatmap.joint_order())
-    assert joints[[0, 1, 2, 15, 16]].tolist() == [0, 2, 1, 16, 15]
-    for pairs in (heatmap.COCO_LIMBS, heatmap.NTU_LIMBS):
-        limbs = np.array(heatmap.limb_order(pairs, joints))
-        assert limbs[limbs].tolist() == list(range(17))
-    with pytest.raises(ValueError, match="without a mirror image"):
-        heatmap.limb_order([(0, 1)], joints)

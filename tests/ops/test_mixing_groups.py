@@ -93,33 +93,33 @@ def trained(name, group, shape, batches, mixed=True):
 def drawn(form, number):
     """A batch of these shapes: labels 0 and 1, joints inside 16 px, all examples real."""
     rng = np.random.default_rng(number)
-    found = {}
+    arrays = {}
     for key, leaf in sorted(form.items()):
         if leaf.dtype == bool:
-            found[key] = np.ones(leaf.shape, bool)
+            arrays[key] = np.ones(leaf.shape, bool)
         elif leaf.dtype == np.uint8:
-            found[key] = rng.integers(0, 256, leaf.shape).astype(np.uint8)
+            arrays[key] = rng.integers(0, 256, leaf.shape).astype(np.uint8)
         elif np.issubdtype(leaf.dtype, np.integer):
-            found[key] = rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
+            arrays[key] = rng.integers(0, 2, leaf.shape).astype(leaf.dtype)
         else:
             top = 1.0 if key == "score" else 16.0
-            found[key] = rng.uniform(0, top, leaf.shape).astype(leaf.dtype)
-    return found
+            arrays[key] = rng.uniform(0, top, leaf.shape).astype(leaf.dtype)
+    return arrays
 
 
 def report():
     """What the tests look at, as JSON."""
-    found = {}
+    programs = {}
     for name in RECIPES:
         grouped = {str(shape): trained(name, 2, shape, 3) for shape in GRIDS[name]}
-        found[name] = {"grouped": grouped, "whole": trained(name, 0, (8, 1), 0)}
-    found["wide"] = trained("crop", 4, (8, 1), 0)  # groups that lie on two devices each
-    found["unmixed"] = trained("x3d", 0, (8, 1), 0, mixed=False)
-    print(json.dumps(found))
+        programs[name] = {"grouped": grouped, "whole": trained(name, 0, (8, 1), 0)}
+    programs["wide"] = trained("crop", 4, (8, 1), 0)  # groups that lie on two devices each
+    programs["unmixed"] = trained("x3d", 0, (8, 1), 0, mixed=False)
+    print(json.dumps(programs))
 
 
 @pytest.fixture(scope="module")
-def found():
+def programs():
     paths = [str(HERE), str(command.TESTS), str(command.ROOT)]
     env = {
         **os.environ,
@@ -147,24 +147,24 @@ def largest(step):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_examples_of_a_group_do_not_travel(found, name):
-    whole, grouped = found[name]["whole"], found[name]["grouped"]["(8, 1)"]
+def test_examples_of_a_group_do_not_travel(programs, name):
+    whole, grouped = programs[name]["whole"], programs[name]["grouped"]["(8, 1)"]
     # Pixels are f32 when they are mixed; a pose is mixed as maps, larger than its joints.
     assert whole["collectives"]["all-gather of examples"]["bytes"] > whole["clips"]
     assert largest(grouped) == 0
     assert grouped["collectives"]["all-reduce"] == whole["collectives"]["all-reduce"]
-    for step in found[name]["grouped"].values():
+    for step in programs[name]["grouped"].values():
         assert "all-gather of examples" not in step["collectives"]
 
 
-def test_groups_wider_than_a_device_travel(found):
-    whole, wide = found["crop"]["whole"], found["wide"]
+def test_groups_wider_than_a_device_travel(programs):
+    whole, wide = programs["crop"]["whole"], programs["wide"]
     # Between the two devices that share a group, not all eight.
     assert 0.9 < 4 * largest(wide) / largest(whole) < 1.1
 
 
-def test_a_run_that_never_mixes_fetches_nobody(found):
-    assert largest(found["unmixed"]) == 0
+def test_a_run_that_never_mixes_fetches_nobody(programs):
+    assert largest(programs["unmixed"]) == 0
     assert mixing.group_of(recipe("x3d", 8)) == 8 and mixing.group_of(recipe("x3d", 0)) == 0
     assert mixing.group_of(recipe("x3d", 8, mixed=False)) == 1
     x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2, 8, 8, 3)).astype(np.float32))
@@ -174,8 +174,8 @@ def test_a_run_that_never_mixes_fetches_nobody(found):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_losses_do_not_depend_on_the_devices(found, name):
-    one, *others = (found[name]["grouped"][str(shape)]["losses"] for shape in GRIDS[name])
+def test_losses_do_not_depend_on_the_devices(programs, name):
+    one, *others = (programs[name]["grouped"][str(shape)]["losses"] for shape in GRIDS[name])
     assert len(set(one)) == 3
     for losses in others:
         np.testing.assert_allclose(losses, one, rtol=0, atol=1e-6)

@@ -15,10 +15,10 @@ STATIC = np.array([1.0, 1.4, 6.1], np.float32)
 
 def total(logits, labels, weights=(1, 1, 1), mask=None, **options):
     mask = np.ones(len(labels), bool) if mask is None else mask
-    found = relation_losses.terms(
+    terms = relation_losses.terms(
         jnp.asarray(logits), jnp.asarray(labels), jnp.asarray(mask), jnp.asarray(weights), **options
     )
-    return sum(jnp.where(mask, each, 0).sum() / mask.sum() for each in found.values())
+    return sum(jnp.where(mask, each, 0).sum() / mask.sum() for each in terms.values())
 
 
 def test_values_of_the_spec():
@@ -41,19 +41,19 @@ def test_values_of_the_spec():
 def test_golden_loss_and_gradient(golden, case):
     with np.load(golden / "relation/features_losses.npz") as file:
         logits = file["loss/logits"]
-        found = {k: file[f"loss/{case}/{k}"] for k in ("total", "ce_mpca_acc", "grad", "labels")}
+        wanted = {k: file[f"loss/{case}/{k}"] for k in ("total", "ce_mpca_acc", "grad", "labels")}
     weights = jnp.ones(3) if case == "w1" else jnp.asarray(STATIC)
-    loss, gradient = jax.value_and_grad(total)(logits, found["labels"], weights)
-    assert float(loss) - 0.05 == pytest.approx(float(found["total"]), abs=1e-6)
-    np.testing.assert_allclose(gradient, found["grad"], rtol=0, atol=1e-6)
+    loss, gradient = jax.value_and_grad(total)(logits, wanted["labels"], weights)
+    assert float(loss) - 0.05 == pytest.approx(float(wanted["total"]), abs=1e-6)
+    np.testing.assert_allclose(gradient, wanted["grad"], rtol=0, atol=1e-6)
     mask = np.ones(len(logits), bool)
-    entropy = relation_losses.weighted_entropy(logits, found["labels"], mask, weights).mean()
-    spread = relation_losses.class_balance(logits, found["labels"], mask)
-    assert float(entropy) == pytest.approx(found["ce_mpca_acc"][0], abs=1e-6)
-    assert float(spread) == pytest.approx(found["ce_mpca_acc"][1], abs=1e-8)
+    entropy = relation_losses.weighted_entropy(logits, wanted["labels"], mask, weights).mean()
+    spread = relation_losses.class_balance(logits, wanted["labels"], mask)
+    assert float(entropy) == pytest.approx(wanted["ce_mpca_acc"][0], abs=1e-6)
+    assert float(spread) == pytest.approx(wanted["ce_mpca_acc"][1], abs=1e-8)
     # The third number is the accuracy that the metric counts.
-    right = (logits.argmax(1) == found["labels"]).mean()
-    assert right == pytest.approx(float(found["ce_mpca_acc"][2]), abs=1e-6)
+    right = (logits.argmax(1) == wanted["labels"]).mean()
+    assert right == pytest.approx(float(wanted["ce_mpca_acc"][2]), abs=1e-6)
 
 
 def test_a_masked_example_counts_nowhere():
@@ -61,8 +61,8 @@ def test_a_masked_example_counts_nowhere():
     labels, mask = np.append(LABELS, 0), np.array([True] * 5 + [False])
     for mode in relation_losses.MODES:
         want = relation_losses.class_balance(LOGITS, LABELS, np.ones(5, bool), mode)
-        found = relation_losses.class_balance(logits, labels, mask, mode)
-        assert float(found) == pytest.approx(float(want), abs=1e-8)
+        balance = relation_losses.class_balance(logits, labels, mask, mode)
+        assert float(balance) == pytest.approx(float(want), abs=1e-8)
     # Masking equals leaving out, also where the weights differ.
     first = np.arange(5) < 3
     assert float(total(LOGITS, LABELS, STATIC, first)) == pytest.approx(
@@ -89,25 +89,25 @@ def test_mean_mode_raises_the_metric_and_variance_may_lower_it():
 
 
 def test_focal_form():
-    found = relation_losses.weighted_entropy(
+    entropy = relation_losses.weighted_entropy(
         LOGITS, LABELS, np.ones(5, bool), jnp.asarray(STATIC), gamma=2.0
     )
-    np.testing.assert_allclose(found, losses.focal(LOGITS, LABELS, 2.0, jnp.asarray(STATIC)))
+    np.testing.assert_allclose(entropy, losses.focal(LOGITS, LABELS, 2.0, jnp.asarray(STATIC)))
     share = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
     own = share[range(5), LABELS]
-    np.testing.assert_allclose(found, -STATIC[LABELS] * (1 - own) ** 2 * np.log(own), rtol=1e-5)
+    np.testing.assert_allclose(entropy, -STATIC[LABELS] * (1 - own) ** 2 * np.log(own), rtol=1e-5)
 
 
 def test_gradients_are_finite_where_one_class_is_there():
     for mode in relation_losses.MODES:
-        found = jax.grad(total)(LOGITS, np.ones(5, int), mode=mode)
-        assert np.isfinite(found).all()
+        slope = jax.grad(total)(LOGITS, np.ones(5, int), mode=mode)
+        assert np.isfinite(slope).all()
 
 
 def test_the_metric_counts_the_classes_that_occur():
     scores = np.eye(3, dtype=np.float32)[[0, 0, 1, 2, 1]]
     labels, mask = np.array([0, 1, 1, 0, 2]), np.array([True, True, True, True, False])
-    found = Confusion.of(jnp.asarray(scores), jnp.asarray(labels), jnp.asarray(mask))
-    assert found.mean_class() == pytest.approx((1 / 2 + 1 / 2) / 2)  # class 2 is masked out
+    confusion = Confusion.of(jnp.asarray(scores), jnp.asarray(labels), jnp.asarray(mask))
+    assert confusion.mean_class() == pytest.approx((1 / 2 + 1 / 2) / 2)  # class 2 is masked out
     whole = Confusion.of(jnp.asarray(scores), jnp.asarray(labels))
     assert whole.mean_class() == pytest.approx((1 / 2 + 1 / 2 + 0) / 3)

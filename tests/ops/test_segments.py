@@ -19,10 +19,10 @@ def truth(vectors, room=6):
     boxes = np.random.default_rng(0).uniform(0, 60, (2, room, 2)).astype(np.float32)
     labels, real = np.ones((2, room), np.int32), np.zeros((2, room), bool)
     for index in range(2):
-        found = vectors[f"gt_seg_{index}"]
-        boxes[index, : len(found)] = found
-        labels[index, : len(found)] = vectors[f"gt_lab_{index}"]
-        real[index, : len(found)] = True
+        rows = vectors[f"gt_seg_{index}"]
+        boxes[index, : len(rows)] = rows
+        labels[index, : len(rows)] = vectors[f"gt_lab_{index}"]
+        real[index, : len(rows)] = True
     return jnp.asarray(boxes), jnp.asarray(labels), jnp.asarray(real)
 
 
@@ -31,9 +31,9 @@ def test_points_of_the_golden_file(vectors):
 
 
 def test_thumos_has_1512_points():
-    found = segments.points(768, RANGES)
-    assert found.shape == (1512, 4)
-    assert np.unique(found[:, 3], return_counts=True)[1].tolist() == [768, 384, 192, 96, 48, 24]
+    points = segments.points(768, RANGES)
+    assert points.shape == (1512, 4)
+    assert np.unique(points[:, 3], return_counts=True)[1].tolist() == [768, 384, 192, 96, 48, 24]
 
 
 def test_points_of_a_length_that_does_not_halve():
@@ -43,8 +43,8 @@ def test_points_of_a_length_that_does_not_halve():
 
 def test_point_masks_of_the_golden_file(vectors):
     wanted = np.concatenate([vectors[f"mask_{level}"] for level in range(6)], axis=1)
-    found = segments.point_mask(jnp.asarray(vectors["mask"]), 6)
-    np.testing.assert_array_equal(found, wanted)
+    mask = segments.point_mask(jnp.asarray(vectors["mask"]), 6)
+    np.testing.assert_array_equal(mask, wanted)
 
 
 def test_golden_targets_are_exact(vectors):
@@ -57,8 +57,8 @@ def test_golden_targets_are_exact(vectors):
 
 
 def test_golden_decoding(vectors):
-    found = segments.decode(vectors["points"], jnp.asarray(vectors["reg"]))
-    np.testing.assert_allclose(found, vectors["proposals"], atol=1e-5, rtol=0)
+    decoded = segments.decode(vectors["points"], jnp.asarray(vectors["reg"]))
+    np.testing.assert_allclose(decoded, vectors["proposals"], atol=1e-5, rtol=0)
 
 
 def assigned(boxes, labels, similar=True, length=32, **fields):
@@ -101,10 +101,10 @@ def test_limits_of_ranges_are_inside_and_ends_of_segments_are_not():
 def test_nothing_to_find():
     points, classes, distances = assigned(np.zeros((0, 2)), [])
     assert classes.shape == (len(points), 3) and not classes.any() and not distances.any()
-    found, _ = segments.assign(
+    classes, _ = segments.assign(
         points, jnp.full((1, 2, 2), 5.0), jnp.zeros((1, 2), int), jnp.zeros((1, 2), bool), 3
     )
-    assert not found.any()
+    assert not classes.any()
 
 
 @pytest.mark.parametrize(
@@ -112,5 +112,5 @@ def test_nothing_to_find():
     [([2, 4], [3, 7], 1 / 5), ([0, 1], [5, 6], 0), ([1, 5], [2, 3], 1 / 4), ([2, 2], [2, 2], 0)],
 )
 def test_iou(a, b, wanted):
-    found = segments.iou(jnp.asarray(a, float), jnp.asarray(b, float))
-    np.testing.assert_allclose(found, wanted, atol=1e-7)
+    overlap = segments.iou(jnp.asarray(a, float), jnp.asarray(b, float))
+    np.testing.assert_allclose(overlap, wanted, atol=1e-7)

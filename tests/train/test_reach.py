@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from command import ROOT
-from weights import writer
+from weights import inverse, writer
 
 from jaxact import config as schema
 from jaxact.config import UserError
@@ -14,7 +14,7 @@ from jaxact.modes import export
 from jaxact.train import restore
 from jaxact.train.restore import reaching
 from jaxact.train.run import initial_variables, open_run
-from jaxact.weights import resnet3d, table
+from jaxact.weights import resnet3d
 
 
 def test_reaching():
@@ -63,7 +63,7 @@ def alone(tmp_path_factory):
     """A PyTorch file of the RGB path with its classifier."""
     folder = tmp_path_factory.mktemp("alone")
     run, stage = opened(folder, streams="rgb")
-    tensors = table.invert(resnet3d.slowonly("rgb"), initial_variables(run, stage))
+    tensors = inverse.invert(resnet3d.slowonly("rgb"), initial_variables(run, stage))
     content = {"state_dict": {key: writer.view(value) for key, value in tensors.items()}}
     return writer.write_zip(folder / "rgb.pth", content)
 

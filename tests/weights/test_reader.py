@@ -159,11 +159,8 @@ def test_container_and_prefix_by_choice(tmp_path):
     path = writer.write_zip(tmp_path / "a.pth", content)
     assert read(path)["head.w"].tolist() == [1, 1, 1]
     assert read(path, container="state_dict_ema")["head.w"].tolist() == [2, 2, 2]
-    equal(read(path, prefix="backbone."), {"w": np.ones(2)})
     with pytest.raises(UserError, match=r"no weights under 'best'.*'state_dict', 'state_dict_ema'"):
         read(path, container="best")
-    with pytest.raises(UserError, match=r"no key starts with 'neck\.'.*'backbone\.', 'head\.'"):
-        read(path, prefix="neck.")
 
 
 def test_objects_of_training_code_are_inert(tmp_path):
@@ -260,7 +257,7 @@ def test_foreign_archives_and_files(tmp_path):
     with pytest.raises(UserError, match="protocol 1000"):
         read(path)
     writer.write_zip(path, {"epoch": 3, "best": [1, 2]})
-    with pytest.raises(UserError, match=r"no weights found.*'epoch', 'best'"):
+    with pytest.raises(UserError, match=r"no weights in it.*'epoch', 'best'"):
         read(path)
 
 

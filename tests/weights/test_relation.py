@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from weights import writer
+from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models.relation import Relation
@@ -38,9 +38,9 @@ def test_every_key_and_every_variable_is_used_once(golden, name, fields):
     entry = json.loads((golden / "statedict" / f"{name}.json").read_text())
     tensors = {k: np.broadcast_to(np.float32(0), v) for k, v in entry["tensors"].items()}
     target = variables_of(**fields)
-    found = table.detect(tensors, relation.tables(tensors, target))
-    assert found.name == "simplename pair classifier"
-    converted, wanted = table.translate(found, tensors), table.flatten(target)
+    naming = table.detect(tensors, relation.tables(tensors, target))
+    assert naming.name == "simplename pair classifier"
+    converted, wanted = table.translate(naming, tensors), table.flatten(target)
     assert not converted.unknown
     assert all(key.endswith("num_batches_tracked") for key in converted.ignored)
     ours = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
@@ -56,7 +56,7 @@ def drawn(variables, seed=0):
 
 def test_a_file_round_trip_and_another_number_of_classes(tmp_path):
     variables = drawn(variables_of(fusion="bilinear", **SMALL))
-    tensors = table.invert(relation.tables({}, variables)[0], variables)
+    tensors = inverse.invert(relation.tables({}, variables)[0], variables)
     assert {"relation_network.6.weight", "bilinear.weight"} <= tensors.keys()
     content = {"model_state_dict": {k: writer.view(v) for k, v in tensors.items()}}
     path = writer.write_zip(tmp_path / "best_model.pth", content)
@@ -77,7 +77,7 @@ def test_a_resnet_starts_the_backbone(tmp_path):
     source = {
         collection: {"backbone": drawn(tree["backbone"], 1)} for collection, tree in target.items()
     }
-    tensors = table.invert(images.tables({}, source)[0], source)
+    tensors = inverse.invert(images.tables({}, source)[0], source)
     tensors.update({"fc.weight": np.ones((1000, 64), np.float32), "fc.bias": np.ones(1000, "f4")})
     path = writer.write_safetensors(tmp_path / "resnet.safetensors", tensors)
     loaded, report = relation.load(path, target)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import recipe
-from weights import writer
+from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models import c3d, heads
@@ -74,9 +74,9 @@ def filled(path):
 def test_every_key_and_every_variable_is_used_once(golden, case):
     name, fields = CASES[case]
     tensors, target = filled(golden / "statedict" / f"{case}.json"), variables_of(**fields)
-    found = table.detect(tensors, resnet3d.tables(tensors, target))
-    assert found.name == name
-    variables, report = convert.apply(found, tensors, target, strict=True)
+    naming = table.detect(tensors, resnet3d.tables(tensors, target))
+    assert naming.name == name
+    variables, report = convert.apply(naming, tensors, target, strict=True)
     assert not (report.missing or report.unused or report.replaced or report.mismatched)
     assert not report.notes
     counters = {key for key in tensors if key.endswith("num_batches_tracked")}
@@ -84,7 +84,7 @@ def test_every_key_and_every_variable_is_used_once(golden, case):
     loaded = [path for path, _ in report.loaded]
     assert len(set(loaded)) == len(loaded) == len(tensors) - len(counters)
     assert len(loaded) == len(table.flatten(target))
-    back = table.invert(found, variables)
+    back = inverse.invert(naming, variables)
     assert back.keys() == tensors.keys() - counters
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], key)
@@ -101,7 +101,7 @@ def test_a_transposed_kernel_keeps_its_taps(golden):
 
 def file_of(path, names, variables, change=None):
     """Variables under some naming, written as a checkpoint file."""
-    tensors = table.invert(names, variables)
+    tensors = inverse.invert(names, variables)
     if change:
         change(tensors)
     content = {"state_dict": {key: writer.view(value) for key, value in tensors.items()}}
@@ -227,8 +227,8 @@ def test_the_published_paths_grow_at_eight_places(golden):
     grown = {}
     for case in ("rgb_only_slowonly_r50", "posec3d_pose_only_32"):
         tensors = filled(golden / "statedict" / f"{case}.json")
-        found = table.detect(tensors, resnet3d.tables(tensors, target))
-        flat = table.translate(found, tensors).flat
+        naming = table.detect(tensors, resnet3d.tables(tensors, target))
+        flat = table.translate(naming, tensors).flat
         larger, _ = resnet3d.extend_inputs(flat, table.flatten(target))
         for path, value in larger.items():
             assert value.shape == table.flatten(target)[path].shape

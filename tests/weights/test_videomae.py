@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden import recipe
-from weights import writer
+from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models import videomae
@@ -38,26 +38,26 @@ def small():
 
 def tensors_of(golden, case):
     entry = json.loads((golden / "statedict" / f"{case}.json").read_text())
-    found = {k: recipe.fill(k, v, entry["norm_gain"]) for k, v in entry["tensors"].items()}
+    tensors = {k: recipe.fill(k, v, entry["norm_gain"]) for k, v in entry["tensors"].items()}
     for key in entry["kept"]:
-        found[key] = position.sincos(1568, 384)[None]
-    total = sum(np.asarray(x, np.float64).sum() for x in found.values())
+        tensors[key] = position.sincos(1568, 384)[None]
+    total = sum(np.asarray(x, np.float64).sum() for x in tensors.values())
     np.testing.assert_allclose(total, entry["checksum"]["sum"], rtol=1e-6)
-    return found
+    return tensors
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_key_and_every_variable_is_used_once(golden, case):
     tensors = tensors_of(golden, case)
-    found = table.detect(tensors, adatad.TABLES)
-    assert found.name == CASES[case]
+    naming = table.detect(tensors, adatad.TABLES)
+    assert naming.name == CASES[case]
     names.check(tensors, "here")
-    variables, report = convert.apply(found, tensors, small(), strict=True)
+    variables, report = convert.apply(naming, tensors, small(), strict=True)
     extra = {key for key in tensors if key.endswith("pos_embed")}
     assert set(report.ignored) == extra and not (report.unused or report.missing or report.replaced)
     targets = [path for path, _ in report.loaded]
     assert sorted(targets) == sorted(table.flatten(small()))
-    back = table.invert(found, variables)
+    back = inverse.invert(naming, variables)
     assert back.keys() == tensors.keys() - extra
     for key, value in back.items():
         np.testing.assert_array_equal(value, tensors[key], err_msg=key)
@@ -73,8 +73,8 @@ def test_the_older_biases_of_hugging_face(golden):
     results = []
     for tensors in (new, old, {**new, **zero}):
         names.check(tensors, "here")
-        found = table.detect(tensors, names.TABLES)
-        results.append(convert.apply(found, tensors, small(), strict=True))
+        naming = table.detect(tensors, names.TABLES)
+        results.append(convert.apply(naming, tensors, small(), strict=True))
         assert sorted(results[-1][1].ignored) == sorted(zero.keys() & tensors.keys())
     for variables, _ in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, variables, results[0][0])
@@ -106,7 +106,7 @@ def numbers(target, seed=0):
 
 def checkpoint(variables, extra=True):
     """A Detector's variables as OpenTAD saves them."""
-    tensors = table.invert(adatad.ADATAD, variables)
+    tensors = inverse.invert(adatad.ADATAD, variables)
     if extra:
         tensors["backbone.model.backbone.pos_embed"] = position.sincos(72, 24)[None]
     return {f"module.{key}": value for key, value in tensors.items()}
@@ -120,8 +120,8 @@ def test_a_detector_goes_there_and_back(tmp_path, mode, first):
     path = tmp_path / "epoch_59.pth"
     writer.write_zip(path, content)
     for weights, wanted in (("ema", averaged), ("raw", raw)):
-        found, report = adatad.load(path, target, weights, strict=True)
-        jax.tree.map(np.testing.assert_array_equal, found, wanted)
+        loaded, report = adatad.load(path, target, weights, strict=True)
+        jax.tree.map(np.testing.assert_array_equal, loaded, wanted)
         assert report.table == "OpenTAD AdaTAD" and not report.missing
         assert ("moving average" in report.text()) == (weights == "ema")
     with pytest.raises(UserError, match="choose ema or raw"):
@@ -154,7 +154,7 @@ def test_names_of_a_published_checkpoint():
 
 def write(path, variables, case=names.TABLES[1]):
     """A Kinetics classifier in OpenTAD's `_my` form."""
-    tensors = table.invert(case, variables)
+    tensors = inverse.invert(case, variables)
     tensors["backbone.pos_embed"] = position.sincos(72, 24)[None]
     writer.write_zip(path, {"state_dict": tensors})
     return path
@@ -168,22 +168,22 @@ def pretrained():
 def test_a_pretrained_network_into_a_detector(tmp_path, pretrained):
     """The network whole; adapters and detector keep their values and the report says so."""
     path, target = write(tmp_path / "vit.pth", pretrained), numbers(build(), 2)
-    found, report = adatad.load(path, target, report_path=tmp_path / "report.txt")
-    flat, given = table.flatten(found), table.flatten(pretrained)
+    loaded, report = adatad.load(path, target)
+    flat, given = table.flatten(loaded), table.flatten(pretrained)
     for name, value in table.flatten(target).items():
         part = name.startswith("params/backbone/") and "adapter" not in name
         np.testing.assert_array_equal(flat[name], given[name] if part else value)
     assert set(report.unused) == {"cls_head.fc_cls.weight", "cls_head.fc_cls.bias"}
     assert "params/backbone/adapter1/gamma" in report.missing
     assert "params/head/cls/kernel" in report.missing
-    assert "not in the file" in (tmp_path / "report.txt").read_text()
+    assert "not in the file" in report.text()
 
 
 def test_a_safetensors_file_of_hugging_face(tmp_path, pretrained):
-    tensors = table.invert(names.TABLES[2], pretrained)
+    tensors = inverse.invert(names.TABLES[2], pretrained)
     path = writer.write_safetensors(tmp_path / "model.safetensors", tensors)
-    found, report = adatad.load(path, build())
-    ours, given = (table.flatten(each["params"]["backbone"]) for each in (found, pretrained))
+    loaded, report = adatad.load(path, build())
+    ours, given = (table.flatten(each["params"]["backbone"]) for each in (loaded, pretrained))
     for name, value in given.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
     assert report.table == "Hugging Face VideoMAE"
@@ -193,9 +193,9 @@ def test_a_detector_of_other_classes(tmp_path):
     path = tmp_path / "a.pth"
     writer.write_zip(path, {"state_dict": checkpoint(numbers(build(classes=20)))})
     target = numbers(build(), 1)
-    found, report = adatad.load(path, target)
+    loaded, report = adatad.load(path, target)
     np.testing.assert_array_equal(
-        found["params"]["head"]["cls"]["kernel"], target["params"]["head"]["cls"]["kernel"]
+        loaded["params"]["head"]["cls"]["kernel"], target["params"]["head"]["cls"]["kernel"]
     )
     assert len(report.replaced) == 2 and not report.missing
 

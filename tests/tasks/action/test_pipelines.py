@@ -75,8 +75,10 @@ def test_pose_train(pose, case, length, seed):
     _, keypoint, score = train_geometry(None, keypoint, score[:, picks], size, short, seed, rng)
     assert keypoint.shape == (2, length, 17, 2)
     limb = case.startswith("limb")
-    draw = heatmap.limbs if limb else heatmap.joints
-    maps = draw(keypoint, score, (56, 56), 0.6)
+    if limb:
+        maps = heatmap.limbs(keypoint, score, (56, 56), 0.6, COCO17.limbs)
+    else:
+        maps = heatmap.joints(keypoint, score, (56, 56), 0.6)
     # The reference draws limbs in single precision throughout.
     np.testing.assert_allclose(
         maps[None], packed(pose, case, "inputs_"), rtol=0, atol=3e-6 if limb else 3e-7

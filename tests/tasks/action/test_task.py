@@ -20,7 +20,7 @@ from jaxact.data import geometry, video
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.models.specs import X3DSpec
 from jaxact.ops import heatmap
-from jaxact.tasks.action import annotations, clip_arrays, dataset, sample_data, skeletons
+from jaxact.tasks.action import annotations, dataset, sample_data, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
@@ -64,11 +64,6 @@ def view(augment="none", size=32):
 
 def prepared(task, clip, split="test", augment="none", seed=0, size=32):
     return task.training.prepare(clip, np.random.default_rng(seed), view(augment, size), split)
-
-
-def test_absent_people_stand_where_nothing_is_drawn():
-    """The host names the place itself, because its workers import no JAX."""
-    assert clip_arrays.ABSENT == heatmap.ABSENT
 
 
 # --------------------------------------------------------------------------- prepare against shapes

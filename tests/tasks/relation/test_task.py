@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from weights import writer
+from weights import inverse, writer
 
 from jaxact import config as schema
 from jaxact import task as tasks
@@ -42,7 +42,6 @@ from jaxact.train.run import (
 )
 from jaxact.train.step import make_eval_step, make_train_step
 from jaxact.weights import relation as names
-from jaxact.weights import table
 
 ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "relation.py"
@@ -614,7 +613,7 @@ def test_weights_of_the_original(root, tmp_path):
     run = open_run(config, tmp_path)
     stage = run.plan(1).rows[0].stage_data
     variables = jax.device_get(initial_variables(run, stage))
-    tensors = table.invert(names.tables({}, variables)[0], variables)
+    tensors = inverse.invert(names.tables({}, variables)[0], variables)
     assert "person_encoder.0.weight" in tensors and "backbone.backbone.0.weight" in tensors
     path = writer.write_zip(
         tmp_path / "best_model.pth",

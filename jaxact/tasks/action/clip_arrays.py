@@ -16,7 +16,7 @@ from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Data
 from jaxact.tasks.action.skeletons import Skeleton
 
-# Where an absent person stands (px): outside every heatmap, mirrored or not (ops.heatmap.ABSENT).
+# Where an absent person stands (px): outside every heatmap, mirrored or not.
 ABSENT = -1e4
 
 Rng = np.random.Generator

@@ -20,6 +20,8 @@ from jaxact.models import layers, sequence
 from jaxact.models.specs import ActionFormerSpec
 from jaxact.ops import position
 
+PRIOR = 0.01  # probability that a class starts with
+
 _norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 _dense = functools.partial(sequence.Dense, kernel_init=layers.torch_uniform)
 
@@ -51,12 +53,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width, mask = x.shape[-1], mask[:, :: self.stride]
-        found = []
+        projected = []
         for name in ("query", "key", "value"):
             y = sequence.TemporalDepthwise(self.stride, dtype=self.dtype, name=f"{name}_conv")(x)
             y = _norm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm")(_masked(y, mask))
-            found.append(_dense(width, dtype=self.dtype, name=name)(y))
-        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in found)
+            projected.append(_dense(width, dtype=self.dtype, name=name)(y))
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in projected)
         y = sequence.attend(q, k, v, mask, self.window).reshape(*mask.shape, width)
         return _masked(_dense(width, dtype=self.dtype, name="proj")(y), mask)
 
@@ -177,7 +179,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, levels: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
         spec, wide = self.spec, jnp.promote_types(self.dtype, jnp.float32)
-        bias = -math.log((1 - spec.prior) / spec.prior)
+        bias = -math.log((1 - PRIOR) / PRIOR)
         conv = functools.partial(sequence.TemporalConv, use_bias=True, dtype=wide)
         towers = {
             kind: [
@@ -191,15 +193,15 @@ class Head(nn.Module):
         }
         logits, distances = [], []
         for level, (x, mask) in enumerate(levels):
-            found = {}
+            outputs = {}
             for kind, tower in towers.items():
                 y = x
                 for layer in tower:
                     y = layer(y, mask)
-                found[kind] = ends[kind](y)
+                outputs[kind] = ends[kind](y)
             scale = self.param(f"scale{level}", nn.initializers.ones, (), jnp.float32)
-            logits.append(found["cls"])
-            distances.append(nn.relu(found["reg"] * scale.astype(wide)))
+            logits.append(outputs["cls"])
+            distances.append(nn.relu(outputs["reg"] * scale.astype(wide)))
         return jnp.concatenate(logits, axis=1), jnp.concatenate(distances, axis=1)
 
 

@@ -1,9 +1,9 @@
 """Shapes and constants of the networks: what a config may set of them. Imports no JAX."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
-from jaxact.config import UserError
+from jaxact.config import UserError, check, field, require
 
 CLASSIFIER_KINDS = ("baseline", "multitask", "fewshot")
 
@@ -146,28 +146,31 @@ RANGES = (0.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0)
 """Low and high of each of six levels of a detector, in grid units (THUMOS-14)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class ActionFormerSpec:
     """Sizes of the detector. The defaults are THUMOS-14's."""
 
-    classes: int = 20
-    width: int = 512
-    heads: int = 4
-    embed: int = 2  # convolutions before the transformer
-    stem: int = 2  # transformer blocks at full length
-    branch: int = 5  # blocks that each halve the length
-    tower: int = 2  # convolutions before the classes and before the distances
-    window: int = 0  # steps a step attends to (odd); 0 = all
-    drop_path: float = 0.1
-    input_dropout: float = 0.0  # of whole input channels
-    positions: int = 0  # length of an absolute position table; 0 = none
-    prior: float = 0.01  # probability that a class starts with
+    classes: int = field(20, least=1)  # 1 = class-agnostic
+    width: int = field(512, least=1)  # channels
+    heads: int = field(4, least=1)  # of attention
+    stem: int = field(2, least=0)  # transformer blocks at full length
+    branch: int = field(5, least=0)  # blocks that each halve the length: one level more than this
+    # Steps that a step attends to (odd).
+    window: int = field(0, least=3, names={0: "all"})
+    drop_path: float = field(0.1, least=0, below=1)  # of transformer blocks
+    input_dropout: float = field(0.0, least=0, below=1)  # of whole input channels
+    positions: int = field(0, least=0, names={0: "none"})  # steps of an absolute position table
+
+    # The same in all published networks, so not fields of a config; a subclass may have others.
+    embed: ClassVar[int] = 2  # convolutions before the transformer
+    tower: ClassVar[int] = 2  # convolutions before the classes and before the distances
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise UserError(f"detector: width {self.width} over {self.heads} heads")
-        if self.window and (self.window < 3 or self.window % 2 == 0):
-            raise UserError(f"detector window {self.window}: 0 (all steps), or odd and 3 or more")
+        check(self, "model.")
+        rule = f"divisors of width={self.width}"
+        require(self.width % self.heads == 0, "model.heads", self.heads, rule)
+        odd = self.window == 0 or self.window % 2 == 1
+        require(odd, "model.window", self.window, "0 (all), or odd and 3 or more")
 
     @property
     def levels(self) -> int:
@@ -178,7 +181,7 @@ class ActionFormerSpec:
 ADAPTER_MODES = ("adapter", "frozen", "full", "side")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class AdapterSpec:
     """How the backbone learns.
 
@@ -187,20 +190,13 @@ class AdapterSpec:
     whose outputs are added to its last feature map.
     """
 
-    mode: str = "adapter"
-    ratio: float = 0.25  # hidden width of an adapter / width of the network
-    first: int = 0  # the first block with an adapter; all later ones have one
+    mode: str = field("adapter", choices=ADAPTER_MODES)  # what learns
+    ratio: float = field(0.25, above=0, most=4)  # hidden width of an adapter / width of the network
+    # The first block with an adapter; all later ones have one (side-tuned ViT-S: 6).
+    first: int = field(0, least=0)
 
     def __post_init__(self):
-        if self.mode not in ADAPTER_MODES:
-            raise UserError(
-                f"backbone mode {self.mode!r}: choose one of {', '.join(ADAPTER_MODES)}"
-            )
-        if not 0 < self.ratio <= 4 or self.first < 0:
-            raise UserError(
-                f"adapters ratio {self.ratio!r}, first block {self.first!r}: a ratio above 0 up to "
-                "4, and blocks from 0 on"
-            )
+        check(self, "model.backbone.")
 
 
 ATTENTION = ("auto", "xla", "cudnn")
@@ -297,20 +293,20 @@ class ResNet3DSpec:
         stages = len(self.blocks)
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"resnet3d blocks {self.blocks!r}: at least one block in every stage")
-        for field in ("inflate", "strides", "temporal_strides"):
-            found = getattr(self, field)
-            if len(found) != stages:
+        for name in ("inflate", "strides", "temporal_strides"):
+            values = getattr(self, name)
+            if len(values) != stages:
                 raise UserError(
-                    f"resnet3d {field} {found!r}: needs one number for each of the {stages} stages"
+                    f"resnet3d {name} {values!r}: needs one number for each of the {stages} stages"
                 )
-            least, most = (0, 1) if field == "inflate" else (1, 8)
-            if min(found) < least or max(found) > most:
-                raise UserError(f"resnet3d {field} {found!r}: allowed are {least} to {most}")
+            least, most = (0, 1) if name == "inflate" else (1, 8)
+            if min(values) < least or max(values) > most:
+                raise UserError(f"resnet3d {name} {values!r}: allowed are {least} to {most}")
         if len(self.stem_kernel) != 3 or any(k < 1 or k % 2 == 0 for k in self.stem_kernel):
             raise UserError(f"resnet3d stem_kernel {self.stem_kernel!r}: three odd numbers, t h w")
-        for field in ("width", "stem_stride", "pool_stride"):
-            if getattr(self, field) < 1:
-                raise UserError(f"resnet3d {field} {getattr(self, field)!r}: 1 or more")
+        for name in ("width", "stem_stride", "pool_stride"):
+            if getattr(self, name) < 1:
+                raise UserError(f"resnet3d {name} {getattr(self, name)!r}: 1 or more")
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -335,10 +331,10 @@ class X3DSpec:
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        for field, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
-            value = getattr(self, field)
+        for name, allowed in (("temporal", ("conv", "shift")), ("se", ("half", "all", "none"))):
+            value = getattr(self, name)
             if value not in allowed:
-                raise UserError(f"x3d {field} {value!r}: choose one of {', '.join(allowed)}")
+                raise UserError(f"x3d {name} {value!r}: choose one of {', '.join(allowed)}")
         if not self.blocks or min(self.blocks) < 1:
             raise UserError(f"x3d blocks {self.blocks!r}: at least one block in every stage")
 

@@ -52,7 +52,7 @@ GROUND_TRUTHS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Untrimmed:
-    """One video and its segments; 0 = the file does not say."""
+    """One video and its segments; 0 = not stated in the file."""
 
     id: str
     subset: str = ""
@@ -179,7 +179,7 @@ def _video(
     duration, fps = given.get("duration", 0.0), given.get("fps", 0.0)
     frames = int(given.get("frame", duration * fps))
     if duration and "frame" in given:
-        fps = frames / duration  # of the two, the count is what windows are laid over
+        fps = frames / duration  # windows are laid over this number of frames
     segments, labels = [], []
     for index, item in enumerate(items):
         place = f"{where}, segment {index}"

@@ -94,7 +94,7 @@ class Data:
     features: str = ""  # folder of <id>.npy or .npz, read instead of the videos
     channels: int = 0  # of those features; 0 = videos are decoded
     class_names: str = ""  # text file, a name a line, or .json; "" = the annotation's, sorted
-    # What becomes of segments that end after their video; the last three are THUMOS-14's.
+    # What becomes of segments that end after their video; three are those of THUMOS-14's users.
     ground_truth: str = field("strict", choices=tuple(GROUND_TRUTHS))
     blocked: str = ""  # JSON list (or object) of video ids to leave out; "" = none
     train_split: str = "training"

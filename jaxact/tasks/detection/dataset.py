@@ -199,12 +199,12 @@ def _path(data: Data, name: str) -> str:
         raise UserError("config.data.videos is empty; give the folder of the videos")
     suffixes = (data.video_suffix,) if data.video_suffix else ("", *VIDEOS)
     files = [pathlib.Path(data.videos) / f"{data.prefix}{name}{suffix}" for suffix in suffixes]
-    # One that is not there is an error of its reading, or skipped, as config.input says.
+    # A file that is absent is an error when it is read, or skipped (config.input.broken).
     return str(next((file for file in files if media.exists(file)), files[0]))
 
 
 def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
-    """A whole video with its length in steps, as annotated or else as the file says."""
+    """A whole video with its length in steps, by the annotation or else by the file."""
     count, fps, duration = video.frames, video.fps, video.duration
     if data.features:
         steps = features.steps(path, data.channels)
@@ -214,7 +214,7 @@ def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
             raise UserError(f"{path}: has no times; list {video.id!r} in a .json or .csv with fps")
         duration = duration or steps * data.stride / fps
     elif not duration or (data.mode == "sliding" and not (count and fps)):
-        # A whole video needs no more than its duration: thousands of files stay closed.
+        # Of a whole video the duration is enough: thousands of files need not be opened.
         with Video(path) as opened:
             count, fps = opened.frames, frames.rate(opened)
         duration = duration or count / fps

@@ -110,34 +110,34 @@ def _features(data: Data, sample: Sample, start: int, end: int) -> np.ndarray:
 
 def _agree(data: Data, sample: Sample, video: Video) -> None:
     """File and annotation must agree about times. Raises: UserError naming the file."""
-    count, said, rate = video.frames, sample.video, frames.rate(video)
+    count, stated, rate = video.frames, sample.video, frames.rate(video)
     if data.mode == "resize":
         # Times are shares of the whole, whatever the frame rate: the duration has to agree.
-        lasts = count / rate if rate else said.duration
-        if said.duration and abs(lasts - said.duration) > max(2, 0.05 * said.duration):
+        lasts = count / rate if rate else stated.duration
+        if stated.duration and abs(lasts - stated.duration) > max(2, 0.05 * stated.duration):
             raise UserError(
-                f"{sample.path}: lasts {lasts:.4g} s, but the annotation says {said.duration:.4g} "
-                "s; allowed: 5 % (or 2 s) more or less"
+                f"{sample.path}: lasts {lasts:.4g} s, but the annotation says "
+                f"{stated.duration:.4g} s; allowed: 5 % (or 2 s) more or less"
             )
         return
-    if not said.frames and rate and said.duration:
+    if not stated.frames and rate and stated.duration:
         # The annotation does not count the frames: only its duration can be compared.
-        if count / rate < said.duration - max(2, 0.05 * said.duration):
+        if count / rate < stated.duration - max(2, 0.05 * stated.duration):
             raise UserError(
                 f"{sample.path}: lasts {count / rate:.4g} s, but the annotation says "
-                f"{said.duration:.4g} s; allowed: up to 5 % (or 2 s) less"
+                f"{stated.duration:.4g} s; allowed: up to 5 % (or 2 s) less"
             )
-    near = max(2, said.frames // 20)
-    if said.frames and count < said.frames - near:
+    near = max(2, stated.frames // 20)
+    if stated.frames and count < stated.frames - near:
         raise UserError(
-            f"{sample.path}: {count} frames, but the annotation has {said.frames}; allowed: "
+            f"{sample.path}: {count} frames, but the annotation has {stated.frames}; allowed: "
             "up to 5 % (or 2) fewer"
         )
     # A video that is only longer does no harm; at another rate all times would be wrong.
-    if said.frames and count > said.frames + near and abs(rate / sample.fps - 1) > 0.05:
+    if stated.frames and count > stated.frames + near and abs(rate / sample.fps - 1) > 0.05:
         raise UserError(
             f"{sample.path}: {count} frames, {rate:.4g} a second, but the annotation has "
-            f"{said.frames}, {sample.fps:.4g} a second; allowed: rates within 5 %"
+            f"{stated.frames}, {sample.fps:.4g} a second; allowed: rates within 5 %"
         )
 
 

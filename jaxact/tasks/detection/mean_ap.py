@@ -6,7 +6,8 @@
 The definition (ActivityNet's, which THUMOS, EPIC and Ego4D share): the detections of a class in all
 videos are taken by falling score. Each takes, of the ground truths of its video that are still
 free, the one that it overlaps most, if the IoU reaches the threshold (tIoU). AP is the area under
-the precision envelope over recall (VOC 2010). Classes without ground truth do not count.
+the precision envelope over recall (VOC 2010). Classes without ground truth do not count, nor do
+their detections.
 
 Equal scores keep the order of the input (the references' quicksort leaves them in any order, which
 moves the mean by up to 0.06 points where scores are rounded to four decimals). Of ground truths
@@ -21,7 +22,7 @@ import numpy as np
 
 from jaxact.config import UserError
 
-PAIRS = 4_000_000  # pairs of detection and ground truth compared at once
+PAIRS = 4_000_000  # pairs of a detection and a ground truth compared at once
 UNION = 1e-8  # s; least union, so that two empty segments do not overlap
 
 
@@ -193,6 +194,7 @@ def ranks(group: np.ndarray) -> np.ndarray:
 
 
 def _groups(detections: Instances) -> np.ndarray:
+    """A number for each video and class: i64[n]."""
     span = int(detections.label.max(initial=0)) + 1
     return detections.video * span + detections.label
 

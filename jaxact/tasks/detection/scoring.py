@@ -87,14 +87,14 @@ def _framewise(
         sequences.append(
             [
                 framewise.frames(own.segment * rate, own.label, own.score, length, background)
-                for own in (_of(number, detections), _of(number, truth))
+                for own in (_of_video(number, detections), _of_video(number, truth))
             ]
         )
     predicted, wanted = zip(*sequences, strict=True)
     return framewise.evaluate(predicted, wanted, background)
 
 
-def _of(video: int, instances: Instances) -> Instances:
+def _of_video(video: int, instances: Instances) -> Instances:
     return instances.at(instances.video == video)
 
 
@@ -122,7 +122,7 @@ def describe(
 
 
 def conclude(config: Config, names: tuple[str, ...], ending: Ending) -> Extra:
-    """Per-class AP, the error split, the detections as JSON, a timeline of some videos."""
+    """AP of each class, counts of errors, the detections as JSON, timelines of some videos."""
     detections, truth = _merged(config, ending.rows), _truth(config, ending.rows)
     videos = dataset.annotation(config.data).videos
     protocol = mean_ap.PROTOCOLS[config.post.protocol]
@@ -141,10 +141,11 @@ def conclude(config: Config, names: tuple[str, ...], ending: Ending) -> Extra:
     pictures: list[str] = []
     # Videos without a detection are listed and drawn too.
     for number in np.unique(ending.rows["video"]).tolist():
-        own, video = _of(number, detections), videos[number]
+        own, video = _of_video(number, detections), videos[number]
         listed[video.id] = results.Detections(own.segment, own.score, own.label)
         if len(pictures) < config.post.pictures:
-            annotated, detected = (timeline.Track(*rows[1:]) for rows in (_of(number, truth), own))
+            annotated = timeline.Track(*_of_video(number, truth)[1:])
+            detected = timeline.Track(*own[1:])
             duration = float(ending.rows["clock"][ending.rows["video"] == number][0, 2])
             pictures.append(timeline.svg(video.id, duration, annotated, detected, names))
     files = {
@@ -152,13 +153,13 @@ def conclude(config: Config, names: tuple[str, ...], ending: Ending) -> Extra:
         "errors.txt": errors.text(names) + "\n",
         "timeline.html": timeline.page(f"{ending.split}: ground truth and detections", pictures),
     }
-    drawn = "".join(f"<figure>{picture}</figure>" for picture in pictures)
-    shown = [figures.Figure("Timelines", drawn)] if ending.pictures and pictures else []
+    page = "".join(f"<figure>{picture}</figure>" for picture in pictures)
+    shown = [figures.Figure("Timelines", page)] if ending.pictures and pictures else []
     return Extra(numbers, files, shown)
 
 
-def render(sample: Any, path: Any, pieces: Sequence[dict[str, Any]], side: int) -> None:
+def render(sample: Any, path: Any, windows: Sequence[dict[str, Any]], side: int) -> None:
     """Writes the timeline of one video, an HTML page; `side` does not matter here."""
     del side
-    page = timeline.page(sample.video.id, [piece["timeline"] for piece in pieces])
+    page = timeline.page(sample.video.id, [window["timeline"] for window in windows])
     Path(path).write_text(page, encoding="utf-8")

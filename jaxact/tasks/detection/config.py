@@ -94,7 +94,8 @@ class Data:
     features: str = ""  # folder of <id>.npy or .npz, read instead of the videos
     channels: int = 0  # of those features; 0 = videos are decoded
     class_names: str = ""  # text file, a name a line, or .json; "" = the annotation's, sorted
-    # What becomes of segments that end after their video; three are those of THUMOS-14's users.
+    # What becomes of segments that end after their video. actionformer, opentad and gtad: what
+    # these make of THUMOS-14.
     ground_truth: str = field("strict", choices=tuple(GROUND_TRUTHS))
     blocked: str = ""  # JSON list (or object) of video ids to leave out; "" = none
     train_split: str = "training"
@@ -174,6 +175,7 @@ def groups(mode: str, backbone_lr: float = 1.0) -> tuple[Group, ...]:
       backbone_lr: its learning rate / that of the detector. THUMOS-14: 2 for the adapters of ViT-S,
         1 for those of larger networks, 0.1 for `full`.
 
+    All that learns in the backbone has weight decay, biases too.
     Raises: UserError for another mode.
     """
     adapter = Group("adapter", _ADAPTERS, backbone_lr, _WEIGHT_DECAY)
@@ -193,9 +195,9 @@ def groups(mode: str, backbone_lr: float = 1.0) -> tuple[Group, ...]:
 
 
 def validate(config: Config) -> None:
-    """Checks each field, and what goes together but for the sizes of the model.
+    """Checks each field, and the rules between fields.
 
-    `Model` itself checks those when it is made; `network.build` makes it anew.
+    Those between sizes of the model are checked by `Model` when `network.build` copies it.
     Raises: UserError naming the field, its value and what is allowed.
     """
     schema.check(config)

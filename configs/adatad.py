@@ -94,7 +94,7 @@ def thumos() -> Config:
 def frozen() -> Config:
     """No gradient in the backbone."""
     config = thumos()
-    config.model.backbone.mode, config.model.backbone.drop_path = "frozen", 0.0
+    config.model.backbone = Backbone(mode="frozen", drop_path=0.0)
     config.model.input_dropout = 0.2
     config.optim.groups = groups("frozen")
     config.stages = (Stage(augment="none"),)
@@ -151,6 +151,12 @@ def activitynet() -> Config:
     return config
 
 
+def without_backbone(config: Config) -> None:
+    """What the variants on features share."""
+    config.dtype, config.model.backbone.size, config.input.threads = "float32", "none", 2
+    config.optim.groups, config.optim.decay_over, config.optim.min_lr = groups(""), "", 1e-8
+
+
 def features() -> Config:
     """THUMOS-14 from I3D features, as ActionFormer is trained; evaluated in windows.
 
@@ -159,9 +165,8 @@ def features() -> Config:
     --config.data.train_split=Validation --config.data.val_split=Test.
     """
     config = thumos()
-    config.length, config.dtype = "35 epochs", "float32"
-    config.model.backbone.size = "none"
-    config.model.window = 19
+    without_backbone(config)
+    config.length, config.model.window = "35 epochs", 19
     # A feature covers 16 frames and stands for the middle of them.
     config.data = Data(
         ground_truth="actionformer",
@@ -172,10 +177,7 @@ def features() -> Config:
         least=0.5,
     )
     config.post = Post(nms=Nms(sigma=0.5, least=0.001, most=200), protocol="actionformer")
-    config.optim.groups, config.optim.decay_over = groups(""), ""
-    config.optim.min_lr = 1e-8
     config.eval = Eval(every="5 epochs", metric="mAP")
-    config.input.threads = 2
     return config
 
 
@@ -185,10 +187,10 @@ def salads() -> Config:
     Length and the score of a detection that labels frames were chosen on a quarter of the training
     videos of fold 1; each fold is evaluated once, at the end.
     """
-    config = features()
+    config = thumos()
+    without_backbone(config)
     config.seed, config.length, config.batch_size = 0, "150 steps", 8
-    config.model.classes, config.model.width, config.model.window = 17, 64, 0
-    config.model.normaliser = 50.0
+    config.model.classes, config.model.width, config.model.normaliser = 17, 64, 50.0
     config.data = Data(
         features="features", channels=18, window=512, stride=1, least=0.5, shortest=0.9, most=64
     )
@@ -199,73 +201,63 @@ def salads() -> Config:
     return config
 
 
-def composed() -> Config:
-    """Videos composed of fight_surv clips, end to end: adapters in a small ViT from scratch.
+def small(config: Config, mode: str) -> None:
+    """What the variants at laptop size share: a small ViT of which `mode` says what learns.
 
-    There are no weights of a small ViT to start from, so what the adapters see is random
+    It starts from random weights (there are none to start from), so adapters see random
     projections of tubes of two frames.
     """
-    config = thumos()
-    config.seed, config.length, config.batch_size, config.dtype = 0, "30 epochs", 4, "float32"
+    config.seed, config.batch_size, config.dtype = 0, 4, "float32"
+    drop_path = 0.0 if mode == "frozen" else 0.1
     config.model = Model(
-        classes=1,
-        backbone=Backbone(size="tiny", remat=False),
+        backbone=Backbone(size="tiny", mode=mode, drop_path=drop_path, remat=False),
         width=64,
         stem=1,
         branch=4,
         ranges=(0.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0),
         normaliser=50.0,
     )
-    config.data = Data(
-        window=256,
-        stride=2,
-        resize=72,
-        test_size=64,
-        area=(0.5, 1.0),
-        operations=0,
-        jitter=(0.2, 0.2, 0.2, 0.0),
-        most=16,
-    )
+    config.data = Data(operations=0, jitter=(0.2, 0.2, 0.2, 0.0), most=16)
     config.post = Post(nms=Nms(sigma=0.5, most=200))
     config.optim.lr, config.optim.warmup, config.optim.decay_over = 1e-3, "2 epochs", ""
-    config.optim.groups, config.optim.ema = groups("adapter", 1.0), 0.99
-    config.stages = (Stage(size=64),)
-    # Test videos are looked at while training, to see mAP move. results.json is of the best look,
-    # so scripts/bench/detection.py prints all of them, the last included.
+    config.optim.groups, config.optim.ema = groups(mode, 1.0), 0.99
+    # Test videos are evaluated during training, to see mAP move. results.json has the best
+    # evaluation, so scripts/bench/detection.py prints all of them, the last included.
     config.eval = Eval(every="5 epochs", batch_size=4, metric="mAP")
     config.save = Save(every="5 epochs", log_every=15)
     config.input = Input(threads=2)
+
+
+def composed(mode: str = "adapter") -> Config:
+    """Videos composed of fight_surv clips, end to end."""
+    config = thumos()
+    small(config, mode)
+    config.length, config.model.classes, config.stages = "30 epochs", 1, (Stage(size=64),)
+    config.data.window, config.data.stride = 256, 2
+    config.data.resize, config.data.test_size, config.data.area = 72, 64, (0.5, 1.0)
     return config
 
 
-def learning(config: Config, mode: str) -> Config:
-    """The same with another part of the small ViT learning: "frozen" none of it, "full" all."""
-    config.model.backbone.mode = mode
-    if mode == "frozen":
-        config.model.backbone.drop_path = 0.0
-    config.optim.groups = groups(mode, 1.0)
-    return config
-
-
-def drawn() -> Config:
+def drawn(mode: str = "adapter") -> Config:
     """Squares that move across or down (`prepare_detection.py drawn`), end to end."""
-    config = composed()
-    config.length, config.model.classes = "100 epochs", 2
+    config = thumos()
+    small(config, mode)
+    config.length, config.model.classes, config.stages = "100 epochs", 2, (Stage(size=32),)
     config.data.window, config.data.stride = 192, 1
     config.data.resize, config.data.test_size, config.data.area = 36, 32, (0.8, 1.0)
-    config.stages = (Stage(size=32),)
     config.eval.every = "20 epochs"
     return config
 
 
 def tiny() -> Config:
     """Two steps of a small network on what `jaxact.tasks.detection.sample_data.draw` writes."""
-    config = composed()
+    config = thumos()
+    small(config, "adapter")
     config.length, config.batch_size = "2 steps", 2
     config.model.classes, config.model.width, config.model.heads = 2, 16, 2
     config.model.branch, config.model.ranges = 2, (0.0, 4.0, 4.0, 8.0, 8.0, 10000.0)
-    config.data.window, config.data.resize, config.data.test_size = 32, 36, 32
-    config.data.operations = 1
+    config.data.window, config.data.stride, config.data.operations = 32, 2, 1
+    config.data.resize, config.data.test_size, config.data.area = 36, 32, (0.5, 1.0)
     config.post = Post(top=50, nms=Nms(most=50), framewise=0.0)
     config.optim.warmup = "0"
     config.stages = (Stage(size=32),)
@@ -285,11 +277,11 @@ VARIANTS = {
     "features": features,
     "salads": salads,
     "composed": composed,
-    "composed_frozen": lambda: learning(composed(), "frozen"),
-    "composed_full": lambda: learning(composed(), "full"),
+    "composed_frozen": lambda: composed("frozen"),
+    "composed_full": lambda: composed("full"),
     "drawn": drawn,
-    "drawn_frozen": lambda: learning(drawn(), "frozen"),
-    "drawn_full": lambda: learning(drawn(), "full"),
+    "drawn_frozen": lambda: drawn("frozen"),
+    "drawn_full": lambda: drawn("full"),
     "tiny": tiny,
 }
 

@@ -46,7 +46,7 @@ def convert(source: Path, out: Path, ground_truth: str) -> str:
 
 def compose(source: Path, out: Path, train: int, test: int, seed: int) -> str:
     """Writes the composed set."""
-    clips = sample_data.pieces(source / "labels.csv", source / "videos")
+    clips = sample_data.clips(source / "labels.csv", source / "videos")
     path = sample_data.write(out, clips, "noFight", train=train, test=test, seed=seed)
     return summary(path)
 

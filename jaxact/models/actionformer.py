@@ -20,6 +20,8 @@ from jaxact.models import layers, sequence
 from jaxact.models.specs import ActionFormerSpec
 from jaxact.ops import position
 
+PRIOR = 0.01  # probability that a class starts with
+
 _norm = functools.partial(nn.LayerNorm, use_fast_variance=False)
 _dense = functools.partial(sequence.Dense, kernel_init=layers.torch_uniform)
 
@@ -51,12 +53,12 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         width, mask = x.shape[-1], mask[:, :: self.stride]
-        parts = []
+        projected = []
         for name in ("query", "key", "value"):
             y = sequence.TemporalDepthwise(self.stride, dtype=self.dtype, name=f"{name}_conv")(x)
             y = _norm(epsilon=1e-5, dtype=self.dtype, name=f"{name}_norm")(_masked(y, mask))
-            parts.append(_dense(width, dtype=self.dtype, name=name)(y))
-        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in parts)
+            projected.append(_dense(width, dtype=self.dtype, name=name)(y))
+        q, k, v = (y.reshape(*y.shape[:2], self.heads, width // self.heads) for y in projected)
         y = sequence.attend(q, k, v, mask, self.window).reshape(*mask.shape, width)
         return _masked(_dense(width, dtype=self.dtype, name="proj")(y), mask)
 
@@ -173,7 +175,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, levels: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
         spec, wide = self.spec, jnp.promote_types(self.dtype, jnp.float32)
-        bias = -math.log((1 - spec.prior) / spec.prior)
+        bias = -math.log((1 - PRIOR) / PRIOR)
         conv = functools.partial(sequence.TemporalConv, use_bias=True, dtype=wide)
         towers = {
             kind: [

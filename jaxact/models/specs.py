@@ -5,7 +5,7 @@ networks for clips. Nothing here imports JAX: configs and the worker processes o
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxact.config import UserError, check, field, require
 
@@ -185,28 +185,31 @@ RANGES = (0.0, 4.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 10000.0)
 """Low and high of each of six levels of a detector, in grid units (THUMOS-14)."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class ActionFormerSpec:
     """Sizes of the detector. The defaults are THUMOS-14's."""
 
-    classes: int = 20
-    width: int = 512
-    heads: int = 4
-    embed: int = 2  # convolutions before the transformer
-    stem: int = 2  # transformer blocks at full length
-    branch: int = 5  # blocks that each halve the length
-    tower: int = 2  # convolutions before the classes and before the distances
-    window: int = 0  # steps a step attends to (odd); 0 = all
-    drop_path: float = 0.1
-    input_dropout: float = 0.0  # of whole input channels
-    positions: int = 0  # length of an absolute position table; 0 = none
-    prior: float = 0.01  # probability that a class starts with
+    classes: int = field(20, least=1)  # 1 = class-agnostic
+    width: int = field(512, least=1)  # channels
+    heads: int = field(4, least=1)  # of attention
+    stem: int = field(2, least=0)  # transformer blocks at full length
+    branch: int = field(5, least=0)  # blocks that each halve the length: one level more than this
+    # Steps that a step attends to (odd).
+    window: int = field(0, least=3, names={0: "all"})
+    drop_path: float = field(0.1, least=0, below=1)  # of transformer blocks
+    input_dropout: float = field(0.0, least=0, below=1)  # of whole input channels
+    positions: int = field(0, least=0, names={0: "none"})  # steps of an absolute position table
+
+    # The same in all published networks, so not fields of a config; a subclass may have others.
+    embed: ClassVar[int] = 2  # convolutions before the transformer
+    tower: ClassVar[int] = 2  # convolutions before the classes and before the distances
 
     def __post_init__(self):
-        if self.width % self.heads:
-            raise UserError(f"detector: width {self.width} over {self.heads} heads")
-        if self.window and (self.window < 3 or self.window % 2 == 0):
-            raise UserError(f"detector window {self.window}: 0 (all steps), or odd and 3 or more")
+        check(self, "model.")
+        rule = f"divisors of width={self.width}"
+        require(self.width % self.heads == 0, "model.heads", self.heads, rule)
+        odd = self.window == 0 or self.window % 2 == 1
+        require(odd, "model.window", self.window, "0 (all), or odd and 3 or more")
 
     @property
     def levels(self) -> int:
@@ -217,7 +220,7 @@ class ActionFormerSpec:
 ADAPTER_MODES = ("adapter", "frozen", "full", "side")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(unsafe_hash=True)
 class AdapterSpec:
     """How the backbone learns.
 
@@ -226,20 +229,13 @@ class AdapterSpec:
     whose outputs are added to its last feature map.
     """
 
-    mode: str = "adapter"
-    ratio: float = 0.25  # hidden width of an adapter / width of the network
-    first: int = 0  # the first block with an adapter; all later ones have one
+    mode: str = field("adapter", choices=ADAPTER_MODES)  # what learns
+    ratio: float = field(0.25, above=0, most=4)  # hidden width of an adapter / width of the network
+    # The first block with an adapter; all later ones have one (side-tuned ViT-S: 6).
+    first: int = field(0, least=0)
 
     def __post_init__(self):
-        if self.mode not in ADAPTER_MODES:
-            raise UserError(
-                f"backbone mode {self.mode!r}: choose one of {', '.join(ADAPTER_MODES)}"
-            )
-        if not 0 < self.ratio <= 4 or self.first < 0:
-            raise UserError(
-                f"adapters ratio {self.ratio!r}, first block {self.first!r}: a ratio above 0 up to "
-                "4, and blocks from 0 on"
-            )
+        check(self, "model.backbone.")
 
 
 ATTENTION = ("auto", "xla", "cudnn")

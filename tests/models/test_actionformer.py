@@ -19,7 +19,7 @@ from jaxact.tasks.detection.config import Backbone, Model
 from jaxact.weights import adatad, convert
 from jaxact.weights.table import flatten, translate
 
-GOLDEN = ActionFormerSpec(classes=5, width=16, heads=4, drop_path=0.1)
+GOLDEN = Model(classes=5, width=16, heads=4, drop_path=0.1)
 
 
 def count(tree) -> int:
@@ -94,7 +94,7 @@ def targets_of(vectors):
 def test_golden_losses_and_gradients(case, vectors):
     """Two training steps of the normaliser; gradients of 215 tensors, without drop path."""
     model, variables, features = case
-    model = model.clone(spec=ActionFormerSpec(classes=5, width=16, heads=4, drop_path=0.0))
+    model = model.clone(spec=Model(classes=5, width=16, heads=4, drop_path=0.0))
     with jax.enable_x64(True):
         targets = targets_of(vectors)
 
@@ -165,7 +165,7 @@ def test_parameters_of_the_parts(size, projection):
 
 
 def test_parameters_for_activitynet():
-    spec = ActionFormerSpec(classes=1, width=256, positions=192)
+    spec = Model(classes=1, width=256, positions=192)
     params = shapes_of(network.Detector(spec), (64, 384), 64)["params"]
     sizes = {name: count(part) for name, part in params.items()}
     assert sizes == {"projection": 6_051_328, "neck": 3_072, "head": 790_793}
@@ -176,7 +176,7 @@ def test_parameters_for_activitynet():
 
 def small(**fields):
     spec = {"classes": 3, "width": 16, "heads": 2, "branch": 2, "stem": 1, **fields}
-    return network.Detector(ActionFormerSpec(**spec), RANGES[:6])
+    return network.Detector(Model(**spec, ranges=RANGES[:6]))
 
 
 @functools.cache
@@ -335,16 +335,18 @@ def test_shapes_that_do_not_fit(video, mask, told):
         ({"window": 4}, "config.model.window=4"),
         ({"heads": 5}, "divisors of width=512"),
         ({"branch": 3}, "config.model.ranges"),
-        ({"backbone": Backbone(size="xl")}, "config.model.backbone.size='xl'"),
-        ({"backbone": Backbone(mode="tuned")}, "adapter, frozen, full, side"),
-        ({"backbone": Backbone(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
-        ({"backbone": Backbone(ratio=0.0)}, "config.model.backbone.ratio"),
-        ({"backbone": Backbone(first=12)}, "blocks 0 to 11"),
+        ({"backbone": dict(size="xl")}, "config.model.backbone.size='xl'"),
+        ({"backbone": dict(mode="tuned")}, "adapter, frozen, full, side"),
+        ({"backbone": dict(drop_path=1.0)}, "config.model.backbone.drop_path=1.0"),
+        ({"backbone": dict(ratio=0.0)}, "config.model.backbone.ratio"),
+        ({"backbone": dict(first=12)}, "blocks 0 to 11"),
     ],
 )
 def test_configs_that_do_not_fit(fields, told):
+    backbone = fields.get("backbone", {})
     with pytest.raises(UserError, match=told) as error:
-        shapes_of(network.build(Model(**fields), "float32"), (32, 32, 32, 3), 32)
+        model = Model(**fields | {"backbone": Backbone(**backbone)})
+        shapes_of(network.build(model, "float32"), (32, 32, 32, 3), 32)
     assert "\n" not in str(error.value)
 
 

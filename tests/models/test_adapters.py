@@ -15,7 +15,6 @@ from jaxact.models.specs import (
     ADAPTER_MODES,
     RANGES,
     VISION_TRANSFORMERS,
-    ActionFormerSpec,
     AdapterSpec,
 )
 from jaxact.ops import detection_losses, segments
@@ -135,15 +134,17 @@ def batch():
     return video, mask, targets
 
 
+class Small(Model):
+    """One convolution before the transformer, and one in each tower."""
+
+    embed = tower = 1
+
+
 def tiny(mode, remat=False):
     """The smallest detector that has each of its parts."""
-    return detector.Detector(
-        ActionFormerSpec(2, 16, 2, embed=1, stem=0, branch=1, tower=1, drop_path=0.0),
-        RANGES[:4],
-        VISION_TRANSFORMERS["tiny"],
-        AdapterSpec(mode),
-        remat=remat,
-    )
+    backbone = Backbone(size="tiny", mode=mode, drop_path=0.0, remat=remat)
+    spec = Small(2, 16, 2, 0, 1, drop_path=0.0, ranges=RANGES[:4], backbone=backbone)
+    return detector.build(spec, "float32")
 
 
 @functools.cache

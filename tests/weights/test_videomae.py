@@ -12,9 +12,10 @@ from weights import inverse, writer
 
 from jaxact.config import UserError
 from jaxact.models import videomae
-from jaxact.models.specs import RANGES, ActionFormerSpec, AdapterSpec, VisionTransformerSpec
+from jaxact.models.specs import RANGES, VisionTransformerSpec
 from jaxact.ops import position
 from jaxact.tasks.detection import network
+from jaxact.tasks.detection.config import Backbone, Model
 from jaxact.weights import adatad, convert, table
 from jaxact.weights import videomae as names
 
@@ -92,10 +93,17 @@ def test_learned_positions_are_refused():
 # ------------------------------------------------------------------------------------ detectors
 
 
+class Small(Model):
+    """One convolution before the transformer."""
+
+    embed = 1
+
+
 def build(mode="adapter", classes=3, spec=SPEC, **fields):
-    head = ActionFormerSpec(classes, 16, 2, embed=1, stem=1, branch=1)
-    adaptation = AdapterSpec(mode, **fields)
-    model = network.Detector(head, RANGES[:4], spec, adaptation)
+    backbone = Backbone(mode=mode, drop_path=0.0, remat=False, **fields)
+    model = network.Detector(
+        Small(classes, 16, 2, 1, 1, ranges=RANGES[:4], backbone=backbone), spec
+    )
     return shapes(model, WINDOW, jax.ShapeDtypeStruct((1, 8), bool))
 
 

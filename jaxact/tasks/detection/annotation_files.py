@@ -38,7 +38,7 @@ def content(path: str | os.PathLike[str]) -> str:
 
 
 def parsed(path: str | os.PathLike[str]) -> Any:
-    """What a JSON file says. Raises: UserError naming line and column."""
+    """The value in a JSON file. Raises: UserError naming line and column."""
     try:
         return json.loads(content(path))
     except json.JSONDecodeError as error:
@@ -49,11 +49,11 @@ def parsed(path: str | os.PathLike[str]) -> Any:
 
 def document(path: str | os.PathLike[str], key: str) -> Mapping[str, Any]:
     """The object under a key of a JSON file."""
-    found = parsed(path)
-    inner = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(inner, dict):
+    whole = parsed(path)
+    videos = whole.get(key) if isinstance(whole, dict) else None
+    if not isinstance(videos, dict):
         raise UserError(f"{path}: needs an object {key!r} that maps video ids")
-    return inner
+    return videos
 
 
 _ALIASES = {
@@ -64,15 +64,15 @@ _ALIASES = {
 
 
 def columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file, the columns under our names."""
+    """(line, row) of a CSV file; columns have our names."""
     reader = csv.DictReader(io.StringIO(content(path)), skipinitialspace=True)
     fields = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
     rename = {}
     for name, aliases in _ALIASES.items():
-        found = [alias for alias in aliases if alias in fields]
-        if not found:
+        column = next((alias for alias in aliases if alias in fields), None)
+        if column is None:
             raise UserError(f"{path}: has no column {name!r}; columns: {', '.join(fields)}")
-        rename[found[0]] = name
+        rename[column] = name
     if "label" not in fields:
         raise UserError(f"{path}: has no column 'label'; columns: {', '.join(fields)}")
     for row in reader:
@@ -84,10 +84,10 @@ def columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, dict[str, str]]
 
 def label(item: Mapping[str, Any], where: str) -> str:
     """The class name of a segment."""
-    found = item.get("label")
-    if not isinstance(found, str) or not found:
-        raise UserError(f"{where}: label {found!r}, needed: a class name")
-    return found
+    name = item.get("label")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: label {name!r}, needed: a class name")
+    return name
 
 
 def number(value: Any, name: str, where: str, positive: bool = False) -> float:
@@ -95,12 +95,12 @@ def number(value: Any, name: str, where: str, positive: bool = False) -> float:
     try:
         if isinstance(value, bool):
             raise TypeError
-        found = float(value)
+        converted = float(value)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {name} {value!r}, needed: a number") from error
-    if not math.isfinite(found) or (positive and found <= 0):
+    if not math.isfinite(converted) or (positive and converted <= 0):
         raise UserError(f"{where}: {name} {value}, needed: {'above 0' if positive else 'finite'}")
-    return found
+    return converted
 
 
 def span(item: Mapping[str, Any], where: str) -> tuple[float, float]:

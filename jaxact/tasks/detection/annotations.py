@@ -9,15 +9,15 @@ ActivityNet (with neither), and CSV, a segment a row: columns video, start, end,
 `video-id`, `t-start`, `t-end` too), and subset, duration, fps, frames if known; a video without
 segments is a row without start, end and label.
 
-What a segment past its video's end means differs between data sets, and so does the ground truth
-that results are published on: `GROUND_TRUTHS`.
+`GROUND_TRUTHS` says what becomes of a segment that ends after its video: data sets differ in that,
+and so does the ground truth that results are published on.
 """
 
 import dataclasses
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.tasks.detection import annotation_files
 
-AMBIGUOUS = "Ambiguous"  # THUMOS marks segments that count neither way with this label
+AMBIGUOUS = "Ambiguous"  # label of THUMOS for segments that count neither way
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Which ground truth is made of a file."""
+    """What of a file is ground truth."""
 
     late: str  # error | keep | clip | drop: a segment that ends after its video
     without: tuple[str, ...] = ()  # ids left out
@@ -52,7 +52,7 @@ GROUND_TRUTHS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Untrimmed:
-    """One video and its segments; 0 = the file does not say."""
+    """One video and its segments; 0 = not stated in the file."""
 
     id: str
     subset: str = ""
@@ -81,19 +81,19 @@ class Annotation:
 
         Raises: UserError naming the file for an unknown subset or one without ground truth.
         """
-        found = [video for video in self.videos if name in ("", video.subset)]
-        if not found:
+        videos = [video for video in self.videos if name in ("", video.subset)]
+        if not videos:
             known = ", ".join(each or "''" for each in self.subsets)
             known = f"subsets: {known}" if known else "the file has no videos"
             if self.subsets == ("",):
                 known = "the file names no subsets; '' takes all of its videos"
             raise UserError(f"{self.path}: subset {name!r} is unknown; {known}")
-        if segments and not any(len(video.labels) for video in found):
+        if segments and not any(len(video.labels) for video in videos):
             raise UserError(
-                f"{self.path}: subset {name!r} has no ground truth ({len(found)} videos without "
+                f"{self.path}: subset {name!r} has no ground truth ({len(videos)} videos without "
                 "segments)"
             )
-        return found
+        return videos
 
 
 def read(
@@ -101,15 +101,14 @@ def read(
     *,
     names: Sequence[str] = (),
     ground_truth: str = "strict",
-    ignore: Sequence[str] = (AMBIGUOUS,),
 ) -> Annotation:
     """All videos of an annotation file, validated.
 
     Args:
       names: class names in label order; () = the labels of the whole file, sorted.
       ground_truth: a key of GROUND_TRUTHS.
-      ignore: labels whose segments are left out.
 
+    Segments of the label AMBIGUOUS are left out.
     Raises: UserError naming file, video and segment: unknown label; times that are not numbers, not
     in order or past the video's end (as `ground_truth` says); duration, fps or frames not above 0.
     """
@@ -119,17 +118,16 @@ def read(
         raise UserError(f"ground truth {ground_truth!r} is unknown; allowed: {known}")
     rows = dict(_csv(path) if annotation_files.suffix(path) == ".csv" else _json(path))
     rows = {key: row for key, row in rows.items() if key not in rule.without}
-    said: Iterable[str] = names or sorted(
-        {
+    if not names:
+        labels = {
             annotation_files.label(item, f"{path}: video {key!r}")
-            for key, row in rows.items()
-            for item in row[1]
+            for key, (_, items) in rows.items()
+            for item in items
         }
-        - set(ignore)
-    )
-    number = {name: k for k, name in enumerate(said)}
+        names = sorted(labels - {AMBIGUOUS})
+    number = {name: k for k, name in enumerate(names)}
     videos = tuple(
-        _video(key, facts, items, number, rule.late, frozenset(ignore), f"{path}: video {key!r}")
+        _video(key, facts, items, number, rule.late, f"{path}: video {key!r}")
         for key, (facts, items) in rows.items()
     )
     return Annotation(os.fspath(path), tuple(number), videos)
@@ -171,7 +169,6 @@ def _video(
     items: Sequence[Mapping[str, Any]],
     number: Mapping[str, int],
     late: str,
-    ignore: frozenset[str],
     where: str,
 ) -> Untrimmed:
     given = {
@@ -182,12 +179,12 @@ def _video(
     duration, fps = given.get("duration", 0.0), given.get("fps", 0.0)
     frames = int(given.get("frame", duration * fps))
     if duration and "frame" in given:
-        fps = frames / duration  # of the two, the count is what windows are laid over
+        fps = frames / duration  # windows are laid over this number of frames
     segments, labels = [], []
     for index, item in enumerate(items):
         place = f"{where}, segment {index}"
         label = annotation_files.label(item, place)
-        if label in ignore:
+        if label == AMBIGUOUS:
             continue
         if label not in number:
             close = difflib.get_close_matches(label, number, 1)
@@ -214,10 +211,10 @@ def _video(
 
 def read_ids(path: str | os.PathLike[str]) -> frozenset[str]:
     """Video ids of a JSON list or of an object's keys. Raises: UserError naming the file."""
-    found = annotation_files.parsed(path)
-    if not isinstance(found, (list, dict)) or not all(isinstance(key, str) for key in found):
+    ids = annotation_files.parsed(path)
+    if not isinstance(ids, (list, dict)) or not all(isinstance(key, str) for key in ids):
         raise UserError(f"{path}: needed: a JSON list of video ids, or an object of them")
-    return frozenset(found)
+    return frozenset(ids)
 
 
 def write(path: str | os.PathLike[str], annotation: Annotation) -> None:

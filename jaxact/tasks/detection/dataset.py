@@ -1,7 +1,7 @@
-"""Which videos and windows a split of untrimmed videos has, and what its ground truth is.
+"""The windows of each split of untrimmed videos, and their ground truth.
 
     windows = source(data, classes=20, split="test")  # every window of every test video
-    video, segment, label = truth(data, numbers)  # what its detections are scored against
+    video, segment, label = truth(data, numbers)  # what their detections are scored against
 
 Videos are numbered by their place in the annotation, whatever the split.
 """
@@ -16,17 +16,17 @@ import numpy as np
 
 from jaxact.config import UserError
 from jaxact.data import media
+from jaxact.data.class_names import read_names
 from jaxact.data.media import VIDEOS
 from jaxact.data.video import Video
-from jaxact.tasks.detection import annotation_files, annotations, features, windows
-from jaxact.tasks.detection import frames as footage
+from jaxact.tasks.detection import annotations, features, frames, windows
 from jaxact.tasks.detection.annotations import Annotation, Untrimmed
 from jaxact.tasks.detection.config import Data
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """One example to be: a video, and the window of it in evaluation."""
+    """What an example is made of: a video, and in evaluation a window of it."""
 
     id: str
     number: int  # place of the video in the annotation
@@ -53,7 +53,7 @@ class Windows:
 
 
 def annotation(data: Data) -> Annotation:
-    """The annotation of a config, read once. Raises: UserError as `segments.read`."""
+    """The annotation of a config, read once. Raises: UserError as `annotations.read`."""
     if not data.annotations:
         raise UserError("config.data.annotations is empty; give a .json or .csv file")
     stamp = os.stat(data.annotations).st_mtime if os.path.isfile(data.annotations) else 0.0
@@ -66,29 +66,15 @@ def _annotation(path: str, names: tuple[str, ...], ground_truth: str, stamp: flo
 
 
 def _names(data: Data) -> tuple[str, ...]:
-    if not data.class_names:
-        return ()
-    path = pathlib.Path(data.class_names)
-    if not path.is_file():
-        raise UserError(f"config.data.class_names={data.class_names!r} does not exist")
-    if path.suffix != ".json":
-        lines = annotation_files.content(path).split("\n")
-        return _once(data, [line.strip() for line in lines if line.strip()])
-    found = annotation_files.parsed(path)  # config.json of a work dir, for one
-    names = found.get("classes") if isinstance(found, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(
-            f"config.data.class_names={str(path)!r}: needed: JSON with a list 'classes'"
-        )
-    return _once(data, names)
+    """The names of the file that the config gives, () without one.
 
-
-def _once(data: Data, names: list[str]) -> tuple[str, ...]:
-    """The names; a name given twice would shift the labels after it."""
+    Raises: UserError for a name given twice, which would shift the labels after it.
+    """
+    names = read_names(data.class_names) if data.class_names else ()
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(f"config.data.class_names={data.class_names!r}: names {twice[0]!r} twice")
-    return tuple(names)
+    return names
 
 
 def class_names(data: Data, classes: int) -> tuple[str, ...]:
@@ -111,22 +97,22 @@ def class_names(data: Data, classes: int) -> tuple[str, ...]:
     return known
 
 
-def _blocked(data: Data, found: Annotation) -> frozenset[str]:
-    """The ids to leave out. Raises: UserError for a list that has nothing to do with the videos."""
+def _blocked(data: Data, listed: Annotation) -> frozenset[str]:
+    """The ids to leave out. Raises: UserError where none of them is in the annotation."""
     if not data.blocked:
         return frozenset()
     ids = annotations.read_ids(data.blocked)
-    if ids and ids.isdisjoint(video.id for video in found.videos):
+    if ids and ids.isdisjoint(video.id for video in listed.videos):
         raise UserError(
-            f"{data.blocked}: none of its {len(ids)} ids is in {found.path} ({min(ids)!r}, ...); "
+            f"{data.blocked}: none of its {len(ids)} ids is in {listed.path} ({min(ids)!r}, ...); "
             "needed: ids of the annotation"
         )
     return ids
 
 
 def _subset(data: Data, split: str) -> str:
-    splits = {"train": data.train_split, "val": data.val_split}
-    return splits.get(split, data.test_split or data.val_split)
+    subsets = {"train": data.train_split, "val": data.val_split}
+    return subsets.get(split, data.test_split or data.val_split)
 
 
 def source(data: Data, classes: int, split: str) -> Windows:
@@ -134,19 +120,18 @@ def source(data: Data, classes: int, split: str) -> Windows:
 
     Raises: UserError for missing or invalid annotations, videos or features.
     """
-    found = annotation(data)
+    listed = annotation(data)
     class_names(data, classes)
-    subset = _subset(data, split)
-    blocked = _blocked(data, found)
-    chosen = {id(video) for video in found.subset(subset) if video.id not in blocked}
-    samples: list[Sample] = []
+    blocked = _blocked(data, listed)
+    chosen = {id(video) for video in listed.subset(_subset(data, split)) if video.id not in blocked}
     rows = [
         (number, video)
-        for number, video in enumerate(found.videos)
+        for number, video in enumerate(listed.videos)
         if id(video) in chosen and (split != "train" or len(video.labels))
     ]
     if data.features:
         features.check_present(data.features, [f"{data.prefix}{video.id}" for _, video in rows])
+    samples: list[Sample] = []
     for number, video in rows:
         whole = _measured(data, number, video, _path(data, video.id))
         samples += [whole] if split == "train" else _cut(data, whole)
@@ -158,17 +143,17 @@ def truth(data: Data, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
 
     `numbers` are places in the annotation. Raises: UserError where there is no ground truth.
     """
-    found = annotation(data)
-    subsets = {found.videos[number].subset for number in np.unique(numbers).tolist()}
-    blocked = _blocked(data, found)
+    listed = annotation(data)
+    subsets = {listed.videos[number].subset for number in np.unique(numbers).tolist()}
+    blocked = _blocked(data, listed)
     rows = [
         (number, video)
-        for number, video in enumerate(found.videos)
+        for number, video in enumerate(listed.videos)
         if video.subset in subsets and video.id not in blocked
     ]
     if not any(len(video.labels) for _, video in rows):
         named = ", ".join(sorted(subsets))
-        raise UserError(f"{found.path}: subset {named!r} has no ground truth")
+        raise UserError(f"{listed.path}: subset {named!r} has no ground truth")
     return (
         np.concatenate([np.full(len(video.labels), number) for number, video in rows]),
         np.concatenate([video.segments for _, video in rows]),
@@ -199,10 +184,10 @@ def examples(data: Data, path: str, poses: str = "") -> Windows:
         if not files:
             raise UserError(f"--input={path}: needed: {', '.join(suffixes)}, a .json or a .csv")
         named = [(Untrimmed(str(file)), str(file)) for file in files]
-    found: list[Sample] = []
+    samples: list[Sample] = []
     for number, (video, file) in enumerate(named):
-        found += _cut(data, _measured(data, number, video, file))
-    return Windows(found)
+        samples += _cut(data, _measured(data, number, video, file))
+    return Windows(samples)
 
 
 def _path(data: Data, name: str) -> str:
@@ -212,34 +197,34 @@ def _path(data: Data, name: str) -> str:
         raise UserError("config.data.videos is empty; give the folder of the videos")
     suffixes = (data.video_suffix,) if data.video_suffix else ("", *VIDEOS)
     files = [pathlib.Path(data.videos) / f"{data.prefix}{name}{suffix}" for suffix in suffixes]
-    # One that is not there is an error of its reading, or skipped, as config.input says.
+    # A file that is absent is an error when it is read, or skipped (config.input.broken).
     return str(next((file for file in files if media.exists(file)), files[0]))
 
 
 def _measured(data: Data, number: int, video: Untrimmed, path: str) -> Sample:
-    """A whole video with its length in steps, as annotated or else as the file says."""
-    frames, fps, duration = video.frames, video.fps, video.duration
+    """A whole video with its length in steps, by the annotation or else by the file."""
+    count, fps, duration = video.frames, video.fps, video.duration
     if data.features:
         steps = features.steps(path, data.channels)
-        features.check_length(path, steps, frames if data.mode == "sliding" else 0, data.stride)
+        features.check_length(path, steps, count if data.mode == "sliding" else 0, data.stride)
         fps = fps or (steps * data.stride / duration if duration else 0.0)
         if not fps:
             raise UserError(f"{path}: has no times; list {video.id!r} in a .json or .csv with fps")
         duration = duration or steps * data.stride / fps
-    elif not duration or (data.mode == "sliding" and not (frames and fps)):
-        # A whole video needs no more than its duration: thousands of files stay closed.
+    elif not duration or (data.mode == "sliding" and not (count and fps)):
+        # Of a whole video the duration is enough: thousands of files need not be opened.
         with Video(path) as opened:
-            frames, fps = opened.frames, footage.rate(opened)
-        duration = duration or frames / fps
+            count, fps = opened.frames, frames.rate(opened)
+        duration = duration or count / fps
     if not data.features:
-        steps = windows.count(frames, data.stride)
-        read = windows.count(frames, data.stride // data.scale)
+        steps = windows.count(count, data.stride)
+        read = windows.count(count, data.stride // data.scale)
         if data.mode == "sliding" and read < data.clip:
             raise UserError(
-                f"{path}: {frames} frames, of which {read} are read; needed: {data.clip} (one "
+                f"{path}: {count} frames, of which {read} are read; needed: {data.clip} (one "
                 "clip), or a smaller config.data.stride"
             )
-    duration = duration or frames / fps
+    duration = duration or count / fps
     steps = data.window if data.mode == "resize" else steps
     return Sample(video.id, number, video, path, steps, fps, duration)
 

@@ -1,22 +1,21 @@
 """Why detections are wrong: localisation, confusion, double, background; and what was missed.
 
-    split = errors(truth, found, tiou=0.5, classes=20)
-    split.text(names)
+    counted = errors(truth, detections, tiou=0.5, classes=20)
+    counted.text(names)
 
-At one tIoU t and a floor f (0.1), every prediction is, the first that holds:
+At one tIoU t and a floor f (0.1), a detection is of the first kind that holds for it:
 
-| kind | a ground truth of the same video |
+| kind | its video has a ground truth |
 |---|---|
 | true | that it takes in the evaluation (own class, IoU >= t, still free) |
 | double | of its class, IoU >= t, taken by a better one |
 | localisation | of its class, f <= IoU < t |
 | confusion | of another class, IoU >= f |
-| background | none with IoU >= f |
+| background | (has none with IoU >= f) |
 
-and a ground truth that no prediction takes is missed. Only the best predictions are looked at: in
-each class as many as `per_truth` times its ground truths, since thousands of near-zero scores would
-drown the rest. `gain` of a kind is the rise of mAP (at t) if its predictions were not there (for
-missed: if those ground truths were not).
+A ground truth that no detection takes is missed. Only the best detections count, in each class
+`per_truth` times its ground truths: thousands of near-zero scores would hide the rest. `gain` of a
+kind is the rise of mAP (at t) without its detections (of "missed": without those ground truths).
 Source: the kinds of DETAD (Alwassel et al., ECCV 2018), whose wrong labels we join with confusion.
 """
 
@@ -34,23 +33,23 @@ KINDS = ("true", "double", "localisation", "confusion", "background")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Split:
-    """Counts of predictions by kind, of missed ground truths, and what each kind costs."""
+class Errors:
+    """Counts of detections by kind, of missed ground truths, and what each kind costs."""
 
     tiou: float
-    counts: np.ndarray  # i64[k, 5]: KINDS of the predictions of each class
+    counts: np.ndarray  # i64[k, 5]: KINDS of the detections of each class
     missed: np.ndarray  # i64[k]
     positives: np.ndarray  # i64[k] ground truths
     gain: dict[str, float]  # mAP gained without this kind
-    confused: np.ndarray  # i64[k, k]: rows are true classes, columns predictions
+    confused: np.ndarray  # i64[k, k]: rows are true classes, columns those of detections
 
     def numbers(self) -> dict[str, float]:
-        """Shares of all predictions looked at, the share of ground truths missed, and gains."""
+        """Shares of the detections counted, the share of ground truths missed, and gains."""
         total = max(int(self.counts.sum()), 1)
-        shares = self.counts.sum(0) / total
-        found = {f"share/{kind}": float(x) for kind, x in zip(KINDS, shares, strict=True)}
-        found["share/missed"] = float(self.missed.sum() / self.positives.sum())
-        return found | {f"gain/{kind}": value for kind, value in self.gain.items()}
+        shares = dict(zip(KINDS, self.counts.sum(0) / total, strict=True))
+        shares["missed"] = self.missed.sum() / self.positives.sum()
+        numbers = {f"share/{kind}": float(share) for kind, share in shares.items()}
+        return numbers | {f"gain/{kind}": value for kind, value in self.gain.items()}
 
     def text(self, names: Sequence[str]) -> str:
         """A table: a row for each class with ground truth, then the sum and the gains."""
@@ -68,13 +67,13 @@ class Split:
 
 def errors(
     truth: Instances,
-    found: Instances,
+    detections: Instances,
     tiou: float,
     classes: int,
     floor: float = 0.1,
     per_truth: int = 10,
-) -> Split:
-    """Sorts predictions by kind at one tIoU. Labels are 0..classes-1; see the module's table.
+) -> Errors:
+    """Counts detections by kind at one tIoU. Labels are 0..classes-1; see the module's table.
 
     Raises: UserError for no ground truth, or a floor that is not below the tIoU.
     """
@@ -83,51 +82,53 @@ def errors(
     if not len(truth.video):
         raise UserError("error split: there is no ground truth")
     positives = np.bincount(truth.label, minlength=classes)
-    found = _best(found, positives * per_truth)
-    taken = mean_ap.match(truth, found, (tiou,))[0]
-    kind, other = kinds(truth, found, taken, tiou, floor)
+    detections = _best(detections, positives * per_truth)
+    taken = mean_ap.match(truth, detections, (tiou,))[0]
+    kind, other = kinds(truth, detections, taken, tiou, floor)
     counts = np.zeros((classes, len(KINDS)), np.int64)
-    np.add.at(counts, (found.label, kind), 1)
+    np.add.at(counts, (detections.label, kind), 1)
     confused = np.zeros((classes, classes), np.int64)
     wrong = kind == CONFUSION
-    np.add.at(confused, (truth.label[other[wrong]], found.label[wrong]), 1)
+    np.add.at(confused, (truth.label[other[wrong]], detections.label[wrong]), 1)
     hit = np.zeros(len(truth.video), bool)
     hit[taken[taken >= 0]] = True
     missed = np.bincount(truth.label[~hit], minlength=classes)
 
-    def score(truth: Instances, found: Instances) -> float:
-        return mean_ap.evaluate(truth, found, Protocol((tiou,)), classes).average
+    def score(truth: Instances, detections: Instances) -> float:
+        return mean_ap.evaluate(truth, detections, Protocol((tiou,)), classes).average
 
-    base = score(truth, found)
+    base = score(truth, detections)
     gain = {
-        name: score(truth, found.at(kind != index)) - base
+        name: score(truth, detections.at(kind != index)) - base
         for index, name in enumerate(KINDS)
         if index != TRUE
     }
-    # Classes of which nothing was found at all would leave the mean: they count as they are.
+    # A class without any hit would leave the mean with its ground truths: it keeps them.
     kept = hit | ~np.isin(truth.label, truth.label[hit])
-    gain["missed"] = score(truth.at(kept), found) - base if kept.any() else 0.0
-    return Split(tiou, counts, missed, positives, gain, confused)
+    gain["missed"] = score(truth.at(kept), detections) - base if kept.any() else 0.0
+    return Errors(tiou, counts, missed, positives, gain, confused)
 
 
-def _best(found: Instances, most: np.ndarray) -> Instances:
+def _best(detections: Instances, most: np.ndarray) -> Instances:
     """By falling score, in each class the best `most[k]`; other labels are left out."""
-    found = mean_ap.by_score(found.at((found.label >= 0) & (found.label < len(most))))
-    rank = mean_ap.ranks(found.label)
-    return found.at(rank < most[found.label])
+    detections = mean_ap.by_score(
+        detections.at((detections.label >= 0) & (detections.label < len(most)))
+    )
+    rank = mean_ap.ranks(detections.label)
+    return detections.at(rank < most[detections.label])
 
 
 def kinds(
-    truth: Instances, found: Instances, taken: np.ndarray, tiou: float, floor: float
+    truth: Instances, detections: Instances, taken: np.ndarray, tiou: float, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(kind i64[n], row of the ground truth it is about or -1) of predictions sorted by score.
+    """(kind i64[n], row i64[n] of the ground truth that explains it or -1) of detections.
 
-    `taken` i64[n] is the ground truth that each one got in the evaluation at this tIoU, or -1.
+    `taken` i64[n] are the rows that they take at this tIoU, from `mean_ap.match`.
     """
-    rows, others, overlap = mean_ap.pairs(truth, found, floor, any_class=True)
-    own = truth.label[others] == found.label[rows]
-    kind = np.full(len(found.video), BACKGROUND)
-    about = np.full(len(found.video), -1)
+    rows, others, overlap = mean_ap.pairs(truth, detections, floor, any_class=True)
+    own = truth.label[others] == detections.label[rows]
+    kind = np.full(len(detections.video), BACKGROUND)
+    about = np.full(len(detections.video), -1)
     order = np.argsort(overlap, kind="stable")  # the most overlapped one is written last
     rows, others, overlap, own = rows[order], others[order], overlap[order], own[order]
     for index, chosen in (

@@ -43,15 +43,15 @@ def _absent(name: str) -> str:
 
 def steps(path: str, channels: int) -> int:
     """How many rows the features have. Raises: UserError naming the file, for another shape too."""
-    found = shape(path)
-    _check(path, found, channels)
-    return found[0]
+    held = shape(path)
+    _check(path, held, channels)
+    return held[0]
 
 
-def _check(path: str, found: tuple[int, ...], channels: int) -> None:
-    if len(found) != 2 or found[1] != channels or not found[0]:
+def _check(path: str, held: tuple[int, ...], channels: int) -> None:
+    if len(held) != 2 or held[1] != channels or not held[0]:
         raise UserError(
-            f"{path}: features of shape {found}, needed: [steps, {channels}] (config.data.channels)"
+            f"{path}: features of shape {held}, needed: [steps, {channels}] (config.data.channels)"
         )
 
 
@@ -78,7 +78,7 @@ def shape(path: str) -> tuple[int, ...]:
 
 
 def _header(file: IO[bytes]) -> tuple[int, ...]:
-    """The shape that the head of an .npy states."""
+    """The shape in the header of an .npy."""
     if np.lib.format.read_magic(file) == (1, 0):
         return tuple(np.lib.format.read_array_header_1_0(file)[0])
     return tuple(np.lib.format.read_array_header_2_0(file)[0])
@@ -87,27 +87,27 @@ def _header(file: IO[bytes]) -> tuple[int, ...]:
 def read(path: str, channels: int) -> np.ndarray:
     """The features f32[n, c]. Raises: UserError for another shape, NaN, or a broken file."""
     try:
-        with open(path, "rb") as file:  # of a broken file np.load would leave its own open
+        with open(path, "rb") as file:  # np.load would not close a broken file
             loaded = np.load(file, allow_pickle=False)
             archive = isinstance(loaded, np.lib.npyio.NpzFile)
-            found = loaded[_member(loaded.files, path)] if archive else loaded
+            rows = loaded[_member(loaded.files, path)] if archive else loaded
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read as features ({error})") from error
-    _check(path, found.shape, channels)
-    found = np.asarray(found, np.float32)
-    if not np.isfinite(found).all():
-        raise UserError(f"{path}: {np.sum(~np.isfinite(found))} features are NaN or infinite")
-    return found
+    _check(path, rows.shape, channels)
+    rows = np.asarray(rows, np.float32)
+    if not np.isfinite(rows).all():
+        raise UserError(f"{path}: {np.sum(~np.isfinite(rows))} features are NaN or infinite")
+    return rows
 
 
-def check_length(path: str, found: int, frames: int, stride: int) -> None:
+def check_length(path: str, count: int, frames: int, stride: int) -> None:
     """Features and annotation must be about equally long: within 8 steps or 5 %.
 
     Raises: UserError naming the file and both lengths.
     """
     wanted = frames / stride
-    if frames and abs(found - wanted) > max(8, 0.05 * wanted):
+    if frames and abs(count - wanted) > max(8, 0.05 * wanted):
         raise UserError(
-            f"{path}: {found} features, but the annotation's {frames} frames make {wanted:.0f} "
+            f"{path}: {count} features, but the annotation's {frames} frames make {wanted:.0f} "
             f"steps of {stride} frames; allowed: 5 % or 8 more or fewer (config.data.stride)"
         )

@@ -28,9 +28,9 @@ class Runs(NamedTuple):
 class Counts:
     """F1 counts of one or more videos."""
 
-    true: int  # predicted segments that found a ground truth of their own
-    false: int  # those that found none
-    missed: int  # ground truths that none found
+    true: int  # predicted segments that take a ground truth of their own
+    false: int  # those that take none
+    missed: int  # ground truths that none takes
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(self.true + other.true, self.false + other.false, self.missed + other.missed)
@@ -53,15 +53,15 @@ def runs(labels: np.ndarray, background: int = -1) -> Runs:
 
 def segments(labels: np.ndarray, background: int = -1) -> tuple[np.ndarray, np.ndarray]:
     """(i64[n, 2] frames [start, end), i64[n] labels) of a label sequence i[t]."""
-    found = runs(labels, background)
-    return np.stack([found.start, found.end], axis=1), found.label
+    label, start, end = runs(labels, background)
+    return np.stack([start, end], axis=1), label
 
 
 def frames(segment: np.ndarray, label: np.ndarray, score: np.ndarray, length: int, background: int):
-    """Label sequence i64[length] of detections in frames: of those over a frame the best wins.
+    """Label sequence i64[length] of detections: the best one over a frame gives its label.
 
-    segment f[n, 2] in frames, label i[n], score f[n]; frame i is its middle, i + 0.5. Frames that
-    no detection covers are background.
+    segment f[n, 2] in frames, label i[n], score f[n]; the time of frame i is its middle, i + 0.5.
+    Frames that no detection covers are background.
     """
     labels = np.full(length, background, np.int64)
     for row in np.argsort(score, kind="stable"):  # the best is painted last
@@ -70,17 +70,17 @@ def frames(segment: np.ndarray, label: np.ndarray, score: np.ndarray, length: in
     return labels
 
 
-def accuracy(found: np.ndarray, truth: np.ndarray) -> float:
+def accuracy(predicted: np.ndarray, truth: np.ndarray) -> float:
     """Share of equal frames."""
-    return float(np.mean(np.asarray(found) == np.asarray(truth)))
+    return float(np.mean(np.asarray(predicted) == np.asarray(truth)))
 
 
-def edit(found: np.ndarray, truth: np.ndarray, background: int = -1) -> float:
+def edit(predicted: np.ndarray, truth: np.ndarray, background: int = -1) -> float:
     """1 - Levenshtein distance of the segments' labels / length of the longer list.
 
-    Neither side having a segment counts as 1.
+    1 where neither side has a segment.
     """
-    a, b = runs(found, background).label, runs(truth, background).label
+    a, b = runs(predicted, background).label, runs(truth, background).label
     longest = max(len(a), len(b))
     return 1 - distance(a, b) / longest if longest else 1.0
 
@@ -89,27 +89,27 @@ def distance(a: np.ndarray, b: np.ndarray) -> int:
     """Least number of insertions, deletions and substitutions that turn a i[n] into b i[m]."""
     row = np.arange(len(b) + 1)
     for i, value in enumerate(a):
-        # Without insertions first; then each place may also be reached from the left, one dearer
-        # a step, which is a running minimum of (cost - place).
+        # First without insertions. Then each place may be reached from the left, for 1 a step:
+        # a running minimum of (cost - place).
         cost = np.append(i + 1, np.minimum(row[1:] + 1, row[:-1] + (b != value)))
         row = np.minimum.accumulate(cost - np.arange(len(cost))) + np.arange(len(cost))
     return int(row[-1])
 
 
 def overlap_counts(
-    found: np.ndarray, truth: np.ndarray, overlap: float, background: int = -1
+    predicted: np.ndarray, truth: np.ndarray, overlap: float, background: int = -1
 ) -> Counts:
     """F1 counts of one video: label sequences i[t].
 
-    Each predicted segment looks at the ground truth of its label that it overlaps most; it is
-    right if the IoU reaches `overlap` and no earlier one has taken that ground truth.
+    Each predicted segment is compared with the ground truth of its label that it overlaps most; it
+    is right if the IoU reaches `overlap` and no earlier one has taken that ground truth.
     """
-    a, b = runs(found, background), runs(truth, background)
+    a, b = runs(predicted, background), runs(truth, background)
     if not len(a.label) or not len(b.label):
         return Counts(0, len(a.label), len(b.label))
     inner = np.minimum(a.end[:, None], b.end) - np.maximum(a.start[:, None], b.start)
     outer = np.maximum(a.end[:, None], b.end) - np.minimum(a.start[:, None], b.start)
-    # Of segments apart `inner` is negative and `outer` their hull: below any overlap asked for.
+    # `inner` is negative for segments that do not overlap, so their IoU is below every threshold.
     share = np.where(a.label[:, None] == b.label, inner / outer, -np.inf)
     best = share.argmax(1)
     good = share[np.arange(len(best)), best] >= overlap
@@ -118,7 +118,7 @@ def overlap_counts(
 
 
 def evaluate(
-    found: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
     truth: Sequence[np.ndarray],
     background: int = -1,
     overlaps: Sequence[float] = OVERLAPS,
@@ -130,16 +130,16 @@ def evaluate(
     counts over all videos, or, not `pooled`, the mean over videos.
     Raises: UserError where the numbers of videos or frames differ.
     """
-    if len(found) != len(truth) or not len(truth):
+    if len(predicted) != len(truth) or not len(truth):
         raise UserError(
-            f"segmentation: predictions of {len(found)} videos, ground truth of {len(truth)}"
+            f"segmentation: predictions of {len(predicted)} videos, ground truth of {len(truth)}"
         )
-    for index, (a, b) in enumerate(zip(found, truth, strict=True)):
+    pairs = list(zip(predicted, truth, strict=True))
+    for index, (a, b) in enumerate(pairs):
         if len(a) != len(b):
             raise UserError(f"segmentation: video {index} has {len(a)} labels for {len(b)} frames")
-    pairs = list(zip(found, truth, strict=True))
     numbers = {
-        "accuracy": accuracy(np.concatenate(found), np.concatenate(truth)),
+        "accuracy": accuracy(np.concatenate(predicted), np.concatenate(truth)),
         "edit": float(np.mean([edit(a, b, background) for a, b in pairs])),
     }
     for overlap in overlaps:

@@ -1,16 +1,17 @@
 """Mean average precision of temporal detections, in plain arrays.
 
-    scores = evaluate(truth, found, THUMOS, classes=20)
+    scores = evaluate(truth, detections, THUMOS, classes=20)
     scores.numbers()  # {"mAP": ..., "mAP@0.3": ..., "recall@0.5@1x": ...}
 
-The definition (ActivityNet's, which THUMOS, EPIC and Ego4D share): in each class the predictions
-of all videos are taken by falling score; each takes the free ground truth of its video that it
-overlaps most, if by the tIoU asked for; AP is the area under the precision envelope over recall
-(VOC 2010). Classes without ground truth do not count, predictions of such classes neither.
+The definition (ActivityNet's, which THUMOS, EPIC and Ego4D share): the detections of a class in all
+videos are taken by falling score. Each takes, of the ground truths of its video that are still
+free, the one that it overlaps most, if the IoU reaches the threshold (tIoU). AP is the area under
+the precision envelope over recall (VOC 2010). Classes without ground truth do not count, nor do
+their detections.
 
 Equal scores keep the order of the input (the references' quicksort leaves them in any order, which
-moves the mean by up to 0.06 points where scores are rounded to four decimals); of ground truths
-that are overlapped equally the earlier one is taken.
+moves the mean by up to 0.06 points where scores are rounded to four decimals). Of ground truths
+with equal overlap the earlier one is taken.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import numpy as np
 
 from jaxact.config import UserError
 
-PAIRS = 4_000_000  # pairs of prediction and ground truth compared at once
+PAIRS = 4_000_000  # pairs of a detection and a ground truth compared at once
 UNION = 1e-8  # s; least union, so that two empty segments do not overlap
 
 
@@ -43,9 +44,9 @@ class Protocol:
     """How a benchmark is scored."""
 
     tious: tuple[float, ...]
-    duplicates: float = -1.0  # s; a ground truth whose ends are that near another's is dropped
+    duplicates: float = -1.0  # s; a ground truth is dropped if both ends are that near another's
     shortest: float = -1.0  # s; ground truths no longer than this are dropped
-    multiples: tuple[int, ...] = (1, 5)  # recall of the best m * (ground truths) predictions
+    multiples: tuple[int, ...] = (1, 5)  # recall of the best m * (ground truths) detections
 
 
 def _steps(low: int, high: int, step: int) -> tuple[float, ...]:
@@ -70,7 +71,7 @@ PROTOCOLS = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """What `evaluate` found; NaN in `ap` for classes without ground truth."""
+    """What `evaluate` returns; NaN in `ap` for classes without ground truth."""
 
     protocol: Protocol
     ap: np.ndarray  # f64[tious, k]
@@ -88,14 +89,14 @@ class Scores:
         return float(self.means.mean())
 
     def numbers(self) -> dict[str, float]:
-        """Everything but the single classes, by name."""
-        found = {"mAP": self.average}
+        """All means over classes, by name."""
+        numbers = {"mAP": self.average}
         rows = zip(self.protocol.tious, self.means, self.recall, strict=True)
         for tiou, mean, recall in rows:
-            found[f"mAP@{tiou:g}"] = float(mean)
+            numbers[f"mAP@{tiou:g}"] = float(mean)
             for multiple, share in zip(self.protocol.multiples, recall, strict=True):
-                found[f"recall@{tiou:g}@{multiple}x"] = float(share)
-        return found
+                numbers[f"recall@{tiou:g}@{multiple}x"] = float(share)
+        return numbers
 
 
 def instances(
@@ -143,18 +144,19 @@ def clean(truth: Instances, duplicates: float, shortest: float) -> Instances:
 
 
 def pairs(
-    truth: Instances, found: Instances, least: float, any_class: bool = False
+    truth: Instances, detections: Instances, least: float, any_class: bool = False
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(row of found, row of truth, IoU) of all pairs of one video and class that overlap `least`.
+    """Pairs of one video and class with an IoU of at least `least`, by row of detections.
 
-    Sorted by row of found. `any_class` pairs all segments of a video.
+    Returns (row of detections i64[p], row of truth i64[p], IoU f64[p]). `any_class`: pairs of one
+    video, whatever their classes.
     """
-    key, wanted = truth.video, found.video
+    key, wanted = truth.video, detections.video
     if not any_class:
-        low = min(truth.label.min(initial=0), found.label.min(initial=0))
-        span = max(truth.label.max(initial=0), found.label.max(initial=0)) - low + 1
+        low = min(truth.label.min(initial=0), detections.label.min(initial=0))
+        span = max(truth.label.max(initial=0), detections.label.max(initial=0)) - low + 1
         key = key * span + truth.label - low
-        wanted = wanted * span + found.label - low
+        wanted = wanted * span + detections.label - low
     order = np.argsort(key, kind="stable")
     start = np.searchsorted(key[order], wanted, "left")
     count = np.searchsorted(key[order], wanted, "right") - start
@@ -165,7 +167,7 @@ def pairs(
         rows = np.repeat(np.arange(first, last), count[first:last])
         inside = np.arange(len(rows)) - (total[rows] - total[first])
         others = order[start[rows] + inside]
-        overlap = iou(found.segment[rows], truth.segment[others])
+        overlap = iou(detections.segment[rows], truth.segment[others])
         near = overlap >= least
         kept.append((rows[near], others[near], overlap[near]))
         first = last
@@ -176,13 +178,13 @@ def pairs(
     return rows, others, overlap
 
 
-def by_score(found: Instances) -> Instances:
-    """The predictions by falling score; equal scores keep their order."""
-    return found.at(np.argsort(-found.score, kind="stable"))
+def by_score(detections: Instances) -> Instances:
+    """The detections by falling score; equal scores keep their order."""
+    return detections.at(np.argsort(-detections.score, kind="stable"))
 
 
 def ranks(group: np.ndarray) -> np.ndarray:
-    """The how-manieth of its group each row is, counted from 0: i64[n] -> i64[n]."""
+    """Place of each row among the rows of its group, from 0: groups i64[n] -> i64[n]."""
     order = np.argsort(group, kind="stable")
     ordered = group[order]
     first = np.searchsorted(ordered, ordered, "left")
@@ -191,29 +193,31 @@ def ranks(group: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _groups(found: Instances) -> np.ndarray:
-    span = int(found.label.max(initial=0)) + 1
-    return found.video * span + found.label
+def _groups(detections: Instances) -> np.ndarray:
+    """A number for each video and class: i64[n]."""
+    span = int(detections.label.max(initial=0)) + 1
+    return detections.video * span + detections.label
 
 
-def match(truth: Instances, found: Instances, tious: tuple[float, ...]) -> np.ndarray:
-    """Which ground truth each prediction takes at each tIoU: i64[tious, n], -1 = none.
+def match(truth: Instances, detections: Instances, tious: tuple[float, ...]) -> np.ndarray:
+    """The row of the ground truth that each detection takes at each tIoU: i64[tious, n], -1 = none.
 
-    `found` is sorted by score. The r-th predictions of all groups (a video and class each) choose
-    at once, r = 0, 1, ...: groups do not compete, so this is the greedy choice one by one.
+    `detections` are sorted by score. A group is a video and a class. The first detections of all
+    groups choose at once, then the second ones ...: groups do not compete, so the result is that of
+    one choice after the other.
     """
-    taken = np.full((len(tious), len(found.video)), -1, np.int64)
-    rows, others, overlap = pairs(truth, found, min(tious))
+    taken = np.full((len(tious), len(detections.video)), -1, np.int64)
+    rows, others, overlap = pairs(truth, detections, min(tious))
     if not len(rows):
         return taken
     chosen, place = np.unique(rows, return_inverse=True)
-    rank = ranks(_groups(found.at(chosen)))[place]
+    rank = ranks(_groups(detections.at(chosen)))[place]
     order = np.lexsort((others, -overlap, rows, rank))
     rows, others, overlap, rank = rows[order], others[order], overlap[order], rank[order]
     enough = overlap >= np.asarray(tious)[:, None]
     free = np.ones((len(tious), len(truth.video)), bool)
     rounds = np.flatnonzero(np.diff(rank, prepend=-1, append=rank[-1] + 1))
-    heads = np.flatnonzero(np.diff(rows, prepend=-1) != 0)  # the first pair of each prediction
+    heads = np.flatnonzero(np.diff(rows, prepend=-1) != 0)  # the first pair of each detection
     splits = np.searchsorted(heads, rounds)
     for number, (start, end) in enumerate(itertools.pairwise(rounds)):
         own = heads[splits[number] : splits[number + 1]]
@@ -232,11 +236,11 @@ def average_precision(hits: np.ndarray, positives: int) -> np.ndarray:
     true = np.cumsum(hits, axis=-1, dtype=np.float64)
     precision = true / np.arange(1, hits.shape[-1] + 1)
     envelope = np.maximum.accumulate(precision[..., ::-1], axis=-1)[..., ::-1]
-    return np.sum(envelope * hits, axis=-1) / positives  # recall rises at hits alone
+    return np.sum(envelope * hits, axis=-1) / positives  # recall rises at hits only
 
 
-def evaluate(truth: Instances, found: Instances, protocol: Protocol, classes: int) -> Scores:
-    """Scores predictions of any order against ground truth; labels are 0..classes-1.
+def evaluate(truth: Instances, detections: Instances, protocol: Protocol, classes: int) -> Scores:
+    """Scores detections, in any order, against ground truth; labels are 0..classes-1.
 
     Raises: UserError where there is no ground truth, or its labels are outside the classes.
     """
@@ -247,29 +251,32 @@ def evaluate(truth: Instances, found: Instances, protocol: Protocol, classes: in
     if outside.size:
         raise UserError(f"detection: label {outside[0]}, allowed: 0 to {classes - 1}")
     positives = np.bincount(truth.label, minlength=classes)
-    known = (found.label >= 0) & (found.label < classes)
-    found = by_score(found.at(known))
-    hits = match(truth, found, protocol.tious) >= 0
+    known = (detections.label >= 0) & (detections.label < classes)
+    detections = by_score(detections.at(known))
+    hits = match(truth, detections, protocol.tious) >= 0
     ap = np.full((len(protocol.tious), classes), np.nan)
     for label in np.flatnonzero(positives):
-        own = found.label == label
+        own = detections.label == label
         ap[:, label] = average_precision(hits[:, own], positives[label]) if own.any() else 0.0
-    return Scores(protocol, ap, _recall(truth, found, protocol, positives), positives)
+    return Scores(protocol, ap, _recall(truth, detections, protocol, positives), positives)
 
 
 def _recall(
-    truth: Instances, found: Instances, protocol: Protocol, positives: np.ndarray
+    truth: Instances, detections: Instances, protocol: Protocol, positives: np.ndarray
 ) -> np.ndarray:
-    """f64[tious, multiples]: ground truths that one of the best m * n of their video reaches."""
-    span = max(int(truth.label.max()), int(found.label.max(initial=0))) + 1
-    group, other = truth.video * span + truth.label, found.video * span + found.label
+    """f64[tious, multiples]: share of a class's ground truths reached, mean over classes.
+
+    By one of the best m * n detections of its video and class, which have n ground truths.
+    """
+    span = max(int(truth.label.max()), int(detections.label.max(initial=0))) + 1
+    group, other = truth.video * span + truth.label, detections.video * span + detections.label
     names, count = np.unique(group, return_counts=True)
     place = np.minimum(np.searchsorted(names, other), len(names) - 1)
     size = np.where(names[place] == other, count[place], 0)
     rank = ranks(other)
     best = rank < max(protocol.multiples) * size
-    found, rank, size = found.at(best), rank[best], size[best]
-    rows, others, overlap = pairs(truth, found, min(protocol.tious))
+    detections, rank, size = detections.at(best), rank[best], size[best]
+    rows, others, overlap = pairs(truth, detections, min(protocol.tious))
     recall = np.zeros((len(protocol.tious), len(protocol.multiples)))
     seen = positives > 0
     for j, multiple in enumerate(protocol.multiples):

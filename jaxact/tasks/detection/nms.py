@@ -2,11 +2,11 @@
 
     kept = suppress(segment, score, label, Nms(sigma=0.7, most=2000))
 
-On the host, in NumPy: one pick follows from the one before, so an accelerator would wait for each
-(`scripts/bench/detection_eval.py` measures both). All classes share one queue, from which the best
-segment of any class is taken; that gives the per-class result cut at `most` over all classes, with
-`most` picks in all instead of `most` in each. A pick touches only the segments that can overlap it:
-those of its class between two places of the order by start.
+On the host, in NumPy: each pick depends on the one before, so an accelerator would wait for each
+(`scripts/bench/detection_eval.py` measures both). The best segment of any class is picked next. So
+`most` picks give the same as suppression in each class by itself, cut at `most` over all classes.
+A pick changes only the scores of segments that can overlap it: those of its class between two
+places of the order by start.
 
 Equal scores: the earlier start is taken first, then the lower class.
 Source: the soft-NMS of ActionFormer and OpenTAD (there a compiled extension).
@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.tasks.detection.config import Nms
 
 LENGTH = 1e-6  # added to every length, so that an empty segment has one
@@ -24,33 +23,15 @@ VOTES = 500_000  # pairs of segments compared at once
 
 
 class Kept(NamedTuple):
-    """What is left, by falling score."""
+    """The segments kept, by falling score."""
 
     segment: np.ndarray  # f32[n, 2], unit of the input
     score: np.ndarray  # f32[n]
     label: np.ndarray  # i64[n]
 
 
-def validate(rule: Nms, field: str = "nms") -> None:
-    """Ranges and choices. Raises: UserError naming `config.<field>...`."""
-    require = schema.require
-    methods = ("gaussian", "linear", "hard")
-    require(rule.method in methods, f"{field}.method", rule.method, ", ".join(methods))
-    require(rule.sigma > 0, f"{field}.sigma", rule.sigma, "above 0")
-    require(0 < rule.iou <= 1, f"{field}.iou", rule.iou, "above 0, up to 1")
-    require(0 <= rule.least < 1, f"{field}.least", rule.least, "0 to below 1")
-    require(rule.most >= 1, f"{field}.most", rule.most, "1 or more")
-    require(0 <= rule.voting <= 1, f"{field}.voting", rule.voting, "0 (off) to 1")
-    require(
-        not (rule.voting and rule.multiclass),
-        f"{field}.voting",
-        rule.voting,
-        f"0 with {field}.multiclass, where segments do not vote",
-    )
-
-
 def suppress(segment: Any, score: Any, label: Any, rule: Nms) -> Kept:
-    """Segments f[n, 2] with scores f[n] (0 or more) and labels i[n], of one video, thinned out."""
+    """Non-maximum suppression of one video: segments f[n, 2], scores f[n] >= 0, labels i[n]."""
     segment = np.asarray(segment, np.float32).reshape(-1, 2)
     score, label = np.asarray(score, np.float32).ravel(), np.asarray(label, np.int64).ravel()
     if rule.method == "hard" and rule.least:
@@ -67,7 +48,7 @@ def suppress(segment: Any, score: Any, label: Any, rule: Nms) -> Kept:
 def _picks(
     segment: np.ndarray, score: np.ndarray, group: np.ndarray, rule: Nms
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, scores) in the order in which they are taken."""
+    """(rows, decayed scores) in the order in which they are picked."""
     if not len(score):
         return np.zeros(0, np.int64), score
     order = np.lexsort((segment[:, 0], group))
@@ -76,21 +57,21 @@ def _picks(
     left = score[order]  # a copy: the scores as they decay
     bounds = np.flatnonzero(np.diff(group[order], prepend=group[order[0]] - 1))
     parts = [slice(a, b) for a, b in zip(bounds, [*bounds[1:], len(order)], strict=True)]
-    reach = [np.maximum.accumulate(end[part]) for part in parts]
+    latest = [np.maximum.accumulate(end[part]) for part in parts]  # end of it and those before it
     best = np.array([int(np.argmax(left[part])) + part.start for part in parts])
     top = left[best]
     rows: list[int] = []
     scores: list[float] = []
     while len(rows) < rule.most:
         g = int(np.argmax(top))
-        pick, found = int(best[g]), top[g]
-        if found < rule.least or found == -np.inf:
+        pick = int(best[g])
+        if top[g] < rule.least or top[g] == -np.inf:
             break
         rows.append(int(order[pick]))
-        scores.append(found)
+        scores.append(top[g])
         left[pick] = -np.inf
         part = parts[g]
-        low = part.start + int(np.searchsorted(reach[g], start[pick], "right"))
+        low = part.start + int(np.searchsorted(latest[g], start[pick], "right"))
         high = part.start + int(np.searchsorted(start[part], end[pick], "left"))
         if low < high:
             near = slice(low, high)
@@ -103,7 +84,7 @@ def _picks(
 
 
 def _decayed(score: np.ndarray, overlap: np.ndarray, rule: Nms) -> np.ndarray:
-    """Scores after a pick that overlaps them so much; -inf = dropped."""
+    """Scores after a pick with these overlaps (IoU); -inf = dropped."""
     kept = np.maximum(score, 0)  # -inf times a weight of 0 would be NaN
     if rule.method == "gaussian":
         kept = kept * np.exp(-np.square(overlap) / np.float32(rule.sigma))
@@ -119,11 +100,9 @@ def vote(chosen: np.ndarray, segment: np.ndarray, score: np.ndarray, least: floa
 
     chosen f[m, 2], segment f[n, 2], score f[n] (before suppression) -> f[m, 2].
     """
-    piece = max(1, VOTES // max(1, len(segment)))
-    parts = range(0, len(chosen), piece)
-    return np.concatenate(
-        [_mean(chosen[first : first + piece], segment, score, least) for first in parts] or [chosen]
-    )
+    count = max(1, VOTES // max(1, len(segment)))
+    chunks = [chosen[first : first + count] for first in range(0, len(chosen), count)]
+    return np.concatenate([_mean(chunk, segment, score, least) for chunk in chunks] or [chosen])
 
 
 def _mean(chosen: np.ndarray, segment: np.ndarray, score: np.ndarray, least: float) -> np.ndarray:

@@ -1,11 +1,11 @@
 """From detections in the steps of windows to detections of videos in seconds.
 
-    found = merge(rows, Nms(), Merging())  # rows as the detection task keeps them
+    detections = merge(rows, Nms(), Merging())  # rows as the detection task keeps them
 
 In the order of the reference: times in seconds, cut to the video; classes and scores of a
-video-level classifier, if any; rounding; all windows of a video together, suppression, rounding
-again. Videos that are one window each (ActivityNet) are thinned out first, in steps; there each of
-the classifier's classes has all the segments that were left.
+video-level classifier, if any; rounding; suppression over all windows of a video; rounding again.
+For videos that are one window each (ActivityNet) suppression comes first, in steps, and each of the
+classifier's classes has all the segments that were kept.
 """
 
 from collections.abc import Mapping
@@ -13,21 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.tasks.detection import nms
 from jaxact.tasks.detection.config import Merging, Nms
 from jaxact.tasks.detection.mean_ap import Instances, instances
 from jaxact.tasks.detection.nms import Kept
-
-
-def validate(rule: Merging, field: str = "merging") -> None:
-    """Ranges and choices. Raises: UserError naming `config.<field>...`."""
-    require = schema.require
-    require(rule.fusion in ("product", "root"), f"{field}.fusion", rule.fusion, "product, root")
-    require(rule.best >= 1, f"{field}.best", rule.best, "1 or more")
-    require(rule.seconds >= -1, f"{field}.seconds", rule.seconds, "-1 (off) or more")
-    require(rule.digits >= -1, f"{field}.digits", rule.digits, "-1 (off) or more")
 
 
 def seconds(segment: Any, clock: Any) -> np.ndarray:
@@ -46,7 +36,7 @@ def seconds(segment: Any, clock: Any) -> np.ndarray:
 def classified(
     segment: np.ndarray, score: np.ndarray, classes: np.ndarray, rule: Merging
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One video's detections once for each of its best classes: (segment, score, label).
+    """One video's detections, repeated for each of its best classes: (segment, score, label).
 
     segment f[n, 2], score f[n], classes f[k] (video-level scores) -> best * n rows.
     """
@@ -62,7 +52,7 @@ def classified(
 
 def merge(
     windows: Mapping[str, Any],
-    thin: Nms,
+    suppression: Nms,
     rule: Merging,
     classes: dict[int, np.ndarray] | None = None,
 ) -> Instances:
@@ -85,18 +75,19 @@ def merge(
         if rule.single and len(rows) > 1:
             raise UserError(f"video {number}: {len(rows)} windows, where one is the whole video")
         parts = [
-            _window(segment[row], score[row], label[row], clock[row], thin, rule) for row in rows
+            _window(segment[row], score[row], label[row], clock[row], suppression, rule)
+            for row in rows
         ]
-        found = Kept(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        kept = Kept(*(np.concatenate(column) for column in zip(*parts, strict=True)))
         if classes is not None:
             if number not in classes:
                 raise UserError(f"video {number}: the video-level classifier has no scores of it")
-            found = Kept(*classified(found.segment, found.score, classes[number], rule))
-        found = _rounded(found, rule)
+            kept = Kept(*classified(kept.segment, kept.score, classes[number], rule))
+        kept = _rounded(kept, rule)
         if not rule.single:
-            found = _rounded(nms.suppress(*found, thin), rule)
-        kept = np.argsort(-found.score, kind="stable")
-        columns.append((np.full(len(kept), number), *(column[kept] for column in found)))
+            kept = _rounded(nms.suppress(*kept, suppression), rule)
+        best = np.argsort(-kept.score, kind="stable")
+        columns.append((np.full(len(best), number), *(column[best] for column in kept)))
     if not columns:
         return instances(np.zeros(0), np.zeros((0, 2)), np.zeros(0))
     numbers, times, scores, labels = (
@@ -105,18 +96,20 @@ def merge(
     return instances(numbers, times, labels, scores)
 
 
-def _window(segment: Any, score: Any, label: Any, clock: Any, thin: Nms, rule: Merging) -> Kept:
+def _window(
+    segment: Any, score: Any, label: Any, clock: Any, suppression: Nms, rule: Merging
+) -> Kept:
     """One window's detections in seconds."""
     score = np.asarray(score)
     real = score > 0
-    found = Kept(np.asarray(segment)[real], score[real], np.asarray(label, np.int64)[real])
+    kept = Kept(np.asarray(segment)[real], score[real], np.asarray(label, np.int64)[real])
     if rule.single:
-        found = nms.suppress(*found, thin)
-    return found._replace(segment=seconds(found.segment, np.asarray(clock)[None]))
+        kept = nms.suppress(*kept, suppression)
+    return kept._replace(segment=seconds(kept.segment, np.asarray(clock)[None]))
 
 
-def _rounded(found: Kept, rule: Merging) -> Kept:
-    times, score = np.asarray(found.segment, np.float64), np.asarray(found.score, np.float64)
+def _rounded(kept: Kept, rule: Merging) -> Kept:
+    times, score = np.asarray(kept.segment, np.float64), np.asarray(kept.score, np.float64)
     times = np.round(times, rule.seconds) if rule.seconds >= 0 else times
     score = np.round(score, rule.digits) if rule.digits >= 0 else score
-    return Kept(times, score, found.label)
+    return Kept(times, score, kept.label)

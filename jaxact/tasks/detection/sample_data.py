@@ -1,12 +1,12 @@
-"""Untrimmed videos whose boundaries are known because they are put together here.
+"""Untrimmed videos made here, so that the boundaries of their actions are known.
 
-    write("composed", pieces("fight_surv/labels.csv", "fight_surv/videos"), background="noFight")
-    draw("drawn")  # no source needed: for tests
+    write("composed", clips("fight_surv/labels.csv", "fight_surv/videos"), background="noFight")
+    draw("drawn")  # needs no source: for tests
 
-`write` joins trimmed clips, real pixels, into longer videos: stretches of one action between
-stretches of the background class. A clip's split is kept, so where clips of one source share a
-split, train and test videos share no source. All clips are brought to one frame rate and size, and
-the background has as many cuts as the actions, so that a cut alone says nothing.
+`write` joins trimmed clips into longer videos: one action, then the background class, by turns. A
+clip's split is kept, so where clips of one source share a split, train and test videos share no
+source. All clips are brought to one frame rate and size, and the background has as many cuts as the
+actions, so that a cut alone says nothing.
 """
 
 import csv
@@ -31,17 +31,17 @@ SUBSETS = {"train": "training", "test": "validation"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """A trimmed clip."""
+class Clip:
+    """A trimmed video of one class."""
 
     path: str
     label: str
     split: str  # train | test
 
 
-def pieces(labels: str | os.PathLike[str], videos: str | os.PathLike[str]) -> list[Piece]:
+def clips(labels: str | os.PathLike[str], videos: str | os.PathLike[str]) -> list[Clip]:
     """Clips of a CSV with columns file, label, split. Raises: UserError naming file and line."""
-    path, found = Path(labels), []
+    path, listed = Path(labels), []
     if not path.is_file():
         raise UserError(f"{path}: no such file; needed: a .csv with columns file, label, split")
     with open(path, encoding="utf-8", newline="") as file:
@@ -50,13 +50,13 @@ def pieces(labels: str | os.PathLike[str], videos: str | os.PathLike[str]) -> li
                 raise UserError(f"{path} line {line}: needed: file, label and split")
             if row["split"] not in SPLITS:
                 raise UserError(f"{path} line {line}: split {row['split']!r}, allowed: train, test")
-            found.append(Piece(str(Path(videos) / row["file"]), row["label"], row["split"]))
-    return found
+            listed.append(Clip(str(Path(videos) / row["file"]), row["label"], row["split"]))
+    return listed
 
 
 def write(
     directory: str | os.PathLike[str],
-    clips: Sequence[Piece],
+    trimmed: Sequence[Clip],
     background: str,
     *,
     train: int = 60,
@@ -68,7 +68,7 @@ def write(
 ) -> Path:
     """Writes `train` + `test` videos with `actions` segments each; returns the annotation's path.
 
-    A segment is 1 to 3 clips of one label, what lies before, between and after is 1 to 3 clips of
+    A segment is 1 to 3 clips of one label; before, between and after segments are 1 to 3 clips of
     the background. `directory` gets videos/<id>.mp4, annotations.json (OpenTAD's form, subsets
     training and validation) and, last, manifest.json: a set whose manifest names the same arguments
     is used as it is. The same clips and arguments give the same bytes.
@@ -76,7 +76,7 @@ def write(
     Raises: UserError for a split without clips of the background or of any action.
     """
     arguments = {
-        "clips": [dataclasses.astuple(clip) for clip in clips],
+        "clips": [dataclasses.astuple(clip) for clip in trimmed],
         "background": background,
         "counts": [train, test, actions],
         "fps": fps,
@@ -85,14 +85,14 @@ def write(
     }
     plans = []
     for split, count in zip(SPLITS, (train, test), strict=True):
-        own = [clip for clip in clips if clip.split == split]
+        own = [clip for clip in trimmed if clip.split == split]
         rng = np.random.default_rng((seed, SPLITS.index(split)))
         for number in range(count):
             name = f"{split}{number:04d}"
             plans.append((name, SUBSETS[split], list(_plan(own, background, actions, rng, split))))
-    names = tuple(sorted({clip.label for clip in clips} - {background}))
+    names = tuple(sorted({clip.label for clip in trimmed} - {background}))
 
-    def one(name: str, subset: str, plan: list[Piece]) -> Untrimmed:
+    def one(name: str, subset: str, plan: list[Clip]) -> Untrimmed:
         return _join(Path(directory) / "videos" / f"{name}.mp4", subset, plan, names, fps, size)
 
     return _stored(Path(directory), arguments, names, plans, one)
@@ -105,7 +105,7 @@ def _stored(
     plans: Sequence[Any],
     one: Callable[..., Untrimmed],
 ) -> Path:
-    """Makes the videos of the plans and the annotation, unless the set is there."""
+    """Writes the videos of the plans and their annotation, unless the folder has them."""
     path, manifest = root / "annotations.json", root / "manifest.json"
     wanted = json.dumps({"format": FORMAT, "arguments": arguments}, sort_keys=True)
     files = [root / "videos" / f"{name}.mp4" for name, *_ in plans]
@@ -114,15 +114,15 @@ def _stored(
             return path
     manifest.unlink(missing_ok=True)
     (root / "videos").mkdir(parents=True, exist_ok=True)
-    found = tuple(one(*plan) for plan in plans)
-    annotations.write(path, Annotation(str(path), names, found))
+    written = tuple(one(*plan) for plan in plans)
+    annotations.write(path, Annotation(str(path), names, written))
     manifest.write_text(wanted)
     return path
 
 
 def _plan(
-    clips: list[Piece], background: str, actions: int, rng: np.random.Generator, split: str
-) -> Iterator[Piece]:
+    clips: list[Clip], background: str, actions: int, rng: np.random.Generator, split: str
+) -> Iterator[Clip]:
     """The clips of one video in order, no clip twice in a row."""
     labels = sorted({clip.label for clip in clips} - {background})
     pool = {name: [c for c in clips if c.label == name] for name in (*labels, background)}
@@ -139,7 +139,7 @@ def _plan(
 def _join(
     path: Path,
     subset: str,
-    plan: Sequence[Piece],
+    plan: Sequence[Clip],
     names: tuple[str, ...],
     fps: float,
     size: tuple[int, int],
@@ -152,15 +152,15 @@ def _join(
     def frames() -> Iterator[np.ndarray]:
         nonlocal total
         last = ""
-        for piece in plan:
-            clip = _resampled(piece.path, fps, size)
-            if piece.label in names:
-                start = spans.pop()[0] if piece.label == last else total / fps
-                spans.append((start, (total + len(clip)) / fps))
-                if piece.label != last:
-                    labels.append(names.index(piece.label))
-            last, total = piece.label, total + len(clip)
-            yield from clip
+        for clip in plan:
+            pixels = _resampled(clip.path, fps, size)
+            if clip.label in names:
+                start = spans.pop()[0] if clip.label == last else total / fps
+                spans.append((start, (total + len(pixels)) / fps))
+                if clip.label != last:
+                    labels.append(names.index(clip.label))
+            last, total = clip.label, total + len(pixels)
+            yield from pixels
 
     video.write(path, frames(), fps, crf=23, gop=48)
     table = np.array(spans, np.float64).reshape(-1, 2)
@@ -193,9 +193,9 @@ def draw(
     fps: float = 12.0,
     seed: int = 0,
 ) -> Path:
-    """Writes videos in which a square stands, or moves `across` or `down` for a while: the actions.
+    """Writes videos of a square that rests or moves `across` or `down`: the two actions.
 
-    The layout of `write`, without any source: for tests and `:tiny`.
+    The files are those of `write`; for tests and `:tiny`.
     """
     arguments = {"drawn": [train, test, frames, list(size), fps, seed]}
     plans = [
@@ -220,7 +220,7 @@ def _drawn(
     fps: float,
     rng: np.random.Generator,
 ) -> Untrimmed:
-    """One such video: rest and action by turns, each a sixth to a third of it."""
+    """One video: rest and action by turns, each a sixth to a third of it."""
     scene = rng.integers(40, 120, (*size, 3), np.uint8)
     side = min(size) // 4
     corner = np.array([rng.integers(size[0] - side), rng.integers(size[1] - side)])

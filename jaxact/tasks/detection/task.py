@@ -13,7 +13,7 @@ Batch keys beside `id` and `mask` (b windows):
 | clock    | f32[b, 3]             | s at step 0, s per step, duration in s |
 
 A training example is a random crop of a video, an evaluation example one window. Rows kept of a
-window: its best `top` detections in steps; windows become videos on the host (`evaluate.merging`).
+window: its best `top` detections in steps; `postprocess` makes those of videos on the host.
 """
 
 import dataclasses
@@ -24,7 +24,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.ops import detection_losses, pixels, segments
 from jaxact.task import (
@@ -38,16 +37,14 @@ from jaxact.task import (
     Task,
     Training,
 )
-from jaxact.tasks.detection import dataset, examples, network, nms, postprocess
-from jaxact.tasks.detection import mean_ap as scoring
-from jaxact.tasks.detection import scoring as detection_scores
-from jaxact.tasks.detection.config import Config
+from jaxact.tasks.detection import dataset, examples, network, scoring
+from jaxact.tasks.detection.config import Config, validate
 from jaxact.weights import adatad
 
 
 def make(config: Config) -> Task:
     """The task of a config. Raises UserError for fields that do not go together."""
-    _validate(config)
+    validate(config)
     data, classes = config.data, config.model.classes
     names = dataset.class_names(data, classes)
     bound = functools.partial
@@ -65,15 +62,15 @@ def make(config: Config) -> Task:
             infer=bound(_infer, config),
             measure=_measure,
             rows=_rows,
-            score=bound(detection_scores.score, config),
-            metrics=detection_scores.metric_names(config),
-            conclude=bound(detection_scores.conclude, config, names),
+            score=bound(scoring.score, config),
+            metrics=scoring.metric_names(config),
+            conclude=bound(scoring.conclude, config, names),
         ),
         prediction=Prediction(
             example=bound(dataset.examples, data),
-            describe=bound(detection_scores.describe, config, names),
+            describe=bound(scoring.describe, config, names),
             recording=lambda sample: sample.video.id,
-            render=detection_scores.render,
+            render=scoring.render,
             drawn=".html",
         ),
         shipping=Shipping(
@@ -84,45 +81,13 @@ def make(config: Config) -> Task:
     )
 
 
-def _validate(config: Config) -> None:
-    data, model, post = config.data, config.model, config.post
-    examples.validate(data)
-    nms.validate(post.nms, "post.nms")
-    postprocess.validate(post.merging, "post.merging")
-    schema.one_of(config, "post.protocol", *scoring.PROTOCOLS)
-    require = schema.require
-    require(0 <= post.least < 1, "post.least", post.least, "0 to below 1")
-    require(post.top >= 1, "post.top", post.top, "1 or more")
-    require(0.1 < post.errors_at <= 1, "post.errors_at", post.errors_at, "above 0.1, up to 1")
-    require(post.pictures >= 0, "post.pictures", post.pictures, "0 or more")
-    require(-1 <= post.framewise < 1, "post.framewise", post.framewise, "-1 (off) to below 1")
-    require(
-        (model.backbone.size == "none") == bool(data.features),
-        "model.backbone.size",
-        model.backbone.size,
-        "none with data.features, a backbone without",
-    )
-    require(
-        post.merging.single == (data.mode == "resize"),
-        "post.merging.single",
-        post.merging.single,
-        f"{data.mode == 'resize'} with data.mode={data.mode}",
-    )
-    require(
-        model.classes == 1 or not post.merging.classifier,
-        "post.merging.classifier",
-        post.merging.classifier,
-        '"" with a model of more than one class',
-    )
-
-
 # ---------------------------------------------------------------------------------- under jit
 
 
 def _inputs(
     config: Config, batch: Batch, hyper: Hyper, key: Any, stage_data: Any
 ) -> tuple[dict[str, Any], Any]:
-    """Normalised frames, or features; in training also what each point should find."""
+    """Normalised frames, or features; in training also the class and distances of each point."""
     data, model = config.data, config.model
     mask = batch["valid"] & batch["mask"][:, None]
     if "frames" in batch:
@@ -143,21 +108,19 @@ def _inputs(
         model.radius,
         model.similar,
     )
-    chosen = detection_losses.positives(
-        targets[0], segments.point_mask(mask, len(model.ranges) // 2)
-    )
-    arguments["positives"] = chosen.sum().astype(jnp.float32)
+    positives = detection_losses.positives(targets[0], segments.point_mask(mask, model.levels))
+    arguments["positives"] = positives.sum().astype(jnp.float32)
     return arguments, {"points": targets, "count": batch["mask"].sum().astype(jnp.float32)}
 
 
 def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str, Any]:
-    """Focal loss of the classes and DIoU of the segments, each over the running positives.
+    """Focal loss of the classes and DIoU of the segments, over the running number of positives.
 
     The loss is a sum over the batch; the trainer takes the mean of examples, hence the factor.
-    With `optim.accumulate` sums and running positives are a micro-batch's, as they are one device's
-    in OpenTAD: after the first dozens of steps the loss is the same.
+    With `optim.accumulate` sums and running positives are those of a micro-batch (in OpenTAD, of a
+    device): after the first dozens of steps the loss is the same.
     """
-    found = detection_losses.detection(
+    losses = detection_losses.detection(
         outputs["logits"],
         outputs["offsets"],
         outputs["points"],
@@ -167,7 +130,7 @@ def _loss(config: Config, outputs: Any, targets: Any, hyper: Hyper) -> dict[str,
         hyper["label_smoothing"],
         config.model.loss_weight,
     )
-    return {name: each * targets["count"] for name, each in found.items()}
+    return {name: each * targets["count"] for name, each in losses.items()}
 
 
 def _points(outputs: Any) -> tuple[jax.Array, jax.Array]:
@@ -207,7 +170,7 @@ def _rows(outputs: Any, batch: Batch) -> dict[str, Any]:
 
 
 def _source(config: Config, names: tuple[str, ...], split: str) -> dataset.Windows:
-    """The windows of a split; refused where its detections could not be scored."""
+    """The windows of a split. Raises: UserError where their detections could not be scored."""
     post, model = config.post, config.model
     if split != "train" and model.classes == 1 < len(names) and not post.merging.classifier:
         raise UserError(
@@ -220,12 +183,12 @@ def _source(config: Config, names: tuple[str, ...], split: str) -> dataset.Windo
 
 def _load_foreign(path: Any, variables: Any) -> tuple[Any, str]:
     """Our variables from an OpenTAD or VideoMAE file, as far as they fit, and the report."""
-    found, report = adatad.load(path, variables)
-    return found, report.text(full=True)
+    loaded, report = adatad.load(path, variables)
+    return loaded, report.text(full=True)
 
 
 def _contract(config: Config, stage_data: Any = None) -> Contract:
-    """What `export` ships: one window in, the segment and the scores of each point out.
+    """The exported function: one window in, the segment and the scores of each point out.
 
     The same in every stage.
     """
@@ -234,21 +197,17 @@ def _contract(config: Config, stage_data: Any = None) -> Contract:
         "window": {"mode": data.mode, "steps": data.window, "overlap": data.overlap},
         "step": {"frames": data.stride, "offset_frames": data.offset},
     }
+    shape: tuple[int, ...]
     if data.features:
-        name, port = (
-            "features",
-            Port((data.window, data.channels), np.float32, "[t, c] pre-extracted, a row a step"),
-        )
+        name, shape = "features", (data.window, data.channels)
+        port = Port(shape, np.float32, "[t, c] pre-extracted, a row a step")
     else:
         side = data.test_size
-        count = data.window * data.scale
         before["frames"] = f"{data.scale} a step; past the end the last one again"
         before["resize"] = f"short side to {side} px, centre crop"
         before["inside"] = f"(x - {list(data.mean)}) / {list(data.std)}"
-        name, port = (
-            "frames",
-            Port((count, side, side, 3), np.uint8, "[t, h, w, c] RGB bytes, 0..255", 0, 255),
-        )
+        name, shape = "frames", (data.window * data.scale, side, side, 3)
+        port = Port(shape, np.uint8, "[t, h, w, c] RGB bytes, 0..255", 0, 255)
     after = {"least_score": post.least, "most": post.top, "nms": dataclasses.asdict(post.nms)}
 
     def call(apply: Any, batch: Batch) -> dict[str, Any]:

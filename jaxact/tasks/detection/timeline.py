@@ -1,9 +1,9 @@
 """A picture of one video's ground truth and detections over time, as SVG of a few kilobytes.
 
-    page = svg("video_test_0000004", 33.8, truth, found, names)
+    page = svg("video_test_0000004", 33.8, truth, detections, names)
 
-One lane for each class that occurs; ground truth above the line, detections below it, fainter with
-lower score. Nothing outside is referred to and all text is escaped, so it can stand in a report.
+One lane for each class that occurs: ground truth above the line, detections below it, fainter with
+lower score. All text is escaped and no other file is needed, so it can stand in a report.
 """
 
 import html
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 WIDTH, MARGIN, LANE, BAR = 960, 150, 34, 11  # px
+MOST = 50  # detections drawn
 HUES = 360 / 1.618033988749895  # degrees between the colours of neighbouring labels
 
 
@@ -28,23 +29,21 @@ class Track(NamedTuple):
 NOTHING = Track(np.zeros((0, 2)), np.zeros(0, np.int64), np.zeros(0))
 
 
-def svg(
-    title: str, duration: float, truth: Track, found: Track, names: Sequence[str], most: int = 50
-) -> str:
-    """An SVG element; of the detections the `most` with the highest scores are drawn.
+def svg(title: str, duration: float, truth: Track, detections: Track, names: Sequence[str]) -> str:
+    """An SVG element with the ground truth and the MOST detections of the highest scores.
 
-    `duration` s; labels index `names`. Without ground truth (prediction) its bars are absent.
+    `duration` s; labels index `names`.
     """
-    best = np.argsort(-np.asarray(found.score), kind="stable")[:most]
-    found = Track(*(np.asarray(column)[best] for column in found))
-    lanes = sorted({int(k) for k in truth.label} | {int(k) for k in found.label})
+    best = np.argsort(-np.asarray(detections.score), kind="stable")[:MOST]
+    detections = Track(*(np.asarray(column)[best] for column in detections))
+    lanes = sorted({int(k) for k in truth.label} | {int(k) for k in detections.label})
     place = {label: row for row, label in enumerate(lanes)}
     height = 34 + LANE * max(len(lanes), 1) + 22
     span = max(duration, 1e-6)
     out = [f'<text x="4" y="18" font-weight="600">{_text(title)}</text>']
     out.append(
         f'<text x="{WIDTH - 4}" y="18" text-anchor="end" opacity=".7">{_clock(duration)}, '
-        f"{len(truth.label)} annotated, best {len(best)} found</text>"
+        f"{len(truth.label)} annotated, best {len(best)} detected</text>"
     )
     for label, row in place.items():
         top = 34 + row * LANE
@@ -52,7 +51,7 @@ def svg(
             f'<text x="{MARGIN - 8}" y="{top + 16}" text-anchor="end">{_text(names[label])}</text>'
             f'<path d="M{MARGIN} {top + 13}H{WIDTH - 4}" stroke="currentColor" opacity=".25"/>'
         )
-    for track, offset, kind in ((truth, 0, "annotated"), (found, 15, "found")):
+    for track, offset, kind in ((truth, 0, "annotated"), (detections, 15, "detected")):
         # The lowest score first, so that the best lies on top.
         for row in np.argsort(track.score, kind="stable"):
             start, end = (float(x) for x in track.segment[row])

@@ -1,7 +1,7 @@
-"""Which part of an untrimmed video makes an example: sliding windows, random crops, whole videos.
+"""Parts of an untrimmed video that are examples: sliding windows, random crops, whole videos.
 
 The unit is the step: one feature of the detector, `stride` frames of the video. Step i lies at
-(i * stride + offset) / fps seconds; segments in steps are what the detector is trained on.
+(i * stride + offset) / fps seconds; the detector is trained on segments in steps.
 Source: the data sets of OpenTAD (sliding, random truncation, resize) and ActionFormer.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-ROUND = 1e-6  # frames; what floating point may lack of a whole frame
+ROUND = 1e-6  # frames; added before a number of frames is cut to a whole one
 TRIES = 200  # crops drawn until one holds a segment
 
 
@@ -27,21 +27,21 @@ def sliding(steps: int, length: int, overlap: float) -> list[tuple[int, int]]:
 
     The last one is moved back to end with the video; a shorter video is one window. As in the
     reference a window that ends exactly with the video may come twice (792 on THUMOS, not 791).
-    Unlike there every step is covered also with an overlap below a half.
+    Unlike there, every step is covered also with an overlap below a half.
 
     >>> sliding(1133, 768, 0.5)
     [(0, 768), (365, 1133)]
     """
     hop = max(1, int(length * (1 - overlap)))
-    found: list[tuple[int, int]] = []
+    parts: list[tuple[int, int]] = []
     for start in range(0, hop * max(1, steps // hop), hop):
         if start + length > steps:
             break
-        found.append((start, start + length))
+        parts.append((start, start + length))
     else:
-        if found[-1][1] == steps:
-            return found
-    return [*found, (max(0, steps - length), steps)]
+        if parts[-1][1] == steps:
+            return parts
+    return [*parts, (max(0, steps - length), steps)]
 
 
 def count(frames: int, stride: int) -> int:
@@ -67,7 +67,7 @@ def random_crop(
 
     A video longer than `length` is cut to it, a shorter one to between `shortest` of itself and
     all. A segment belongs to the crop if at least `least` of it lies inside, and is cut to it.
-    Drawn again up to TRIES times until there is one (one far longer than the crop never is).
+    Crops are drawn up to TRIES times until one has a segment (one far longer never belongs).
     """
     if steps > length:
         cut = length

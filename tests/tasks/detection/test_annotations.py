@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jaxact.config import UserError
-from jaxact.tasks.detection import annotations, results, video_scores
+from jaxact.tasks.detection import annotations, results
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prepare_detection.py"
+SCRIPT = Path(__file__).parents[3] / "scripts" / "prepare_detection.py"
 
 GOOD = {
     "a": {
@@ -242,7 +242,7 @@ def test_untrimmednet_scores_know_the_videos(real_data):
     )
     videos = annotation.subset("Test")
     path = real_data / "thumos14" / "uNet_test.npy.gz"
-    scores = video_scores.read(path, [video.id for video in videos], annotation.names)
+    scores = results.read_scores(path, [video.id for video in videos], annotation.names)
     assert scores.shape == (211, 20)
     right = [
         row.argmax() in set(video.labels.tolist())
@@ -251,26 +251,26 @@ def test_untrimmednet_scores_know_the_videos(real_data):
     assert sum(right) == 195  # one column off: 4
     for name in ("video_validation_0000051", "video_test_0009999", "clip"):
         with pytest.raises(UserError, match="has no scores of video"):
-            video_scores.read(path, [name], annotation.names)
+            results.read_scores(path, [name], annotation.names)
     with pytest.raises(UserError, match="'Run' is none of the 20"):
-        video_scores.read(path, [], ("Run",))
+        results.read_scores(path, [], ("Run",))
 
 
 def test_classifier_scores_of_json(tmp_path):
     path = tmp_path / "cuhk.json"
     path.write_text(json.dumps({"class": ["b", "a"], "results": {"x1": [0.25, 0.75]}}))
-    assert video_scores.read(path, ["v_x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
+    assert results.read_scores(path, ["v_x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
     path.write_text(json.dumps({"class": ["b", "a"], "results": {"v_x1": [0.25, 0.75]}}))
-    assert video_scores.read(path, ["x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
+    assert results.read_scores(path, ["x1"], ("a", "b")).tolist() == [[0.75, 0.25]]
     for ids, names, message in (
         (["v_x2"], ("a", "b"), "video 'v_x2'"),
         (["x1"], ("a", "c"), "class 'c'"),
     ):
         with pytest.raises(UserError, match=message):
-            video_scores.read(path, ids, names)
+            results.read_scores(path, ids, names)
     path.write_text(json.dumps({"class": ["b", "a"], "results": {"x1": [0.25]}}))
     with pytest.raises(UserError, match="1 scores, 2 classes"):
-        video_scores.read(path, ["x1"], ("a", "b"))
+        results.read_scores(path, ["x1"], ("a", "b"))
 
 
 def test_lists_of_ids(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.tasks.detection import nms
-from jaxact.tasks.detection.config import Nms
+from jaxact.tasks.detection.config import Config, Nms, Post, validate
 
 CONFIGS = ("adapter", "frozen", "top100", "anet", "hard", "linear", "vanilla")
 
@@ -138,12 +138,12 @@ def test_a_decayed_score_of_zero_never_comes_back():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"method": "soft"}, "config.nms.method='soft'"),
-        ({"sigma": 0.0}, "config.nms.sigma=0.0"),
-        ({"voting": 0.5}, "config.nms.voting=0.5"),
-        ({"least": 1.0}, "config.nms.least=1.0"),
+        ({"method": "soft"}, "config.post.nms.method='soft'"),
+        ({"sigma": 0.0}, "config.post.nms.sigma=0.0"),
+        ({"voting": 0.5}, "config.post.nms.voting=0.5"),
+        ({"least": 1.0}, "config.post.nms.least=1.0"),
     ],
 )
 def test_fields_are_checked(fields, message):
     with pytest.raises(UserError, match=message):
-        nms.validate(Nms(**fields))
+        validate(Config(post=Post(nms=Nms(**fields))))

@@ -18,7 +18,7 @@ from jaxact.train import checkpoint, loop, optimizer, state
 from jaxact.train.run import drawn_variables, open_run
 from jaxact.train.schedule import resolve
 
-RECIPE = pathlib.Path(__file__).parents[1] / "configs" / "adatad.py"
+RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "adatad.py"
 VARIANTS = ("", "frozen", "full", "side", "b", "l", "activitynet", "features")
 QUICK = ("activitynet", "features")
 WORKING = [

@@ -20,14 +20,13 @@ from jaxact.data import video
 from jaxact.models import videomae
 from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
-from jaxact.tasks.detection import frames as footage
-from jaxact.tasks.detection import sample_data
+from jaxact.tasks.detection import frames, sample_data
 from jaxact.train import checkpoint, loop, optimizer, restore, setup, state
 from jaxact.train.run import abstract_batch, abstract_variables, initial_variables, open_run
 from jaxact.train.schedule import resolve
 from jaxact.weights import videomae as names
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "adatad.py"
 TINY = f"--config={RECIPE}:tiny"
 VARIANTS = (
@@ -433,11 +432,11 @@ def test_a_long_video_takes_no_more_memory(tmp_path, monkeypatch):
         file = tmp_path / f"{seconds}.mp4"
         pictures = (rng.integers(0, 255, (36, 48, 1)).repeat(3, 2) for _ in range(12 * seconds))
         video.write(file, (picture.astype(np.uint8) for picture in pictures), 12)
-        counted = Counted(footage.read)
-        monkeypatch.setattr(footage, "read", counted)
+        counted = Counted(frames.read)
+        monkeypatch.setattr(frames, "read", counted)
         lines = []
         predict.predict(run, "", predict.Request(str(file)), lines.append)
-        monkeypatch.setattr(footage, "read", counted.read)
+        monkeypatch.setattr(frames, "read", counted.read)
         gc.collect()
         assert counted.total >= 12 * seconds // 64
         most[seconds] = counted.most

@@ -13,12 +13,11 @@ from jaxact.tasks.detection import (
     annotations,
     error_analysis,
     mean_ap,
-    nms,
     postprocess,
     results,
     timeline,
 )
-from jaxact.tasks.detection.config import Merging, Nms
+from jaxact.tasks.detection.config import Config, Merging, Nms, Post, validate
 from jaxact.tasks.detection.mean_ap import EPIC, THUMOS, Instances, Protocol
 
 
@@ -259,8 +258,8 @@ def test_timeline_is_a_picture_that_says_everything():
     tips = [bar.find(f"{space}title").text for bar in bars]
     assert tips == [
         'annotated: ju"mp 1.00 to 3.50 s',
-        "found: walk 70.00 to 80.00 s, score 0.050",
-        'found: ju"mp 1.20 to 3.00 s, score 0.800',
+        "detected: walk 70.00 to 80.00 s, score 0.050",
+        'detected: ju"mp 1.20 to 3.00 s, score 0.800',
     ]
     for bar in bars:  # also what ends after the video stays inside
         assert float(bar.get("x")) + float(bar.get("width")) <= timeline.WIDTH
@@ -340,8 +339,8 @@ def test_a_video_of_one_window_is_thinned_in_steps():
 
 
 def test_merging_fields_are_checked():
-    with pytest.raises(UserError, match=r"config\.merging\.fusion='sum'"):
-        postprocess.validate(Merging(fusion="sum"))
-    with pytest.raises(UserError, match=r"config\.merging\.best=0"):
-        postprocess.validate(Merging(best=0))
-    nms.validate(Nms())
+    for field, value in (("fusion", "sum"), ("best", 0)):
+        post = Post(merging=Merging(**{field: value}))
+        with pytest.raises(UserError, match=rf"config\.post\.merging\.{field}={value!r}"):
+            validate(Config(post=post))
+    validate(Config())

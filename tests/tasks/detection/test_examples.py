@@ -10,9 +10,16 @@ import pytest
 
 from jaxact.config import UserError
 from jaxact.data.video import Video
-from jaxact.tasks.detection import annotations, dataset, examples, features, sample_data, windows
-from jaxact.tasks.detection import frames as footage
-from jaxact.tasks.detection.config import Data
+from jaxact.tasks.detection import (
+    annotations,
+    dataset,
+    examples,
+    features,
+    frames,
+    sample_data,
+    windows,
+)
+from jaxact.tasks.detection.config import Backbone, Config, Data, Merging, Model, Post, validate
 
 FULL = types.SimpleNamespace(size=32, augment="full")
 PLAIN = types.SimpleNamespace(size=32, augment="none")
@@ -26,6 +33,14 @@ def drawn(tmp_path_factory):
     return folder
 
 
+def checked(data: Data) -> Data:
+    """The same, after what a task checks first."""
+    backbone = Backbone(size="none" if data.features else "s")
+    post = Post(merging=Merging(single=data.mode == "resize"))
+    validate(Config(model=Model(backbone=backbone), data=data, post=post))
+    return data
+
+
 def settings(folder, **fields) -> Data:
     given = {
         "annotations": str(folder / "annotations.json"),
@@ -33,9 +48,7 @@ def settings(folder, **fields) -> Data:
         **dict(window=32, stride=2, resize=36, test_size=32, most=8, operations=1),
         **fields,
     }
-    data = Data(**given)
-    examples.validate(data)
-    return data
+    return checked(Data(**given))
 
 
 # ------------------------------------------------------------------------------------- windows
@@ -203,18 +216,18 @@ def test_all_frames_share_one_draw(tmp_path):
     data = Data(resize=36, operations=2, flip=1.0)
     looks = set()
     for seed in range(5):
-        look = footage.draw(np.random.default_rng(seed), data, "full")
-        found = footage.read(data, str(path), lambda video: np.arange(video.frames), 24, look)
+        look = frames.draw(np.random.default_rng(seed), data, "full")
+        found = frames.read(str(path), lambda video: np.arange(video.frames), 24, look)
         spread = np.abs(found.astype(int) - found[:1]).mean()
         assert spread < 4, "frames of a still video went different ways"  # the codec's own noise
         looks.add(found[0].tobytes())
     assert len(looks) == 5
-    plain = footage.draw(np.random.default_rng(0), data, "none")
-    centre = footage.read(data, str(path), lambda video: np.arange(2), 24, plain)
-    test = footage.read(data, str(path), lambda video: np.arange(2), 24, None)
+    plain = frames.draw(np.random.default_rng(0), data, "none")
+    centre = frames.read(str(path), lambda video: np.arange(2), 24, plain)
+    test = frames.read(str(path), lambda video: np.arange(2), 24, None)
     np.testing.assert_array_equal(centre, test)
-    light = footage.draw(np.random.default_rng(0), data, "light")
-    mirrored = footage.read(data, str(path), lambda video: np.arange(2), 24, light)
+    light = frames.draw(np.random.default_rng(0), data, "light")
+    mirrored = frames.read(str(path), lambda video: np.arange(2), 24, light)
     np.testing.assert_array_equal(mirrored, test[:, :, ::-1])
 
 
@@ -295,8 +308,8 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
     times = np.concatenate([np.arange(80) / 20, 4 + np.arange(20) / 5])
     levels = np.rint(times * 25).astype(np.uint8) + 20
     path = tmp_path / "phone.mp4"
-    frames = [np.full((32, 32, 3), level, np.uint8) for level in levels]
-    video.write(path, frames, 20, crf=1, gop=10, times=times)
+    pictures = [np.full((32, 32, 3), level, np.uint8) for level in levels]
+    video.write(path, pictures, 20, crf=1, gop=10, times=times)
     data = Data(videos=str(tmp_path), stride=2, window=32, test_size=32)
     parts = dataset.examples(data, str(path))
     seen = 0
@@ -309,10 +322,10 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
         seen = max(seen, shown.max())
     assert seen > 7.6 and abs(parts[0].duration - 8) < 0.2
     with Video(path) as opened:
-        assert (footage.even(opened) != np.arange(100)).any()
+        assert (frames.even(opened) != np.arange(100)).any()
     # Stamps that the annotation contradicts (a jump of 1000 s) are not gone by: frames are counted.
     jump = np.where(np.arange(100) < 5, 0, 1000) + np.arange(100) / 10
-    video.write(tmp_path / "jump.mp4", frames, 10, crf=1, gop=10, times=jump)
+    video.write(tmp_path / "jump.mp4", pictures, 10, crf=1, gop=10, times=jump)
     (tmp_path / "notes.csv").write_text(
         "video,start,end,label,duration,frames\njump,1,2,x,10,100\n", encoding="utf-8"
     )
@@ -321,9 +334,9 @@ def test_frames_of_a_variable_rate_are_taken_by_their_times(tmp_path):
     found = examples.prepare(data, 1, counted, np.random.default_rng(0), PLAIN, "val")
     assert np.abs(found["frames"].mean((1, 2, 3)) - levels[0:64:2]).max() < 4
     steady = tmp_path / "steady.mp4"
-    video.write(steady, frames[:50], 29.97, gop=10)
+    video.write(steady, pictures[:50], 29.97, gop=10)
     with Video(steady) as opened:
-        np.testing.assert_array_equal(footage.even(opened), np.arange(50))
+        np.testing.assert_array_equal(frames.even(opened), np.arange(50))
 
 
 def test_truth_of_the_subset_that_was_predicted(drawn, tmp_path):
@@ -418,9 +431,7 @@ def featured(folder, **fields) -> Data:
         **dict(channels=6, window=64, stride=2, most=4),
         **fields,
     }
-    data = Data(**given)
-    examples.validate(data)
-    return data
+    return checked(Data(**given))
 
 
 def test_windows_of_features(extracted):
@@ -569,7 +580,7 @@ def test_classes_of_model_and_annotation(drawn, tmp_path):
 )
 def test_fields_are_checked(fields, message):
     with pytest.raises(UserError, match=message):
-        examples.validate(Data(**fields))
+        checked(Data(**fields))
 
 
 # -------------------------------------------------------------------------------------- composed
@@ -599,7 +610,7 @@ def test_composed_videos_change_where_they_say(tmp_path):
         path = tmp_path / f"clip{index}.mp4"
         frames = [np.full((32, 40, 3), level, np.uint8)] * (8 + index)
         video.write(path, frames, 8, gop=8)
-        clips.append(sample_data.Piece(str(path), label, split))
+        clips.append(sample_data.Clip(str(path), label, split))
     out = sample_data.write(
         tmp_path / "set", clips, "rest", train=2, test=1, actions=2, fps=10.0, size=(32, 32)
     )
@@ -620,9 +631,9 @@ def test_composed_videos_change_where_they_say(tmp_path):
 
 def test_pieces_of_a_table(tmp_path, real_data):
     folder = real_data / "fight_surv"
-    clips = sample_data.pieces(folder / "labels.csv", folder / "videos")
+    clips = sample_data.clips(folder / "labels.csv", folder / "videos")
     assert len(clips) == 300 and {clip.label for clip in clips} == {"fight", "noFight"}
     assert sum(clip.split == "test" for clip in clips) == 80
     (tmp_path / "bad.csv").write_text("file,label,split\na.mp4,run,dev\n")
     with pytest.raises(UserError, match="line 2: split 'dev'"):
-        sample_data.pieces(tmp_path / "bad.csv", tmp_path)
+        sample_data.clips(tmp_path / "bad.csv", tmp_path)

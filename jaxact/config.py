@@ -11,6 +11,7 @@ Durations are text: `"80 epochs"`, `"500 steps"`, `"10%"` (of the whole training
 
 import dataclasses
 import difflib
+import functools
 import json
 import pathlib
 import re
@@ -237,12 +238,12 @@ def reached(config: Any) -> tuple[Any, ...]:
 
 
 def carried(stages: Any, name: str) -> list[Any]:
-    """A data or shape field row by row: what a row leaves out is as in the row before it."""
+    """A data or shape field stage by stage: what a stage leaves out is as in the one before it."""
     fields = {field.name: field for field in dataclasses.fields(stages[0])}
-    found = [fields[name].metadata["initial"]]
-    for row in stages:
-        found.append(getattr(row, name) or found[-1])
-    return found[1:]
+    values = [fields[name].metadata["initial"]]
+    for stage in stages:
+        values.append(getattr(stage, name) or values[-1])
+    return values[1:]
 
 
 # ------------------------------------------------------------------------------------- validation
@@ -250,12 +251,10 @@ def carried(stages: Any, name: str) -> list[Any]:
 
 def one_of(config: Any, field: str, *allowed: str) -> None:
     """The named field (dotted) must be one of the given texts."""
-    found = config
-    for part in field.split("."):
-        found = getattr(found, part)
-    close = difflib.get_close_matches(str(found), allowed, 1)
+    value = functools.reduce(getattr, field.split("."), config)
+    close = difflib.get_close_matches(str(value), allowed, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    require(found in allowed, field, found, ", ".join(allowed) + hint)
+    require(value in allowed, field, value, ", ".join(allowed) + hint)
 
 
 def validate(config: Config) -> None:

@@ -170,7 +170,7 @@ class Prediction:
     """Example -> the recording that it is a part of. `predict` gives `describe` the rows [n, ...]
     of all parts of a recording, neighbours in the source, and prints one line. None = whole."""
     render: Callable[[Any, Any, list[dict[str, Any]], int], None] | None = None
-    """(example, path, pieces, side px) -> writes a video with what was found drawn in. A piece has
+    """(example, path, pieces, side px) -> writes a video with the predictions drawn in. A piece has
     start and end (s) and what `describe` gives; they tile the recording. A task whose examples are
     parts of recordings gets the first part and one piece."""
     drawn: str = ".mp4"

@@ -1,7 +1,7 @@
-"""The grid of devices, and how arrays get onto it and off it, on one host or many.
+"""The mesh of devices, and how arrays get onto it and off it, on one host or many.
 
 Axes: "data" (copies), "fsdp" (copies that share one state), "tensor" (parts of a layer). A batch is
-split along the first two; what of the state is split is in `sharding`.
+split along the first two; `sharding` says how the state is split.
 """
 
 import functools
@@ -39,7 +39,7 @@ def make_mesh(options: schema.Mesh | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Along b over `BATCH`."""
+    """The sharding of a batch: axis b over `BATCH`."""
     axes = tuple(axis for axis in BATCH if axis in mesh.axis_names)
     return NamedSharding(mesh, PartitionSpec(axes))
 
@@ -50,12 +50,12 @@ def shards(mesh: Mesh) -> int:
 
 
 def several(mesh: Any) -> bool:
-    """Are there devices of other processes in it?"""
+    """Does the mesh hold devices of other processes?"""
     return len(mesh.local_devices) < mesh.size
 
 
 def check_batch(size: int, mesh: Mesh, field: str) -> None:
-    """A batch must split evenly over the devices."""
+    """Raises UserError where a batch does not split evenly over the devices."""
     count = shards(mesh)
     if size % count:
         raise UserError(
@@ -71,10 +71,8 @@ def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
     """
     if not several(mesh):
         return None
-    found: set[int] = set()
-    for part in batch_sharding(mesh).addressable_devices_indices_map((size,)).values():
-        found |= set(range(size)[part[0]]) if part else set()
-    return tuple(sorted(found))
+    parts = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({row for part in parts if part for row in range(size)[part[0]]}))
 
 
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
@@ -111,12 +109,6 @@ def place(tree: Any, places: Any) -> Any:
     return jax.tree.map(put, tree, places)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree whole on every device."""
-    where = NamedSharding(mesh, PartitionSpec())
-    return place(tree, jax.tree.map(lambda _: where, tree))
-
-
 def whole(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every process can read in full. Where there are several, all must call it."""
     if not several(mesh):
@@ -125,7 +117,8 @@ def whole(tree: Any, mesh: Mesh) -> Any:
 
 
 def own(tree: Any, mesh: Mesh) -> Any:
-    """The tree for work that one host does by itself; all must call it, then it is theirs alone."""
+    """A copy of the tree that each host may use by itself. Where there are several, all must call
+    it."""
     if not several(mesh):
         return tree
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), whole(tree, mesh))

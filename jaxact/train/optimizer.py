@@ -21,14 +21,14 @@ class Groups:
 
     def active(self, train: str) -> frozenset[str]:
         """Names of the groups that a stage trains (`train` is its regex)."""
-        names = {g.name for g in self.groups if not g.frozen and re.fullmatch(train, g.name)}
+        names = frozenset(name for name in self.trainable if re.fullmatch(train, name))
         if not names:
-            names_known = ", ".join(g.name for g in self.groups if not g.frozen)
-            raise UserError(f"stage train={train!r} matches no group; allowed: {names_known}")
-        return frozenset(names)
+            known = ", ".join(g.name for g in self.groups if not g.frozen)
+            raise UserError(f"stage train={train!r} matches no group; allowed: {known}")
+        return names
 
     def select(self, flat: Flat, names: frozenset[str]) -> Flat:
-        """The leaves whose group is named."""
+        """The leaves of the named groups."""
         return {path: leaf for path, leaf in flat.items() if self.member[path] in names}
 
     @property
@@ -92,10 +92,9 @@ class Groups:
 
 
 def resolve_groups(optim: Optim, params: Any) -> Groups:
-    """Assigns each parameter to the first group whose pattern is found in its path.
+    """Assigns each parameter to the first group whose pattern matches a part of its path.
 
-    Raises:
-      UserError: a parameter matches no group, or a group matches no parameter.
+    Raises UserError: a parameter matches no group, or a group matches no parameter.
     """
     member: dict[str, str] = {}
     for path in flatten(params):
@@ -117,15 +116,10 @@ def resolve_groups(optim: Optim, params: Any) -> Groups:
     return Groups(optim, tuple(optim.groups), member)
 
 
-def global_norm(flat: Flat) -> Any:
-    """L2 norm f32[] over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in flat.values()))
-
-
 def clip(flat: Flat, limit: float) -> tuple[Flat, Any]:
-    """Scales gradients to a global norm of at most `limit` (0 = off), as torch does: (grads,
-    norm)."""
-    norm = global_norm(flat)
+    """Scales gradients to an L2 norm over all of at most `limit` (0 = off): (gradients, norm before
+    that f32[])."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in flat.values()))
     if not limit:
         return flat, norm
     # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.

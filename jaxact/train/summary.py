@@ -76,16 +76,16 @@ def _examples(
     guess, sure = share.argmax(1), share.max(1)
     order = np.argsort(-sure, kind="stable")
 
+    def frames(name: str) -> Any:
+        thumbnail = run.task.shipping.thumbnail
+        return None if thumbnail is None else thumbnail(source[place[name]])
+
     def chosen(right: bool) -> tuple[Example, ...]:
         picks = [i for i in order if (guess[i] == labels[i]) == right][:SHOWN]
-        found = []
-        for i in picks:
-            frames = None
-            if run.task.shipping.thumbnail is not None:
-                frames = run.task.shipping.thumbnail(source[place[ids[i]]])
-            true, predicted = names[labels[i]], names[guess[i]]
-            found.append(Example(ids[i], true, predicted, float(sure[i]), frames))
-        return tuple(found)
+        return tuple(
+            Example(ids[i], names[labels[i]], names[guess[i]], float(sure[i]), frames(ids[i]))
+            for i in picks
+        )
 
     return chosen(False), chosen(True)
 

@@ -145,7 +145,7 @@ def test_the_others_end_when_the_first_host_is_killed(tmp_path):
     try:
         running.until(lambda: steps_done(tmp_path / "run") >= 2)
         worker = running.worker(0)
-        running.processes[0].kill()  # the keeper; what it keeps must not stay behind
+        running.processes[0].kill()  # the parent; its child must not stay behind
         begin = time.monotonic()
         assert running.codes(60) == [-signal.SIGKILL, 4]
         assert time.monotonic() - begin < 3 * party.LIMIT

@@ -54,10 +54,10 @@ def kill_at(monkeypatch, step):
     """The next training ends before it can log this step or anything after it."""
     log = loop.log
 
-    def logged(fit, now, size):
+    def logged(setup, now):
         if now >= step:
             raise Killed
-        log(fit, now, size)
+        log(setup, now)
 
     monkeypatch.setattr(loop, "log", logged)
 
@@ -205,10 +205,10 @@ def test_a_killed_run_has_every_row_once(whole, tmp_path, monkeypatch, death):
 def test_a_signal_saves_the_very_step(whole, tmp_path, monkeypatch, number):
     log = loop.log
 
-    def logged(fit, now, size):
+    def logged(setup, now):
         if now == 9:
             signal.raise_signal(number)
-        log(fit, now, size)
+        log(setup, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "log", logged)

@@ -188,8 +188,8 @@ def table(monkeypatch):
     found = Table()
 
     def become(index):
-        party = hosts.Party(index=index, count=2, limit=0.5, beat=0.1, client=found)
-        monkeypatch.setattr(hosts, "_party", party)
+        party = hosts.Heartbeat(index=index, count=2, limit=0.5, interval=0.1, client=found)
+        monkeypatch.setattr(hosts, "_heartbeat", party)
         return found
 
     return become
@@ -214,7 +214,7 @@ def test_a_last_line_stays_the_last(table, monkeypatch):
 
     monkeypatch.setattr(hosts.time, "sleep", sleep)
     hosts._say_end(2)
-    hosts._watch(0)
+    hosts._watch()
     assert found["jaxact/beat/0"] == "ended with exit code 2" and len(slept) == 3
 
 

@@ -208,7 +208,7 @@ def test_a_frozen_group_is_left_out_of_everything(tmp_path):
     assert set(last.opt_state) == {"head"}
     assert not [name for name in flat(last.opt_state) if "body" in name]
     assert set(last.ema["params"]) == {"head/kernel", "head/bias"}
-    averaged = state.weights(last, ema=True)["params"]
+    averaged = state.weights(last)["params"]
     same(averaged["body"], first.params["body"])
 
 
@@ -293,18 +293,17 @@ def test_the_average_follows_its_recurrence(tmp_path, warmup):
     for n, after in enumerate(found[1:]):
         d = min(0.3, (1 + n) / (10 + n)) if warmup else 0.3
         wanted = {name: d * wanted[name] + (1 - d) * value for name, value in now(after).items()}
-        averaged = state.weights(after, ema=True)
+        averaged = state.weights(after)
         have = {**flat(averaged["params"]), **flat({"batch_stats": averaged["batch_stats"]})}
         for name, value in wanted.items():
             np.testing.assert_allclose(have[name], value, atol=1e-6, err_msg=name)
     assert (now(found[-1])["['head']['kernel']"] != wanted["['head']['kernel']"]).any()
-    same(state.weights(found[-1], ema=False)["params"], found[-1].params)
 
 
 def test_without_an_average_there_is_none(tmp_path):
     last = steps(toy(optim__ema=0.0), 1, tmp_path).states[-1]
     assert last.ema == {}
-    same(state.weights(last, ema=True)["params"], last.params)
+    same(state.weights(last)["params"], last.params)
 
 
 # ----------------------------------------------------------------------------------------- clipping

@@ -3,6 +3,7 @@
 python -m jaxact.main --config=configs/x3d.py:tiny --workdir=runs/tiny [--config.field=value ...]
 """
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -12,12 +13,13 @@ import pathlib
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from jaxact import atomic
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
@@ -68,8 +70,7 @@ SPLIT = flags.DEFINE_string("split", "test", "ensemble: val | test: the predicti
 def parse(arguments: list[str]) -> None:
     """Reads the flags.
 
-    Raises:
-      UserError: an unknown flag or field, a value of the wrong type.
+    Raises UserError: an unknown flag or field, a value of the wrong type.
     """
     try:
         rest = FLAGS(arguments)
@@ -157,15 +158,50 @@ def show(results: dict[str, Any]) -> None:
 def predict_input(opened: Any) -> None:
     """--mode=predict with its flags."""
     from jaxact.modes import predict
-    from jaxact.train.workdir import lines
 
     if not INPUT.value:
         raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
     fields = (INPUT, POSES, WINDOW, STRIDE, TOP, RENDER, RENDER_SIZE)  # of Request, in its order
     values: list[Any] = [flag.value for flag in fields]
     request = predict.Request(*values)
-    with lines(OUTPUT.value) as emit:
+    with output_lines(OUTPUT.value) as emit:
         predict.predict(opened, CHECKPOINT.value, request, emit)
+
+
+@contextlib.contextmanager
+def output_lines(target: str) -> Iterator[Callable[[str], None]]:
+    """Gives a function that writes a line to a file, or ("-") to standard output.
+
+    The file is replaced at the end, after an error too, and stays as it was if there is no line.
+    Raises UserError: the file's folder does not exist.
+    """
+    if target == "-":
+        yield lambda line: print(line, flush=True)
+        return
+    path = pathlib.Path(target)
+    if not path.parent.is_dir():
+        raise UserError(f"--output={target}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--output={target} is a folder; give a file")
+    plain = path.is_file() or not path.exists()  # not a device or a pipe
+    aside = atomic.draft(path) if plain else path
+    count = 0
+    with aside.open("w") as file:
+
+        def write(line: str) -> None:
+            nonlocal count
+            file.write(line + "\n")
+            file.flush()
+            count += 1
+
+        try:
+            yield write
+        finally:
+            file.close()
+            if plain and count:
+                aside.replace(path)
+            elif plain:
+                aside.unlink()
 
 
 def export_model(opened: Any) -> None:
@@ -233,7 +269,7 @@ def outcome(arguments: list[str]) -> int:
         parse(arguments)
         cache_compilations()
         from jaxact.modes.export import Unequal
-        from jaxact.train.loop import Diverged, Interrupted
+        from jaxact.train.setup import Diverged, Interrupted
 
         try:
             return run()

@@ -1,7 +1,7 @@
 """The Task record: everything the trainer needs to know of a system, as plain functions.
 
-A task is made by one file, `jaxact/tasks/<name>/task.py`, with `make(config) -> Task`. There is no
-base class and no registry: the trainer calls these functions and knows nothing else.
+A task is made by `make(config)` of `jaxact/tasks/<name>/task.py`. There is no base class and no
+registry: the trainer calls these functions and knows nothing else.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Contract:
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """A finished run, its final test included: what `Task.conclude` sees."""
+    """A finished run, its final test included: what `Evaluation.conclude` sees."""
 
     split: str
     ids: Sequence[str]  # of the rows
@@ -219,8 +219,7 @@ def make(config: Any) -> Task:
     """The task that a config names: a wing of `jaxact/tasks`, or a dotted module name of the user's
     own.
 
-    Raises:
-      UserError: no such task.
+    Raises UserError: no such task.
     """
     name = config.task if "." in config.task else f"jaxact.tasks.{config.task}.task"
     try:

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     },
     "modes": {"config", "task", "atomic", "data", "evaluate", "exported", "ops.target", "train"},
     "packing": {"config", "data", "tasks"},  # lists of all systems name what goes into shards
-    "main": {"config", "train", "modes"},
+    "main": {"config", "atomic", "train", "modes"},
     "exported": {"config"},  # runs a model without any of its code
 }
 FLAX_ROOMS = ("models", "train")

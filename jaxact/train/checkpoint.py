@@ -5,11 +5,12 @@ read, and `progress` (step, opt_state). Orbax renames a finished folder into pla
 write leaves no broken checkpoint.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -76,8 +77,7 @@ class Checkpoints:
 
     def _set_broken_metrics_aside(self) -> None:
         """Moves away metrics that are no JSON: the manager would give up at the first of them."""
-        broken = self.folder.glob("*/metrics/metrics") if hosts.first() else ()
-        for path in broken:
+        for path in self.folder.glob("*/metrics/metrics") if hosts.first() else ():
             try:
                 json.loads(path.read_text())
             except ValueError as error:
@@ -97,7 +97,7 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts writing; raises UserError if this or the previous write failed (disk full)."""
         step = int(state.step)
-        try:
+        with self._writing(f"of step {step} "):
             if step in self.steps():
                 if metrics is None:
                     return
@@ -108,38 +108,35 @@ class Checkpoints:
             args = ocp.args.Composite(**items)
             self.manager.save(step, args=args, metrics=metrics or {}, force=True)
             self.manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            raise self._failed(step, error) from error
 
     def wait(self) -> None:
         """Waits until everything is on disk. Raises UserError if a write failed."""
-        try:
+        with self._writing():
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            raise self._failed(-1, error) from error
 
-    def _failed(self, step: int, error: Exception) -> UserError:
-        if isinstance(error, ValueError):
-            # What hosts agree on before they write fails if one of them is gone.
-            hosts.report_failure(error)
-        first = _first_line(error)
-        free = shutil.disk_usage(self.folder).free // 2**20
-        kept = self.manager.all_steps()
-        which = f"of step {step} " if step >= 0 else ""
-        return UserError(
-            f"checkpoint {which}could not be written to {self.folder} ({free} MiB free): {first}; "
-            f"kept: {sorted(kept) or 'none'}; free some space and run the same command again"
-        )
+    @contextlib.contextmanager
+    def _writing(self, which: str = "") -> Iterator[None]:
+        """Turns an error of the storage into one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                # What hosts agree on before they write fails if one of them is gone.
+                hosts.report_failure(error)
+            free = shutil.disk_usage(self.folder).free // 2**20
+            kept = sorted(self.manager.all_steps()) or "none"
+            raise UserError(
+                f"checkpoint {which}could not be written to {self.folder} ({free} MiB free): "
+                f"{_first_line(error)}; kept: {kept}; free some space and run the same command "
+                "again"
+            ) from error
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None when there is none.
 
-        Newer ones that cannot be read are then moved aside as `corrupt-<step>`.
-
-        Raises:
-          UserError: a checkpoint holds other arrays than this state, or none is readable; nothing
-            has been moved.
+        Newer ones that cannot be read are then moved aside as `corrupt-<step>`. Raises UserError,
+        and moves nothing: one holds other arrays than this state, or none is readable.
         """
         corrupt: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
@@ -203,12 +200,8 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """Step of the best checkpoint by the named metric, or None."""
-        names = (self.metric, self.maximise)
-        return hosts.agreed(lambda: best_of(self.folder, self.manager.all_steps(), *names))
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """The validation numbers stored with a checkpoint."""
-        return stored_metrics(self.folder / str(step))
+        how = (self.metric, self.maximise)
+        return hosts.agreed(lambda: best_of(self.folder, self.manager.all_steps(), *how))
 
     def close(self) -> None:
         """Waits for pending writes and frees the threads."""
@@ -264,11 +257,8 @@ def stored_metrics(folder: pathlib.Path) -> dict[str, float]:
 
 def best_of(folder: pathlib.Path, steps: Iterable[int], metric: str, maximise: bool) -> int | None:
     """The step of the best checkpoint by a metric, the newest of equals; None without numbers."""
-    scored = []
-    for step in steps:
-        value = stored_metrics(folder / str(step)).get(metric)
-        if value is not None:
-            scored.append((value if maximise else -value, step))
+    values = {step: stored_metrics(folder / str(step)).get(metric) for step in steps}
+    scored = [(v if maximise else -v, step) for step, v in values.items() if v is not None]
     return max(scored)[1] if scored else None
 
 

@@ -39,8 +39,7 @@ def results(
     so one part is in memory (and one on its way) however many there are. An example is left out if
     any of its parts could not be read.
     """
-    sums: Any = None
-    mask = np.ones(0, bool)
+    sums, mask = None, np.ones(0, bool)
     with contextlib.closing(batches):
         stream = ahead(batches, lambda b: (b, mesh.split(b, grid)))
         for number, (host, device) in enumerate(stream):
@@ -71,8 +70,7 @@ def evaluate(
     Metric pytrees are sums, so batches merge by addition; the task masks padding in them.
     """
     source = run.source(split) if source is None else source
-    merged, kept, ids = None, [], []
-    size = eval_size(run.config)
+    size, merged, kept, ids = eval_size(run.config), None, [], []
     mine = mesh.rows(run.mesh, size)
     stream = eval_batches(run.config, run.task, source, stage_data, split, size, rows=mine)
     for numbers, metrics, rows in results(program, variables, stream, run.mesh):
@@ -101,7 +99,6 @@ def say_views(task: Task) -> dict[str, dict[str, str]]:
         return {}
     workdir.say("views " + " | ".join(f"{name}: {text}" for name, text in texts.items()))
     if texts["val"] != texts["test"]:
-        workdir.say(
-            "warning: val and test see an example differently, so their scores do not compare"
-        )
+        different = "val and test see an example differently"
+        workdir.say(f"warning: {different}, so their scores do not compare")
     return {"views": texts}

@@ -32,31 +32,26 @@ def earlier_results(setup: Setup) -> dict[str, Any] | None:
 def finish(setup: Setup, reason: str, began: float) -> dict[str, Any]:
     """Final test with the best checkpoint; writes predictions, results.json and the report."""
     run, config = setup.run, setup.run.config
-    best = setup.checkpoints.best()
+    split, step, best = config.eval.split, int(setup.state.step), setup.checkpoints.best()
     variables, kind = best_variables(setup, best)
-    split = config.eval.split
     # What the validation that chose it was prepared with.
-    stage_data = (
-        setup.plan.rows[-1] if best is None else setup.plan.row(max(best - 1, 0))
-    ).stage_data
-    scores, rows, ids = evaluate(run, setup.programs[split], variables, split, stage_data)
-    step = int(setup.state.step)
+    row = setup.plan.rows[-1] if best is None else setup.plan.row(max(best - 1, 0))
+    scores, rows, ids = evaluate(run, setup.programs[split], variables, split, row.stage_data)
     if not any(row["split"] == split and row["step"] == step for row in setup.log.rows):
         setup.log.add(step, split, scores)
     shared = selection(run, setup.log.rows, ids)
-    tested = setup.checkpoints.folder / str(step if best is None else best)
-    record = predictions.made_with(
-        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.evaluation.views(split)
-    )
-    stored = run.workdir / "predictions" / f"{split}.npz"
-    predictions.write_predictions(stored, ids, rows, record)
+    checkpoints = setup.checkpoints.folder
+    tested = checkpoints / str(step if best is None else best)
+    own, views = mesh.own(variables, run.mesh), run.task.evaluation.views(split)
+    record = predictions.made_with(own, str(tested), run.workdir, views)
+    predictions.write_predictions(run.workdir / "predictions" / f"{split}.npz", ids, rows, record)
     results: dict[str, Any] = {
         "split": split,
         "scores": scores,
         **say_views(run.task),
         **({"selected_on_test": True} if shared else {}),
         "best_step": best,
-        "best_val": {} if best is None else setup.checkpoints.metrics(best),
+        "best_val": {} if best is None else checkpoint.stored_metrics(checkpoints / str(best)),
         "weights": kind,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(setup.state.params)),
         "examples_per_s": round(setup.progress.rate, 3),
@@ -74,7 +69,7 @@ def finish(setup: Setup, reason: str, began: float) -> dict[str, Any]:
         history=setup.log.rows,
         variables=variables,
         source=run.source(split),
-        stage_data=stage_data,
+        stage_data=row.stage_data,
         pictures=config.save.report,
     )
     extra = concluded(run, ending)
@@ -91,10 +86,7 @@ def finish(setup: Setup, reason: str, began: float) -> dict[str, Any]:
 
 
 def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -> int:
-    """Number of tested examples that the checkpoint was chosen on, with a warning if there are any.
-
-    A single validation chooses nothing.
-    """
+    """Number of tested examples that several validations chose the checkpoint on; warns of them."""
     count = sum(row["split"] == "val" for row in history)
     shared = len(set(ids) & set(run.source("val").ids)) if count > 1 else 0
     if shared:

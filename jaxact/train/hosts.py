@@ -82,11 +82,11 @@ def supervise(options: Mesh, workdir: pathlib.Path) -> None:
         where = json.loads(told)
         if joined:
             who = f"host 0 ({where[COORDINATOR]}), which all talk to, or one that the lines above"
-            speak(f"{who} name, is gone; {AGAIN}")
+            what = "name, is gone"
         else:
-            limit = f"within {options.start_timeout} s (config.mesh.start_timeout)"
-            absent = _absent(where, workdir / MEMBERS, begun - options.start_timeout)
-            speak(f"{absent} did not come {limit}; {AGAIN}")
+            who = _absent(where, workdir / MEMBERS, begun - options.start_timeout)
+            what = f"did not come within {options.start_timeout} s (config.mesh.start_timeout)"
+        speak(f"{who} {what}; {AGAIN}")
         code = LOST
     os._exit(code if code >= 0 else 128 - code)
 
@@ -109,43 +109,39 @@ def place(options: Mesh) -> dict[str, Any]:
     """Address of the coordinator, number of processes and own number, as JAX calls them.
 
     With `auto` also the device it may use, where Slurm or Open MPI counts processes of a node.
-
-    Raises:
-      UserError: the environment names no hosts.
-      SystemExit: it does, but they cannot be found (code 4).
+    Raises UserError where the environment names no hosts; exits with code 4 where it does, but they
+    cannot be asked.
     """
+    names = (COORDINATOR, "num_processes", "process_id", DEVICES)
     if options.hosts == "given":
         values: Any = (options.coordinator, options.processes, options.process, None)
-    else:
-        from jax._src.clusters import ClusterEnv
+        return dict(zip(names, values, strict=True))
+    from jax._src.clusters import ClusterEnv
 
-        known = os.environ.get("JAX_COORDINATOR_ADDRESS")
-        try:
-            values = ClusterEnv.auto_detect_unset_distributed_params(
-                known, None, None, None, None, options.start_timeout
-            )
-        except RuntimeError as error:
-            speak(f"config.mesh.hosts='auto': {str(error).splitlines()[0]}; {AGAIN}")
-            sys.exit(LOST)
-        if None in values[:3]:
-            raise UserError(
-                "config.mesh.hosts='auto', but nothing here says which hosts there are; allowed: "
-                "one, given with coordinator, processes and process, or auto under Slurm, Open "
-                "MPI, a TPU slice, or Kubernetes with the package kubernetes installed"
-            )
-        if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-            values = (*values[:3], None)  # JAX reads it by itself
-    return dict(zip((COORDINATOR, "num_processes", "process_id", DEVICES), values, strict=True))
+    known = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    try:
+        values = ClusterEnv.auto_detect_unset_distributed_params(
+            known, None, None, None, None, options.start_timeout
+        )
+    except RuntimeError as error:
+        speak(f"config.mesh.hosts='auto': {str(error).splitlines()[0]}; {AGAIN}")
+        sys.exit(LOST)
+    if None in values[:3]:
+        raise UserError(
+            "config.mesh.hosts='auto', but nothing here says which hosts there are; allowed: one, "
+            "given with coordinator, processes and process, or auto under Slurm, Open MPI, a TPU "
+            "slice, or Kubernetes with the package kubernetes installed"
+        )
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        values = (*values[:3], None)  # JAX reads it by itself
+    return dict(zip(names, values, strict=True))
 
 
 def begin(options: Mesh, workdir: pathlib.Path, saves: bool) -> None:
     """Joins the other processes, before any device is used.
 
     With `saves`, SIGTERM waits until `stopping` is asked; without, it ends the process at once.
-
-    Raises:
-      UserError: the environment names no hosts; the work dir cannot be made.
-      SystemExit: see `place`.
+    Raises as `place`, and UserError where the work dir cannot be made.
     """
     if options.hosts == "one":
         return
@@ -169,9 +165,9 @@ def begin(options: Mesh, workdir: pathlib.Path, saves: bool) -> None:
     )
     os.write(_heartbeat.pipe, b"joined")
     joined = distributed.global_state
+    _heartbeat.limit = float(options.timeout)
     _heartbeat.index, _heartbeat.count = joined.process_id, joined.num_processes
     _heartbeat.client = joined.client
-    _heartbeat.limit = float(options.timeout)
     _heartbeat.interval = min(max(_heartbeat.limit / 10, 0.2), 2.0)
     _heartbeat.client.key_value_set(f"{NAME}{_heartbeat.index}", socket.gethostname())
     _heartbeat.heard = time.monotonic()
@@ -206,9 +202,8 @@ def _watch() -> None:
                     code = int(line.rsplit(" ", 1)[1])
                     _lost(index, f"{line}; its own output says why", code)
             elif now - seen[index][1] > _heartbeat.limit:
-                _lost(
-                    index, f"gave no sign of life for {_heartbeat.limit:g} s (config.mesh.timeout)"
-                )
+                silent = f"{_heartbeat.limit:g} s (config.mesh.timeout)"
+                _lost(index, f"gave no sign of life for {silent}")
 
 
 def _listen(parent: int) -> None:
@@ -308,8 +303,7 @@ def agreed(find: Callable[[], Any]) -> Any:
 def stopping(step: int) -> bool:
     """Has a signal reached any host, and is this the step after which all stop?
 
-    The coordinator finds a step that none has passed; until a signal comes, asking costs nothing.
-    All must ask after every step.
+    All must ask after every step; until a signal comes, that costs nothing.
     """
     from jax.experimental import multihost_utils
 

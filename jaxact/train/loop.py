@@ -1,7 +1,6 @@
 """The training loop: fetch a batch, run the step, log, validate, save; at the end a final test.
 
-Whatever interrupts a training, the same command goes on from its newest checkpoint and ends with
-the same numbers.
+After an interruption the same command goes on from the newest checkpoint, to the same numbers.
 """
 
 import contextlib
@@ -24,8 +23,6 @@ from jaxact.train.evaluation import ahead, evaluate
 from jaxact.train.run import Run
 from jaxact.train.schedule import PlanRow
 from jaxact.train.setup import Diverged, Interrupted, Setup, open_setup
-
-__all__ = ["Diverged", "Interrupted", "Setup", "train"]
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -79,9 +76,11 @@ def train_steps(setup: Setup) -> str:
                 if save or setup.signal:  # a signal may have come meanwhile
                     setup.checkpoints.save(setup.state, scores)
                 if setup.signal:
-                    interrupt(setup, step)
-                reason = finished(setup) if validation else ""
-                if reason:
+                    setup.checkpoints.wait()
+                    left = "the same command goes on from there"
+                    workdir.say(f"saved step {step} of {plan.total}; {left}")
+                    raise Interrupted(setup.signal)
+                if validation and (reason := finished(setup)):
                     return reason
                 setup.progress.start()
             setup.progress.stop()
@@ -94,11 +93,9 @@ def device_batches(setup: Setup, row: PlanRow, first: int, end: int) -> Iterator
 
     Counts the seconds spent waiting for the host pipeline.
     """
-    run = setup.run
-    rows = mesh.rows(run.mesh, run.config.batch_size)
-    host = train_batches(
-        run.config, run.task, run.source("train"), row.stage_data, first, end, rows
-    )
+    run, rows = setup.run, mesh.rows(setup.run.mesh, setup.run.config.batch_size)
+    source = run.source("train")
+    host = train_batches(run.config, run.task, source, row.stage_data, first, end, rows)
 
     def read() -> Iterator[Batch]:
         while True:
@@ -155,8 +152,7 @@ def save_due(setup: Setup, step: int) -> bool:
 def log(setup: Setup, step: int) -> None:
     """Logs the steps since the last line: means of what was measured, the last schedule values.
 
-    Raises:
-      Diverged: one of the numbers is not finite.
+    Raises Diverged: one of the numbers is not finite.
     """
     rows = [
         finite(setup, number, {name: float(value) for name, value in metrics.items()})
@@ -204,14 +200,6 @@ def validate(setup: Setup, step: int, stage_data: StageData) -> dict[str, float]
     shown = " ".join(f"{k} {v:.4f}" for k, v in scores.items())
     workdir.say(f"val   {step}: {shown} ({len(ids)} examples, {time.monotonic() - begin:.1f} s)")
     return scores
-
-
-def interrupt(setup: Setup, step: int) -> None:
-    """Ends training after a signal, once the checkpoint of this step is on disk."""
-    setup.checkpoints.wait()
-    total = setup.plan.total
-    workdir.say(f"saved step {step} of {total}; the same command goes on from there")
-    raise Interrupted(setup.signal)
 
 
 @contextlib.contextmanager

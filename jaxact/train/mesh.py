@@ -20,10 +20,9 @@ BATCH = ("data", "fsdp")  # axes that a batch is split along
 
 
 def make_mesh(options: schema.Mesh | None = None) -> Mesh:
-    """All devices of all hosts. Auto axes: the compiler places the collectives.
+    """All devices of all hosts as data x fsdp x tensor; the compiler places the collectives.
 
-    Raises:
-      UserError: data x fsdp x tensor is not the number of devices.
+    Raises UserError: that product is not the number of devices.
     """
     options, devices = options or schema.Mesh(), jax.device_count()
     fixed = options.fsdp * options.tensor
@@ -58,10 +57,8 @@ def check_batch(size: int, mesh: Mesh, field: str) -> None:
     """Raises UserError where a batch does not split evenly over the devices."""
     count = shards(mesh)
     if size % count:
-        raise UserError(
-            f"config.{field}={size} does not split over {count} devices; "
-            f"allowed: multiples of {count}"
-        )
+        what = f"config.{field}={size} does not split over {count} devices"
+        raise UserError(f"{what}; allowed: multiples of {count}")
 
 
 def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
@@ -76,10 +73,7 @@ def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
 
 
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Puts the rows that this process read (`rows`) on its devices; returns at once.
-
-    The result is the global batch, sharded along b.
-    """
+    """The global batch, sharded along b, from the rows that this process read; returns at once."""
     place = batch_sharding(mesh)
     if not several(mesh):
         return jax.device_put(batch, place)
@@ -94,8 +88,7 @@ def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def place(tree: Any, places: Any) -> Any:
-    """Puts a tree on the devices by a tree of shardings; leaves are equal on all hosts, or global
-    already."""
+    """Puts a tree on the devices; its leaves are equal on all hosts, or global already."""
 
     def put(leaf: Any, where: NamedSharding) -> Any:
         if not several(where.mesh):

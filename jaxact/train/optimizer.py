@@ -36,11 +36,13 @@ class Groups:
         """Names of all groups that are not permanently frozen."""
         return frozenset(g.name for g in self.groups if not g.frozen)
 
+    def decay(self, group: Group) -> float:
+        """A group's own weight decay, or that of all groups."""
+        return self.config.weight_decay if group.weight_decay < 0 else group.weight_decay
+
     def transform(self, group: Group) -> optax.GradientTransformation:
         """Gradient -> direction, before the learning rate; torch's order of operations."""
-        optim = self.config
-        decay = optim.weight_decay if group.weight_decay < 0 else group.weight_decay
-        add_decay = optax.add_decayed_weights(decay)
+        optim, add_decay = self.config, optax.add_decayed_weights(self.decay(group))
         if optim.name == "sgd":
             if not optim.momentum:
                 return add_decay
@@ -77,17 +79,13 @@ class Groups:
 
     def text(self, params: Any) -> str:
         """Which parameters each group holds, for the log."""
-        flat = flatten(params)
         lines = []
         for group in self.groups:
-            leaves = self.select(flat, frozenset([group.name]))
-            count = sum(leaf.size for leaf in leaves.values())
-            decay = self.config.weight_decay if group.weight_decay < 0 else group.weight_decay
-            how = "frozen" if group.frozen else f"lr x{group.lr:g}, weight decay {decay:g}"
-            lines.append(
-                f"group {group.name} ({group.pattern}): {len(leaves)} arrays, "
-                f"{count:,} parameters, {how}"
-            )
+            leaves = self.select(flatten(params), frozenset([group.name])).values()
+            decay = f"weight decay {self.decay(group):g}"
+            how = "frozen" if group.frozen else f"lr x{group.lr:g}, {decay}"
+            held = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} parameters"
+            lines.append(f"group {group.name} ({group.pattern}): {held}, {how}")
         return "\n".join(lines)
 
 
@@ -98,15 +96,13 @@ def resolve_groups(optim: Optim, params: Any) -> Groups:
     """
     member: dict[str, str] = {}
     for path in flatten(params):
-        for group in optim.groups:
-            if re.search(group.pattern, path):
-                member[path] = group.name
-                break
-        else:
+        names = [group.name for group in optim.groups if re.search(group.pattern, path)]
+        if not names:
             raise UserError(
                 f"config.optim.groups: parameter {path!r} matches no pattern; "
                 "add a last group with '.*'"
             )
+        member[path] = names[0]
     for index, group in enumerate(optim.groups):
         if group.name not in member.values():
             raise UserError(

@@ -30,15 +30,14 @@ def start(run: Run, stage_data: Any, say: Callable[[str], None]) -> tuple[TrainS
 
     Of several checkpoints each fills what it holds, in their order.
     """
+    file, reports = run.workdir / "init_report.txt", []
     variables = drawn_variables(run, stage_data)
-    if run.config.init_from:
-        reports = []
-        for path in _paths(run.config.init_from):
-            variables, report = load_weights(run, path, variables)
-            reports.append(report)
-            say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
-        if hosts.first():
-            atomic.write_text(run.workdir / "init_report.txt", "\n\n".join(reports) + "\n")
+    for path in _paths(run.config.init_from):
+        variables, report = load_weights(run, path, variables)
+        reports.append(report)
+        say(f"{report.splitlines()[0]}; full report: {file}")
+    if reports and hosts.first():
+        atomic.write_text(file, "\n\n".join(reports) + "\n")
     variables = run.layout.place(variables)
     groups = optimizer.resolve_groups(run.config.optim, variables["params"])
 
@@ -66,8 +65,8 @@ def stage_data_of(run: Run, where: str) -> StageData:
 
 def _paths(listed: str) -> list[pathlib.Path]:
     """The paths of a comma-separated list; a path that exists may hold commas itself."""
-    if pathlib.Path(listed).exists():
-        return [pathlib.Path(listed)]
+    if not listed or pathlib.Path(listed).exists():
+        return [pathlib.Path(listed)] if listed else []
     return [pathlib.Path(part.strip()) for part in listed.split(",")]
 
 
@@ -86,10 +85,8 @@ def _from_ours(path: pathlib.Path, variables: Any, grow: Any) -> tuple[Any, str]
     """The arrays of a checkpoint that have the model's names and shapes, and a line for each."""
     item = checkpoint.read_weights(find_checkpoint(path))
     flat, wanted = flatten(stored_variables(item)), flatten(variables)
-    lines, loaded = [], {}
-    if grow is not None:
-        flat, notes = grow(flat, wanted)
-        lines += [f"note      {note}" for note in notes]
+    flat, notes = grow(flat, wanted) if grow is not None else (flat, ())
+    lines, loaded = [f"note      {note}" for note in notes], {}
     for name, leaf in wanted.items():
         if name not in flat:
             lines.append(f"missing   {name} {tuple(leaf.shape)}: keeps its initial value")
@@ -101,9 +98,8 @@ def _from_ours(path: pathlib.Path, variables: Any, grow: Any) -> tuple[Any, str]
             lines.append(f"loaded    {name} {tuple(leaf.shape)}")
     lines += [f"unused    {name}" for name in flat if name not in wanted]
     if not loaded:
-        raise UserError(
-            f"{path}: no array fits this model (first of its names: {next(iter(flat))})"
-        )
+        first = next(iter(flat))
+        raise UserError(f"{path}: no array fits this model (first of its names: {first})")
     head = f"{path}: {len(loaded)} of {len(wanted)} arrays loaded ({kind_of(item)} weights)"
     return unflatten({**wanted, **loaded}), "\n".join([head, *lines])
 

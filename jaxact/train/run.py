@@ -86,12 +86,11 @@ def _arguments(run: Run, stage_data: Any) -> Any:
     """Shapes of the arguments that the model is called with."""
     batch = abstract_batch(run.task, stage_data, "train", 1)
     hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in value_names(run.config)}
-    return jax.eval_shape(
-        lambda b, h, k: run.task.training.inputs(b, h, k, stage_data)[0],
-        batch,
-        hyper,
-        jax.random.key(0),
-    )
+
+    def arguments(batch: Any, hyper: Any, key: Any) -> Any:
+        return run.task.training.inputs(batch, hyper, key, stage_data)[0]
+
+    return jax.eval_shape(arguments, batch, hyper, jax.random.key(0))
 
 
 def value_names(config: Any) -> list[str]:
@@ -112,10 +111,7 @@ def initial_variables(run: Run, stage_data: Any) -> Any:
 
 
 def drawn_and_frozen(config: Config, groups: Groups, train: str, params: Any) -> str:
-    """A warning where the first stage trains (`train`) a small part of a network that is random.
-
-    "" where `config.init_from` fills it, or at least half of the parameters are trained.
-    """
+    """A warning where stage 0 (its `train`) fits less than half of a random network, or ""."""
     flat = state.flatten(params)
     trained = groups.select(flat, groups.active(train))
     fitted = sum(int(leaf.size) for leaf in trained.values())

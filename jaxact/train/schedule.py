@@ -210,8 +210,7 @@ def resolve(config: Any, per_epoch: int) -> Plan:
             require(starts[0] == 0, name, stage.start, '"0"')
         else:
             require(starts[i] > starts[i - 1], name, stage.start, "later than the row before it")
-    rows: list[PlanRow] = []
-    fields = _initial(config.stages[0])
+    rows, fields = [], _initial(config.stages[0])
     for i, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
         fields = _carry(config.stages[i], i, fields)
         if start < total:

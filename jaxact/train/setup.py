@@ -56,14 +56,9 @@ def open_setup(run: Run) -> Setup:
     for split in ("val", config.eval.split):
         run.source(split)  # what is wrong with it is said now, not after the first epoch
     make_folder(run.workdir)
-    checkpoints = checkpoint.Checkpoints(
-        run.workdir / "checkpoints",
-        config.save,
-        config.eval.metric,
-        config.eval.maximise,
-        workdir.say,
-        plan.steps(config.save.keep_every, "save.keep_every"),
-    )
+    folder, how = run.workdir / "checkpoints", (config.eval.metric, config.eval.maximise)
+    keep_every = plan.steps(config.save.keep_every, "save.keep_every")
+    checkpoints = checkpoint.Checkpoints(folder, config.save, *how, workdir.say, keep_every)
     state, groups = open_state(run, plan, checkpoints)
     # Only now: a work dir whose checkpoints do not fit keeps its files as they are.
     names = (run.task.training.classes, run.task.shipping.meanings)

@@ -85,13 +85,11 @@ class Layout:
 
     def bytes_of(self, tree: Any) -> int:
         """Bytes that a tree (arrays or their shapes) takes on each device."""
-        places = self.places(tree)
-        each = jax.tree.map(
-            lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-            tree,
-            places,
-        )
-        return sum(jax.tree.leaves(each))
+
+        def size(leaf: Any, place: NamedSharding) -> int:
+            return math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+        return sum(jax.tree.leaves(jax.tree.map(size, tree, self.places(tree))))
 
 
 def joined(path: Any) -> str:

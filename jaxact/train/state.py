@@ -11,7 +11,7 @@ Flat = dict[str, Any]  # "/"-joined path -> leaf
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a checkpoint holds. No random state, no functions, no configuration.
+    """Everything a checkpoint holds: no random state, no functions, no configuration.
 
     `opt_state` and `ema["params"]` leave out permanently frozen groups.
     """

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ Number = float | int
 def say(text: str) -> None:
     """Prints a line on standard error; standard output belongs to results.
 
-    Of several hosts only the first one prints, and it alone writes the files of this module.
+    Of several hosts only the first one prints, and only it writes the files of this module.
     """
     if hosts.first():
         print(text, file=sys.stderr, flush=True)
@@ -52,10 +52,7 @@ def versions() -> dict[str, str]:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events of a work dir; writes its config.json when it is made.
-
-    `rows` are the lines so far.
-    """
+    """metrics.jsonl (`rows`) and TensorBoard events of a work dir; writes its config.json first."""
 
     def __init__(
         self,
@@ -73,6 +70,7 @@ class MetricsLog:
         self.rows: list[dict[str, Any]] = []
 
     def _write_config(self, config: Any, names: dict[str, Any]) -> None:
+        """config.json with the versions; says what has changed since it was made."""
         path, now = self.workdir / "config.json", schema.as_dict(config)
         if before := recorded(path):
             for name, old, new in differences(before["config"], now):
@@ -90,14 +88,10 @@ class MetricsLog:
 
     def resume(self, step: int) -> None:
         """Keeps the rows up to a step: what comes after it is computed again."""
-        if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # half a line from a killed process: its step is computed again
-                if row["step"] <= step:
-                    self.rows.append(row)
+        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # half a line from a killed process
+                row = json.loads(line)
+                self.rows += [row] if row["step"] <= step else []
         if hosts.first():
             atomic.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
@@ -177,13 +171,12 @@ class Progress:
 
     def line(self, step: int, epoch: float, numbers: dict[str, Number]) -> str:
         """The log line of a step."""
-        rate = self.rate
-        left = (self.total - step) / max(rate / self.batch_size, 1e-9)
+        left = clock_text((self.total - step) / max(self.rate / self.batch_size, 1e-9))
         shown = " ".join(f"{k} {float(v):.4g}" for k, v in numbers.items())
+        waiting = 100 * self.waited / max(self.busy, 1e-9)
         return (
-            f"step {step}/{self.total} epoch {epoch:.2f} {shown} | {rate:.1f} examples/s, "
-            f"{100 * self.waited / max(self.busy, 1e-9):.0f} % waiting for input, "
-            f"{clock_text(left)} left"
+            f"step {step}/{self.total} epoch {epoch:.2f} {shown} | {self.rate:.1f} examples/s, "
+            f"{waiting:.0f} % waiting for input, {left} left"
         )
 
     @property
@@ -207,42 +200,6 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a JSON file whole or not at all; NumPy values become plain ones."""
     if hosts.first():
         atomic.write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
-
-
-@contextlib.contextmanager
-def lines(target: str) -> Iterator[Callable[[str], None]]:
-    """Gives a function that writes a line to a file, or ("-") to standard output.
-
-    The file is replaced at the end, after an error too, and stays as it was if there is no line.
-    Raises UserError: the file's folder does not exist.
-    """
-    if target == "-":
-        yield lambda line: print(line, flush=True)
-        return
-    path = pathlib.Path(target)
-    if not path.parent.is_dir():
-        raise schema.UserError(f"--output={target}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise schema.UserError(f"--output={target} is a folder; give a file")
-    plain = path.is_file() or not path.exists()  # not a device or a pipe
-    aside = atomic.draft(path) if plain else path
-    count = 0
-    with aside.open("w") as file:
-
-        def write(line: str) -> None:
-            nonlocal count
-            file.write(line + "\n")
-            file.flush()
-            count += 1
-
-        try:
-            yield write
-        finally:
-            file.close()
-            if plain and count:
-                aside.replace(path)
-            elif plain:
-                aside.unlink()
 
 
 def write_texts(folder: pathlib.Path, files: dict[str, str]) -> None:

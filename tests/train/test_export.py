@@ -37,8 +37,8 @@ def perturbed(run):
 
     def moved(path, leaf):
         leaf = np.asarray(leaf)
-        found = leaf * rng.uniform(0.8, 1.2, leaf.shape) + 0.02 * rng.normal(size=leaf.shape)
-        return (np.abs(found) + 0.1 if "var" in str(path[-1]) else found).astype(leaf.dtype)
+        shifted = leaf * rng.uniform(0.8, 1.2, leaf.shape) + 0.02 * rng.normal(size=leaf.shape)
+        return (np.abs(shifted) + 0.1 if "var" in str(path[-1]) else shifted).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(moved, fresh)
 
@@ -98,8 +98,8 @@ def test_every_tiny_recipe_exports(shipped, path):
     platforms = [name for row in contract["programs"] for name in row["platforms"]]
     assert sorted(platforms) == ["cpu", "cuda", "rocm", "tpu"]
     deal = export.contract_of(run, run.plan(1).rows[-1].stage_data)
-    found = exported.load(folder)(**export.random_inputs(deal, 2))
-    for name, array in found.items():
+    outputs = exported.load(folder)(**export.random_inputs(deal, 2))
+    for name, array in outputs.items():
         assert np.isfinite(array).all(), name
         assert not np.array_equal(array[0], array[1]), f"{name} does not depend on the input"
 
@@ -156,11 +156,11 @@ def test_logits_in_a_fresh_process_without_the_model(shipped, tmp_path):
     want = {**{f"{name}_logits": array for name, array in heads.items()}, "scores": scores}
     assert want.keys() == contract["outputs"].keys()
     for file, size in zip(files, (1, 5), strict=True):
-        found = np.load(f"{file}.out")
-        assert set(found.files) == {"ids", *want}
-        assert found["ids"].tolist() == ["clip"] * size
+        outputs = np.load(f"{file}.out")
+        assert set(outputs.files) == {"ids", *want}
+        assert outputs["ids"].tolist() == ["clip"] * size
         for name, array in want.items():
-            np.testing.assert_allclose(found[name], array[:size], rtol=0, atol=1e-5)
+            np.testing.assert_allclose(outputs[name], array[:size], rtol=0, atol=1e-5)
 
 
 def test_the_contract_says_what_the_config_does(shipped):
@@ -234,9 +234,9 @@ def test_both_forms_agree(shipped):
     weights = state.flatten(variables)
     with target.traced_for("tpu"):
         other = jax.jit(export.function_of(run, deal))(weights, batch)
-    found = exported.load(folder)(**batch)
+    outputs = exported.load(folder)(**batch)
     for name, array in other.items():
-        np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(outputs[name], array, rtol=0, atol=1e-5)
 
 
 def test_nothing_else_looks_at_the_platform():
@@ -289,8 +289,8 @@ def test_inputs_that_are_not_what_the_contract_says(toy, arrays, said):
 
 
 def changed(contract, **fields):
-    found = json.loads(contract.read_text())
-    contract.write_text(json.dumps({**found, **fields}))
+    content = json.loads(contract.read_text())
+    contract.write_text(json.dumps({**content, **fields}))
 
 
 def test_inputs_of_different_lengths(shipped):
@@ -419,9 +419,9 @@ def test_the_command_of_an_artefact(toy, tmp_path, capsys):
     np.savez(tmp_path / "in.npz", x=x, ids=np.array(["p", "q"]), label=np.array([0, 1]))
     out = tmp_path / "out.npz"
     assert exported.main([str(toy[2]), f"--input={tmp_path / 'in.npz'}", f"--output={out}"]) == 0
-    found = np.load(out)
-    assert found["ids"].tolist() == ["p", "q"] and found["label"].tolist() == [0, 1]
-    np.testing.assert_array_equal(found["output"], exported.load(toy[2])(x=x)["output"])
+    scored = np.load(out)
+    assert scored["ids"].tolist() == ["p", "q"] and scored["label"].tolist() == [0, 1]
+    np.testing.assert_array_equal(scored["output"], exported.load(toy[2])(x=x)["output"])
     (tmp_path / "bad.npz").write_bytes(b"PK no zip")
     capsys.readouterr()
     for source, said in (("none.npz", "does not exist"), ("bad.npz", "is no .npz file")):

@@ -34,10 +34,10 @@ def test_every_record_once_an_epoch_and_filled_up_from_its_start(records, batch)
     assert order.per_epoch % batch == 0
     assert order.per_epoch == schedule.epoch_steps(records, batch) * batch
     for number in range(3):
-        found = epoch(order, number)
-        assert sorted(found[:records]) == list(range(records))
-        rest = found[records:]
-        assert rest == (found[:records] * batch)[: len(rest)]
+        numbers = epoch(order, number)
+        assert sorted(numbers[:records]) == list(range(records))
+        rest = numbers[records:]
+        assert rest == (numbers[:records] * batch)[: len(rest)]
 
 
 def test_epochs_and_seeds_differ():
@@ -86,8 +86,8 @@ def toy(split="train", **changes):
     return Toy(config, task, source, rows[0].stage_data)
 
 
-def batches(found: Toy, start: int, end: int):
-    return list(train_batches(found.config, found.task, found.source, found.stage, start, end))
+def batches(made: Toy, start: int, end: int):
+    return list(train_batches(made.config, made.task, made.source, made.stage, start, end))
 
 
 def same(one, other):
@@ -100,28 +100,28 @@ def same(one, other):
 
 
 def test_a_batch_holds_what_the_task_promises():
-    found = toy()
-    batch = batches(found, 0, 1)[0]
-    shapes = found.task.training.shapes(found.stage, "train")
+    made = toy()
+    batch = batches(made, 0, 1)[0]
+    shapes = made.task.training.shapes(made.stage, "train")
     assert batch.keys() == {"id", "mask", *shapes}
     for name, (shape, dtype) in shapes.items():
         assert batch[name].shape == (8, *shape) and batch[name].dtype == dtype
     assert batch["id"].dtype == np.int32 and batch["mask"].dtype == bool and batch["mask"].all()
-    np.testing.assert_array_equal(batch["label"], found.source.labels[batch["id"]])
+    np.testing.assert_array_equal(batch["label"], made.source.labels[batch["id"]])
 
 
 def test_the_tail_needs_no_head():
     """Steps [a, b) are the end of [0, b), across epochs, randomness included."""
-    found = toy()
-    whole = batches(found, 0, 14)
+    made = toy()
+    whole = batches(made, 0, 14)
     for start in (1, 5, 6, 13):
-        same(batches(found, start, 14), whole[start:])
-    assert batches(found, 9, 9) == []
+        same(batches(made, start, 14), whole[start:])
+    assert batches(made, 9, 9) == []
 
 
 def test_the_same_record_is_seen_differently_every_time():
-    found = toy(data__examples=8)
-    first, second = batches(found, 0, 2)
+    made = toy(data__examples=8)
+    first, second = batches(made, 0, 2)
     assert sorted(first["id"]) == sorted(second["id"]) == list(range(8))
     for record in range(8):
         one, other = first["x"][first["id"] == record], second["x"][second["id"] == record]
@@ -147,8 +147,8 @@ def test_processes_change_nothing(workers):
 
 
 def test_a_weighted_sampler_of_the_task():
-    found = toy(stages=(blobs.Stage(sampler="skewed"),))
-    labels = np.concatenate([batch["label"] for batch in batches(found, 0, 12)])
+    made = toy(stages=(blobs.Stage(sampler="skewed"),))
+    labels = np.concatenate([batch["label"] for batch in batches(made, 0, 12)])
     assert (labels == 0).mean() > 0.9
     labels = np.concatenate([batch["label"] for batch in batches(toy(), 0, 6)])
     assert np.bincount(labels[:42]).tolist() == [14, 14, 14]
@@ -158,11 +158,11 @@ def test_unreadable_examples_stop_or_are_masked_out(capfd):
     with pytest.raises(UserError, match="blob 3 cannot be read"):
         batches(toy(data__broken=3), 0, 6)
     whole = batches(toy(), 0, 6)
-    found = batches(toy(data__broken=3, input__broken="skip"), 0, 6)
+    read = batches(toy(data__broken=3, input__broken="skip"), 0, 6)
     told = capfd.readouterr()
     assert "blob 3 cannot be read" in told.err and not told.out
     hits = 0
-    for wanted, batch in zip(whole, found, strict=True):
+    for wanted, batch in zip(whole, read, strict=True):
         broken = wanted["id"] == 3
         hits += broken.sum()
         np.testing.assert_array_equal(batch["mask"], ~broken)
@@ -177,8 +177,8 @@ def test_unreadable_examples_stop_or_are_masked_out(capfd):
 
 @pytest.mark.parametrize(("count", "size"), [(21, 8), (16, 8), (3, 8), (21, 1)])
 def test_evaluation_sees_every_example_once_in_order(count, size):
-    found = toy("val", data__held_out=count)
-    all_of_it = eval_batches(found.config, found.task, found.source, found.stage, "val", size)
+    made = toy("val", data__held_out=count)
+    all_of_it = eval_batches(made.config, made.task, made.source, made.stage, "val", size)
     all_of_it = list(all_of_it)
     assert all(batch["x"].shape == (size, 8) for batch in all_of_it)
     ids = np.concatenate([batch["id"] for batch in all_of_it])
@@ -190,10 +190,10 @@ def test_evaluation_sees_every_example_once_in_order(count, size):
 
 
 def test_evaluation_does_not_depend_on_the_batch_size():
-    found = toy("val")
+    made = toy("val")
 
     def read(size):
-        stream = eval_batches(found.config, found.task, found.source, found.stage, "val", size)
+        stream = eval_batches(made.config, made.task, made.source, made.stage, "val", size)
         return np.concatenate([batch["x"][batch["mask"]] for batch in stream])
 
     np.testing.assert_array_equal(read(8), read(5))

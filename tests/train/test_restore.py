@@ -23,8 +23,8 @@ def test_used_inputs():
         return doubled["a"] + 1, batch["c"], rest[0] * 0
 
     inputs = dict.fromkeys("dcba", np.float32(1))
-    found, rest = used_inputs(function, inputs, (jax.ShapeDtypeStruct((2,), jnp.float32),))
-    assert found == {"a": True, "b": False, "c": True, "d": False} and rest == (True,)
+    used, rest = used_inputs(function, inputs, (jax.ShapeDtypeStruct((2,), jnp.float32),))
+    assert used == {"a": True, "b": False, "c": True, "d": False} and rest == (True,)
 
 
 def test_used_inputs_looks_into_calls_and_rounds():
@@ -44,8 +44,8 @@ def test_used_inputs_looks_into_calls_and_rounds():
     named = "".join(n for n, used in used_inputs(lambda x: both(x)["left"], x)[0].items() if used)
     assert named == "ab"
     for part, wanted in ((0, "ab"), (1, "c")):
-        found = used_inputs(lambda x, part=part: rounds(x)[part], x)[0]
-        assert "".join(name for name, used in found.items() if used) == wanted
+        leaves = used_inputs(lambda x, part=part: rounds(x)[part], x)[0]
+        assert "".join(name for name, used in leaves.items() if used) == wanted
 
 
 def opened(tmp_path, **model):

@@ -1,8 +1,10 @@
-"""Names for files that are written aside and renamed when they are whole."""
+"""Files that appear whole or not at all: written under another name, then renamed."""
 
+import contextlib
 import pathlib
 import socket
 import uuid
+from collections.abc import Iterator
 
 
 def draft(path: pathlib.Path) -> pathlib.Path:
@@ -12,3 +14,21 @@ def draft(path: pathlib.Path) -> pathlib.Path:
     so it is drawn; the host's name in it tells whose a file is that was never renamed.
     """
     return path.with_name(f".{path.stem}.{socket.gethostname()}.{uuid.uuid4().hex}{path.suffix}")
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a name to write to, which becomes `path` at the end; after an error it is deleted."""
+    aside = draft(path)
+    try:
+        yield aside
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file (UTF-8) whole or not at all, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ Durations are text: `"80 epochs"`, `"500 steps"`, `"10%"` (of the whole training
 
 import dataclasses
 import difflib
+import functools
 import json
 import pathlib
 import re
@@ -107,8 +108,7 @@ class Optim:
     milestones: tuple[str, ...] = ()  # step: durations at which lr is multiplied
     gamma: float = 0.1  # step: by this factor
     clip: float = field(0.0, least=0, names={0: "off"})  # global gradient norm
-    # Micro-batches per step; BN statistics are per micro-batch.
-    accumulate: int = field(1, least=1)
+    accumulate: int = field(1, least=1)  # micro-batches per step; BN statistics are of each
     # Decay of the moving average of params and BN statistics.
     ema: float = field(0.0, least=0, below=1, names={0: "off"})
     ema_warmup: bool = False  # decay = min(ema, (1 + step) / (10 + step))
@@ -123,8 +123,7 @@ class Eval:
 
     every: str = "1 epochs"  # duration between validations
     first: str = "0"  # no validation before this
-    # What --mode=eval and the end of training use.
-    split: str = field("test", choices=("val", "test"))
+    split: str = field("test", choices=("val", "test"))  # for --mode=eval and the end of training
     batch_size: int = 0  # global; 0 = batch_size
     metric: str = "top1"  # the number that chooses the best checkpoint and stops early
     maximise: bool = True  # is more better?
@@ -150,21 +149,18 @@ class Input:
     """How the host feeds the device."""
 
     threads: int = field(2, least=1)  # reading threads in each process
-    # Worker processes; 0 = threads of this process only.
-    workers: int = field(0, least=0)
+    workers: int = field(0, least=0)  # worker processes; 0 = threads of this process only
     prefetch: int = field(2, least=1)  # batches read ahead
-    # An unreadable example ends the run, or is masked out.
-    broken: str = field("stop", choices=("stop", "skip"))
+    broken: str = field("stop", choices=("stop", "skip"))  # an unreadable example; skip masks it
 
 
 @dataclasses.dataclass
 class Mesh:
     """The devices as a grid data x fsdp x tensor, and the processes that hold them."""
 
-    # Ways of copies, each with its part of the batch.
+    # Copies, each with its part of the batch.
     data: int = field(0, least=0, names={0: "all devices left"})
-    # Ways that parameters, optimiser state and average are split; a batch too.
-    fsdp: int = field(1, least=1)
+    fsdp: int = field(1, least=1)  # ways that parameters, optimiser state, average, batch are split
     tensor: int = field(1, least=1)  # ways that heads and MLPs of a vision transformer are split
     min_size: int = field(65536, least=1)  # numbers; smaller arrays are not split by fsdp
     # given: by the three below; auto: Slurm, a TPU ... tell them.
@@ -172,17 +168,15 @@ class Mesh:
     coordinator: str = ""  # given: host:port of process 0
     processes: int = 0  # given
     process: int = -1  # given: number of this one, from 0
-    # s that processes wait for each other at the start.
-    start_timeout: int = field(300, least=1)
-    # s without a sign of life after which a process counts as lost.
-    timeout: int = field(60, least=2)
+    start_timeout: int = field(300, least=1)  # s that processes wait for each other at the start
+    timeout: int = field(60, least=2)  # s without a sign of life after which a process is lost
 
 
 @dataclasses.dataclass
 class Config:
     """One run. A task extends this with `model`, `data` and its kind of `stages`."""
 
-    task: str = ""  # a file in jaxact/tasks, or the dotted name of a module of yours
+    task: str = ""  # a folder of jaxact/tasks, or the dotted name of a module of yours
     seed: int = 0  # every random draw is a function of (seed, step)
     length: str = "1 epochs"  # duration of the training
     batch_size: int = field(32, least=1)  # examples per step, over all devices and hosts
@@ -237,12 +231,12 @@ def reached(config: Any) -> tuple[Any, ...]:
 
 
 def carried(stages: Any, name: str) -> list[Any]:
-    """A data or shape field row by row: what a row leaves out is as in the row before it."""
+    """A data or shape field stage by stage: what a stage leaves out is as in the one before it."""
     fields = {field.name: field for field in dataclasses.fields(stages[0])}
-    found = [fields[name].metadata["initial"]]
-    for row in stages:
-        found.append(getattr(row, name) or found[-1])
-    return found[1:]
+    values = [fields[name].metadata["initial"]]
+    for stage in stages:
+        values.append(getattr(stage, name) or values[-1])
+    return values[1:]
 
 
 # ------------------------------------------------------------------------------------- validation
@@ -250,12 +244,10 @@ def carried(stages: Any, name: str) -> list[Any]:
 
 def one_of(config: Any, field: str, *allowed: str) -> None:
     """The named field (dotted) must be one of the given texts."""
-    found = config
-    for part in field.split("."):
-        found = getattr(found, part)
-    close = difflib.get_close_matches(str(found), allowed, 1)
+    value = functools.reduce(getattr, field.split("."), config)
+    close = difflib.get_close_matches(str(value), allowed, 1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
-    require(found in allowed, field, found, ", ".join(allowed) + hint)
+    require(value in allowed, field, value, ", ".join(allowed) + hint)
 
 
 def validate(config: Config) -> None:
@@ -263,8 +255,7 @@ def validate(config: Config) -> None:
 
     A task checks in `make` what goes together in its own fields.
 
-    Raises:
-      UserError: naming the field, its value and what is allowed.
+    Raises UserError: naming the field, its value and what is allowed.
     """
     check(config)
     optim = config.optim

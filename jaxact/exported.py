@@ -46,8 +46,8 @@ class Exported:
         """
         given = {name: np.asarray(array) for name, array in arrays.items()}
         _check(self.contract["inputs"], given)
-        found = self._program(self._weights, given)
-        return {name: np.asarray(array) for name, array in found.items()}
+        outputs = self._program(self._weights, given)
+        return {name: np.asarray(array) for name, array in outputs.items()}
 
 
 def load(folder: str | pathlib.Path) -> Exported:
@@ -73,17 +73,17 @@ def _contract(folder: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{folder} is no exported model (it has no contract.json)")
     try:
-        found = json.loads(path.read_text())
+        contract = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or found.get("format") != FORMAT:
-        was = found.get("format") if isinstance(found, dict) else None
+    if not isinstance(contract, dict) or contract.get("format") != FORMAT:
+        was = contract.get("format") if isinstance(contract, dict) else None
         raise UserError(f"{path}: format {was!r} is not known here; allowed: {FORMAT}")
     wanted = ("classes", "inputs", "outputs", "programs", "weights", "sha256", "versions")
     for name in wanted:
-        if name not in found:
-            raise UserError(f"{path} has no entry {name!r}; it holds {', '.join(found)}")
-    return found
+        if name not in contract:
+            raise UserError(f"{path} has no entry {name!r}; it holds {', '.join(contract)}")
+    return contract
 
 
 def _verified(folder: pathlib.Path, contract: dict[str, Any], name: str) -> bytes:
@@ -164,9 +164,9 @@ def run(folder: str, source: str, destination: str) -> int:
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"--input={path} is no .npz file of plain arrays: {error}") from None
     along = {name: arrays.pop(name) for name in PASSED_ON if name in arrays}
-    found: dict[str, Any] = {**along, **model(**arrays)}
+    scored: dict[str, Any] = {**along, **model(**arrays)}
     with out.open("wb") as file:  # savez would add a suffix to a bare name
-        np.savez(file, **found)
+        np.savez(file, **scored)
     return len(next(iter(arrays.values())))
 
 

@@ -107,8 +107,7 @@ def field(default: Any, **rule: Any) -> Any:
 def require(ok: bool, name: str, value: Any, rule: str) -> None:
     """One-line error for a field (dotted name) whose value is not allowed.
 
-    Raises:
-      UserError: `ok` is False.
+    Raises UserError: `ok` is False.
     """
     if not ok:
         raise UserError(f"config.{name}={value!r} is not allowed; allowed: {rule}")
@@ -126,8 +125,7 @@ def rule_of(schema: type, name: str) -> Allowed | None:
 def check(node: Any, path: str = "") -> None:
     """Every value below a config has its field's type and is one that its field allows.
 
-    Raises:
-      UserError: naming the first that does not.
+    Raises UserError: naming the first that does not.
     """
     for item in dataclasses.fields(node):
         value, name = getattr(node, item.name), f"{path}{item.name}"

@@ -3,6 +3,8 @@
 python -m jaxact.main --config=configs/x3d.py:tiny --workdir=runs/tiny [--config.field=value ...]
 """
 
+import contextlib
+import dataclasses
 import difflib
 import errno
 import json
@@ -11,17 +13,21 @@ import pathlib
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
+from jaxact import atomic
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
 
 # Exit codes that all hosts come to at the same step: done, diverged, interrupted.
 TOGETHER = (0, 3, 128 + signal.SIGTERM)
+IN_WORKDIR = ("train", "eval")  # modes that need --workdir; they run on several hosts too
+FROM_CHECKPOINT = ("predict", "export")  # modes that need --workdir or --checkpoint
 MODES = ("train", "eval", "predict", "check", "bench", "export", "ensemble")
 
 FLAGS = flags.FLAGS
@@ -64,8 +70,7 @@ SPLIT = flags.DEFINE_string("split", "test", "ensemble: val | test: the predicti
 def parse(arguments: list[str]) -> None:
     """Reads the flags.
 
-    Raises:
-      UserError: an unknown flag or field, a value of the wrong type.
+    Raises UserError: an unknown flag or field, a value of the wrong type.
     """
     try:
         rest = FLAGS(arguments)
@@ -94,82 +99,123 @@ def unknown_field(arguments: list[str], error: Exception) -> str:
 
 def field_names(node: object, path: str = "") -> list[str]:
     """Dotted names of all fields of nested dataclasses, stages and groups with their index."""
-    import dataclasses
-
-    found: list[str] = []
+    names: list[str] = []
     if dataclasses.is_dataclass(node):
         for field in dataclasses.fields(node):
             name = f"{path}.{field.name}" if path else field.name
-            found += [name, *field_names(getattr(node, field.name), name)]
+            names += [name, *field_names(getattr(node, field.name), name)]
     elif isinstance(node, tuple):
         for index, item in enumerate(node):
             if dataclasses.is_dataclass(item):
-                found += field_names(item, f"{path}[{index}]")
-    return found
+                names += field_names(item, f"{path}[{index}]")
+    return names
 
 
 def run() -> int:
     """One call for the mode that the flags name; returns the exit code."""
-    if MODE.value == "ensemble":
-        return ensemble()
+    mode = MODE.value
+    if mode == "ensemble":
+        ensemble()
+        return 0
     config = loaded_config()
     schema.validate(config)
-    mode = MODE.value
-    if config.mesh.hosts != "one" and mode not in ("train", "eval"):
+    if config.mesh.hosts != "one" and mode not in IN_WORKDIR:
         raise UserError(
             f"config.mesh.hosts={config.mesh.hosts!r} with --mode={mode}; allowed: one "
             "(only train and eval run on several hosts)"
         )
-    if not WORKDIR.value and (
-        mode in ("train", "eval") or (mode in ("predict", "export") and not CHECKPOINT.value)
-    ):
+    given = WORKDIR.value or (CHECKPOINT.value and mode in FROM_CHECKPOINT)
+    if not given and mode in IN_WORKDIR + FROM_CHECKPOINT:
         raise UserError(f"--workdir is missing; --mode={mode} needs a folder")
     workdir = pathlib.Path(WORKDIR.value or ".")
-    hosts.keep(config.mesh, workdir)
+    hosts.supervise(config.mesh, workdir)
     # Imported late, so that a misspelt flag is answered at once.
-    from jaxact.modes import bench, check, evaluate, export, predict
+    from jaxact.modes import bench, check, evaluate, predict
     from jaxact.train import loop
     from jaxact.train.run import open_run
-    from jaxact.train.workdir import lines
 
+    calls: dict[str, Callable[[Any], Any]] = {
+        "train": loop.train,
+        "eval": lambda opened: show(evaluate.evaluate_split(opened, CHECKPOINT.value)),
+        "predict": predict_input,
+        "check": check.check,
+        "bench": lambda opened: show(bench.bench(opened, STEPS.value)),
+        "export": export_model,
+    }
     hosts.begin(config.mesh, workdir, saves=mode == "train")
-    if mode in ("predict", "export"):
+    if mode in FROM_CHECKPOINT:
         config = predict.with_names(config, workdir, CHECKPOINT.value)
-    opened = open_run(config, workdir, RESUME.value)
-    if mode == "train":
-        loop.train(opened)
-    elif mode == "eval":
-        found = evaluate.evaluate_split(opened, CHECKPOINT.value)
-        if hosts.first():
-            print(json.dumps(found, indent=1))
-    elif mode == "predict":
-        if not INPUT.value:
-            raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
-        request = predict.Request(
-            INPUT.value,
-            POSES.value,
-            WINDOW.value,
-            STRIDE.value,
-            TOP.value,
-            RENDER.value,
-            RENDER_SIZE.value,
-        )
-        with lines(OUTPUT.value) as emit:
-            predict.predict(opened, CHECKPOINT.value, request, emit)
-    elif mode == "export":
-        if OUTPUT.value == "-":
-            raise UserError("--output is missing; --mode=export needs a new folder")
-        output = pathlib.Path(OUTPUT.value)
-        contract = export.export(opened, CHECKPOINT.value, output, BATCH.value)
-        print(json.dumps({"output": str(output), **contract["self_check"]}, indent=1))
-    elif mode == "check":
-        check.check(opened)
-    else:
-        print(json.dumps(bench.bench(opened, STEPS.value), indent=1))
+    calls[mode](open_run(config, workdir, RESUME.value))
     return 0
 
 
-def ensemble() -> int:
+def show(results: dict[str, Any]) -> None:
+    """Prints results as JSON, on the first host."""
+    if hosts.first():
+        print(json.dumps(results, indent=1))
+
+
+def predict_input(opened: Any) -> None:
+    """--mode=predict with its flags."""
+    from jaxact.modes import predict
+
+    if not INPUT.value:
+        raise UserError("--input is missing; --mode=predict needs a file, a folder or a list")
+    fields = (INPUT, POSES, WINDOW, STRIDE, TOP, RENDER, RENDER_SIZE)  # of Request, in its order
+    values: list[Any] = [flag.value for flag in fields]
+    request = predict.Request(*values)
+    with output_lines(OUTPUT.value) as emit:
+        predict.predict(opened, CHECKPOINT.value, request, emit)
+
+
+@contextlib.contextmanager
+def output_lines(target: str) -> Iterator[Callable[[str], None]]:
+    """Gives a function that writes a line to a file, or ("-") to standard output.
+
+    The file is replaced at the end, after an error too, and stays as it was if there is no line.
+    Raises UserError: the file's folder does not exist.
+    """
+    if target == "-":
+        yield lambda line: print(line, flush=True)
+        return
+    path = pathlib.Path(target)
+    if not path.parent.is_dir():
+        raise UserError(f"--output={target}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"--output={target} is a folder; give a file")
+    plain = path.is_file() or not path.exists()  # not a device or a pipe
+    aside = atomic.draft(path) if plain else path
+    count = 0
+    with aside.open("w") as file:
+
+        def write(line: str) -> None:
+            nonlocal count
+            file.write(line + "\n")
+            file.flush()
+            count += 1
+
+        try:
+            yield write
+        finally:
+            file.close()
+            if plain and count:
+                aside.replace(path)
+            elif plain:
+                aside.unlink()
+
+
+def export_model(opened: Any) -> None:
+    """--mode=export with its flags."""
+    from jaxact.modes import export
+
+    if OUTPUT.value == "-":
+        raise UserError("--output is missing; --mode=export needs a new folder")
+    output = pathlib.Path(OUTPUT.value)
+    contract = export.export(opened, CHECKPOINT.value, output, BATCH.value)
+    show({"output": str(output), **contract["self_check"]})
+
+
+def ensemble() -> None:
     """Fuses stored predictions; no config, no model, no data."""
     from jaxact.modes import ensemble
     from jaxact.train.workdir import say
@@ -180,7 +226,6 @@ def ensemble() -> int:
         raise UserError("--workdir is missing; --mode=ensemble needs a folder for the fused scores")
     request = ensemble.request(RUNS.value, WEIGHTS.value, SEARCH.value, SPACE.value, SPLIT.value)
     print(ensemble.ensemble(request, pathlib.Path(WORKDIR.value)))
-    return 0
 
 
 def loaded_config() -> schema.Config:
@@ -196,7 +241,7 @@ def loaded_config() -> schema.Config:
 
 
 def cache_compilations() -> None:
-    """Compiled programs are kept in $JAXACT_CACHE (default ~/.cache/jaxact), apart for each JAX."""
+    """Keeps compiled programs in $JAXACT_CACHE (default ~/.cache/jaxact), for each JAX version."""
     import jax
 
     root = os.environ.get("JAXACT_CACHE") or os.path.expanduser("~/.cache/jaxact")
@@ -206,11 +251,11 @@ def cache_compilations() -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs, on several hosts together with the others; returns the exit code."""
+    """Runs the command; on several hosts it ends with the others. Returns the exit code."""
     try:
         code = outcome(arguments)
     except BaseException as error:
-        hosts.blame(error)
+        hosts.report_failure(error)
         if not hosts.several():
             raise
         traceback.print_exc()
@@ -224,16 +269,13 @@ def outcome(arguments: list[str]) -> int:
         parse(arguments)
         cache_compilations()
         from jaxact.modes.export import Unequal
-        from jaxact.train.loop import Diverged, Interrupted
+        from jaxact.train.setup import Diverged, Interrupted
 
         try:
             return run()
-        except Unequal as error:
+        except (Unequal, Diverged) as error:
             print(f"error: {error}", file=sys.stderr)
-            return 1
-        except Diverged as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 3
+            return 1 if isinstance(error, Unequal) else 3
         except Interrupted as error:
             return 128 + error.number
     except UserError as error:

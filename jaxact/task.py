@@ -1,7 +1,7 @@
 """The Task record: everything the trainer needs to know of a system, as plain functions.
 
-A task is made by one file, `jaxact/tasks/<name>/task.py`, with `make(config) -> Task`. There is no
-base class and no registry: the trainer calls these functions and knows nothing else.
+A task is made by `make(config)` of `jaxact/tasks/<name>/task.py`. There is no base class and no
+registry: the trainer calls these functions and knows nothing else.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Contract:
 
 @dataclasses.dataclass(frozen=True)
 class Ending:
-    """A finished run, its final test included: what `Task.conclude` sees."""
+    """A finished run, its final test included: what `Evaluation.conclude` sees."""
 
     split: str
     ids: Sequence[str]  # of the rows
@@ -170,7 +170,7 @@ class Prediction:
     """Example -> the recording that it is a part of. `predict` gives `describe` the rows [n, ...]
     of all parts of a recording, neighbours in the source, and prints one line. None = whole."""
     render: Callable[[Any, Any, list[dict[str, Any]], int], None] | None = None
-    """(example, path, pieces, side px) -> writes a video with what was found drawn in. A piece has
+    """(example, path, pieces, side px) -> writes a video with the predictions drawn in. A piece has
     start and end (s) and what `describe` gives; they tile the recording. A task whose examples are
     parts of recordings gets the first part and one piece."""
     drawn: str = ".mp4"
@@ -219,8 +219,7 @@ def make(config: Any) -> Task:
     """The task that a config names: a wing of `jaxact/tasks`, or a dotted module name of the user's
     own.
 
-    Raises:
-      UserError: no such task.
+    Raises UserError: no such task.
     """
     name = config.task if "." in config.task else f"jaxact.tasks.{config.task}.task"
     try:

@@ -117,11 +117,11 @@ def test_evaluation(tiny, clips, tmp_path):
     results = json.loads((workdir / "results.json").read_text())
     flags = ("--mode=eval", f"--checkpoint={workdir}")
     ended = command.trained(TINY, *command.data(clips), f"--workdir={tmp_path}", *flags)
-    found = json.loads(ended.out)
-    assert found["split"] == "test" and found["examples"] == 8
-    assert found["checkpoint"] == str(workdir / "checkpoints" / "2")
-    assert found["scores"] == pytest.approx(results["scores"], rel=1e-6)
-    assert json.loads((tmp_path / "eval_test.json").read_text()) == found
+    printed = json.loads(ended.out)
+    assert printed["split"] == "test" and printed["examples"] == 8
+    assert printed["checkpoint"] == str(workdir / "checkpoints" / "2")
+    assert printed["scores"] == pytest.approx(results["scores"], rel=1e-6)
+    assert json.loads((tmp_path / "eval_test.json").read_text()) == printed
     one, other = (np.load(d / "predictions" / "test.npz") for d in (workdir, tmp_path))
     assert one["origin_checkpoint"] == "checkpoints/2"
     assert other["origin_checkpoint"] == str(workdir / "checkpoints" / "2")
@@ -141,10 +141,10 @@ def test_evaluation_of_one_checkpoint(tiny, clips, tmp_path):
     """Fewer views, and the weights after the first step, whose learning rate was 0."""
     one = tiny[0] / "checkpoints" / "1"
     flags = ("--mode=eval", f"--checkpoint={one}", "--config.eval.split=val")
-    found = json.loads(
+    printed = json.loads(
         command.trained(TINY, *command.data(clips), f"--workdir={tmp_path}", *flags).out
     )
-    assert found["split"] == "val" and found["checkpoint"] == str(one)
+    assert printed["split"] == "val" and printed["checkpoint"] == str(one)
     assert (tmp_path / "predictions" / "val.npz").is_file()
 
 
@@ -164,10 +164,10 @@ def test_prediction_of_a_pose_list(tiny, clips, tmp_path):
         lines.append(json.dumps(record))
     listed.write_text("\n".join(lines))
     flags = ("--mode=predict", f"--workdir={tiny[0]}", f"--input={listed}")
-    found = [json.loads(line) for line in command.trained(TINY, *flags).out.splitlines()]
-    assert [row["id"] for row in found] == [f"my test{k:04d}" for k in range(3)]
+    printed = [json.loads(line) for line in command.trained(TINY, *flags).out.splitlines()]
+    assert [row["id"] for row in printed] == [f"my test{k:04d}" for k in range(3)]
     stored = np.load(tiny[0] / "predictions" / "test.npz")["scores"][:3]
-    for row, scores in zip(found, stored, strict=True):
+    for row, scores in zip(printed, stored, strict=True):
         best = row["top"]
         assert [t["class"] for t in best] == np.argsort(-scores, kind="stable")[:5].tolist()
         assert row["probability"] == pytest.approx(scores.max(), rel=1e-4)
@@ -197,17 +197,17 @@ def test_check_without_data_prints_all_the_same(tmp_path):
 
 def test_bench(tiny, clips):
     ended = command.trained(TINY, *command.data(clips), "--mode=bench", "--bench_steps=2")
-    found = json.loads(ended.out)
-    assert found["batch_size"] == 4 and found["shapes"]["rgb"] == [4, 2, 32, 32, 3]
+    printed = json.loads(ended.out)
+    assert printed["batch_size"] == 4 and printed["shapes"]["rgb"] == [4, 2, 32, 32, 3]
     for name in (
         *("compile_s", "device_steps_per_s", "device_examples_per_s", "peak_device_bytes"),
         *("pipeline_examples_per_s", "end_to_end_examples_per_s", "parameters"),
     ):
-        assert found[name] > 0, name
-    assert found["device_step_ms"]["min"] <= found["device_step_ms"]["median"]
+        assert printed[name] > 0, name
+    assert printed["device_step_ms"]["min"] <= printed["device_step_ms"]["median"]
 
 
 def test_bench_without_data_measures_the_device():
-    found = json.loads(command.trained(*ONE_STREAM, "--mode=bench", "--bench_steps=1").out)
-    assert found["device_examples_per_s"] > 0
-    assert "pipeline_examples_per_s" not in found and "annotations" in found["note"]
+    printed = json.loads(command.trained(*ONE_STREAM, "--mode=bench", "--bench_steps=1").out)
+    assert printed["device_examples_per_s"] > 0
+    assert "pipeline_examples_per_s" not in printed and "annotations" in printed["note"]

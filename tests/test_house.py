@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "modes": {"config", "task", "atomic", "data", "evaluate", "exported", "ops.target", "train"},
     # The annotation files of all systems name what goes into shards.
     "packing": {"config", "atomic", "data", "tasks"},
-    "main": {"config", "train", "modes"},
+    "main": {"config", "atomic", "train", "modes"},
     "exported": {"config"},  # runs a model without any of its code
     "manual": {"config", "fields"},  # reads the wings' config modules by their names
 }
@@ -275,3 +275,75 @@ def test_every_config_field_is_read():
     ]
     assert len(schemas()) >= 11
     assert not dead, f"config fields that nothing reads: {', '.join(dead)}"
+
+
+# ------------------------------------------------------------------------- rooms and plain words
+
+# At most so many files in a flat room; what is larger wants a wing or another room.
+FILES_IN_A_ROOM = 22
+LINES_IN_ALL = 27_500
+LINES_IN_A_FUNCTION = 60
+# Functions that are longer, and why.
+LONG: dict[str, str] = {}
+# Words that the package no longer uses, and what it says instead.
+RENAMED = {
+    "purpose": "split",
+    "retouch": "augment",
+    "photometry": "color",
+    "perturb": "pose_augment",
+    "footage": "frames",
+    "lettering": "drawing",
+    "drafts": "atomic",
+    "puppet": "stick_figure",
+    "journal": "workdir, metrics log",
+    "provenance": "predictions",
+    "keeper": "Heartbeat",
+    "blame": "report_failure",
+    "view_of": "stage_data_of",
+    "last_view": "last_stage_data",
+    "open_fit": "open_setup",
+}
+# Says nothing of what it holds; a sentence may still need it ("no file was found").
+FOUND = 60
+
+
+def test_rooms_are_small():
+    rooms = {path.parent for path in FILES}
+    sizes = {str(room.relative_to(ROOT)): len(list(room.glob("*.py"))) for room in rooms}
+    crowded = {name: size for name, size in sizes.items() if size > FILES_IN_A_ROOM}
+    assert not crowded
+
+
+def test_every_room_says_what_lives_there():
+    for path in PACKAGE.rglob("__init__.py"):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        assert text.count(".") >= 2, f"{path.relative_to(ROOT)}: two or three sentences"
+
+
+def test_functions_are_short():
+    long = {}
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                if lines > LINES_IN_A_FUNCTION:
+                    long[f"{path.relative_to(PACKAGE).as_posix()}:{node.name}"] = lines
+    assert long.keys() == LONG.keys(), long
+
+
+def test_the_package_stays_readable():
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= LINES_IN_ALL
+
+
+@pytest.mark.parametrize("word", sorted(RENAMED))
+def test_a_word_that_was_given_up_stays_away(word):
+    pattern = re.compile(rf"\b{word}s?\b", re.IGNORECASE)
+    for path in (*FILES, *sorted((ROOT / "configs").glob("*.py"))):
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            where = f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+            assert not pattern.search(line), f"{where}\nsay: {RENAMED[word]}"
+
+
+def test_names_say_what_they_hold():
+    lines = [line for path in FILES for line in path.read_text().splitlines()]
+    assert sum(bool(re.search(r"\bfound\b", line)) for line in lines) < FOUND

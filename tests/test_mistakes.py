@@ -89,7 +89,7 @@ def stopped(*flags):
         (("--config=configs/x4d.py",), ["configs/x4d.py", "does not exist"]),
         ((), ["--config is missing"]),
     ],
-    ids=lambda found: " ".join(found)[-40:] if found and isinstance(found[0], str) else "none",
+    ids=lambda case: " ".join(case)[-40:] if case and isinstance(case[0], str) else "none",
 )
 def test_command_line(refused, flags, said, tmp_path):
     error = refused(*flags, f"--workdir={tmp_path / 'run'}")
@@ -184,7 +184,7 @@ def nine_names(content):
         (None, ("--config.data.skeleton=coco71",), ["coco71", "coco17"]),
         (None, ("--config.model.coarse=0,1",), ["config.model.coarse", "each of the 8"]),
     ],
-    ids=lambda found: found.__name__ if callable(found) else None,
+    ids=lambda case: case.__name__ if callable(case) else None,
 )
 def test_annotations(refused, clips, tmp_path, change, flags, said):
     where = changed(clips, tmp_path, change or (lambda content: None))

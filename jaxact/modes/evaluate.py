@@ -26,7 +26,7 @@ def evaluate_split(run: Run, where: str) -> dict[str, Any]:
     stored = run.workdir / "predictions" / f"{split}.npz"
     before = predictions.stored(stored)
     own = mesh.own(variables, run.mesh)
-    made = predictions.of(own, origin, run.workdir, run.task.evaluation.views(split))
+    made = predictions.made_with(own, origin, run.workdir, run.task.evaluation.views(split))
     if before.weights and before != made:
         say(f"{stored}: was made with {before.text()}, is replaced with {made.text()}")
     write_predictions(stored, ids, rows, made)

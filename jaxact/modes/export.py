@@ -22,7 +22,7 @@ from jaxact.config import UserError
 from jaxact.ops import target
 from jaxact.task import Contract, Port
 from jaxact.train import restore, schedule, state, workdir
-from jaxact.train.restore import reaching, stage_data_of
+from jaxact.train.restore import stage_data_of, used_inputs
 from jaxact.train.run import Run
 
 # file -> (platforms, the one that it is traced for). Some operations have another form on CPU.
@@ -127,7 +127,7 @@ def contract_of(run: Run, stage_data: Any) -> Contract:
         return run.task.training.inputs({**rest, **batch}, {}, None, None)[0]
 
     abstract = {name: jax.ShapeDtypeStruct((1, *s), d) for name, (s, d) in free.items()}
-    used = [name for name, reaches in reaching(arguments, abstract)[0].items() if reaches]
+    used = [name for name, needed in used_inputs(arguments, abstract)[0].items() if needed]
     return Contract(
         inputs={
             name: Port(free[name][0], np.dtype(free[name][1]), "as the recipe's data have it")

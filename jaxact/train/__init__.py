@@ -1,1 +1,1 @@
-"""State and step, optimiser groups, schedule, loop, checkpoint, mesh."""
+"""The trainer: from a config to a trained state on disk. It knows a system only by its `Task`."""

@@ -1,25 +1,27 @@
-"""Checkpoints on disk: the newest ones, the best ones, written in the background, never half.
+"""Checkpoints on disk: the newest and the best ones, written in the background, whole or not.
 
 A checkpoint has two items: `weights` (params, model_state, ema), which evaluation and other runs
-read, and `progress` (step, opt_state). Orbax renames a finished directory into place, so a killed
+read, and `progress` (step, opt_state). Orbax renames a finished folder into place, so a killed
 write leaves no broken checkpoint.
 """
 
+import contextlib
 import functools
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
-from orbax.checkpoint import checkpoint_managers
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, EveryNSteps, LatestN
 
 from jaxact.config import Save, UserError
 from jaxact.train import hosts
+from jaxact.train.sharding import joined
 from jaxact.train.state import TrainState
 
 ITEMS = ("weights", "progress")
@@ -28,11 +30,11 @@ UNREADABLE = (ValueError, OSError, KeyError, TypeError)
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, but only the training loop asks JAX whether a signal has come."""
+    """Orbax's manager, but only the training loop asks JAX whether a signal has come."""
 
     def reached_preemption(self, step: int) -> bool:
-        # Its writing thread would ask about the step that is being written. JAX takes the step
-        # asked about for where this host is, so all might stop at one that it has passed.
+        # The writing thread would ask about the step that is being written. JAX takes that for the
+        # step this host is at, so all hosts might agree to stop at one that this has passed.
         return False
 
 
@@ -48,19 +50,17 @@ class Checkpoints:
         say: Callable = print,
         keep_every: int = 0,
     ):
-        """`keep_every`: steps; checkpoints of its multiples are never deleted (0 = no such)."""
+        """`keep_every`: checkpoints of its multiples, in steps, are never deleted (0 = none)."""
         self.folder, self.say, self.metric, self.maximise = folder.absolute(), say, metric, maximise
 
         def score(metrics: Any) -> float:
             return float((metrics or {}).get(metric, -float("inf") if maximise else float("inf")))
 
-        policies = checkpoint_managers
-        wanted: list[Any] = [
-            policies.LatestN(save.latest),
-            policies.BestN(n=save.best, get_metric_fn=score, reverse=not maximise),
+        kept: list[Any] = [
+            LatestN(save.latest),
+            BestN(n=save.best, get_metric_fn=score, reverse=not maximise),
         ]
-        wanted += [policies.EveryNSteps(keep_every)] if keep_every else []
-        keep = policies.AnyPreservationPolicy(wanted)
+        kept += [EveryNSteps(keep_every)] if keep_every else []
         self._set_broken_metrics_aside()
         self.manager = _Manager(
             self.folder,
@@ -68,7 +68,7 @@ class Checkpoints:
                 # Without best_fn the manager does not write metrics at all.
                 best_fn=score,
                 best_mode="max" if maximise else "min",
-                preservation_policy=keep,
+                preservation_policy=AnyPreservationPolicy(kept),
                 enable_async_checkpointing=True,
             ),
             # Named here, so that a manager that has saved nothing yet can read their metadata.
@@ -76,17 +76,19 @@ class Checkpoints:
         )
 
     def _set_broken_metrics_aside(self) -> None:
-        """The manager reads all of them at once and gives up at one that is no JSON."""
-        broken = self.folder.glob("*/metrics/metrics") if hosts.first() else ()
-        for path in broken:
+        """Moves away metrics that are no JSON: the manager would give up at the first of them."""
+        for path in self.folder.glob("*/metrics/metrics") if hosts.first() else ():
             try:
                 json.loads(path.read_text())
             except ValueError as error:
-                aside = self.folder / f"corrupt-{path.parts[-3]}-metrics"
-                shutil.rmtree(aside, ignore_errors=True)
-                path.parent.rename(aside)
-                self.say(f"{path} is corrupt ({_first_line(error)}); moved to {aside}")
+                self._set_aside(path.parent, f"{path.parts[-3]}-metrics", str(path), error)
         hosts.meet()
+
+    def _set_aside(self, folder: pathlib.Path, name: str, what: str, reason: Any) -> None:
+        aside = self.folder / f"corrupt-{name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+        self.say(f"{what} is corrupt ({_first_line(reason)}); moved to {aside}")
 
     def steps(self) -> list[int]:
         """Finished checkpoints, oldest first, as the first host sees them."""
@@ -95,76 +97,68 @@ class Checkpoints:
     def save(self, state: TrainState, metrics: dict[str, float] | None = None) -> None:
         """Starts writing; raises UserError if this or the previous write failed (disk full)."""
         step = int(state.step)
-        try:
+        with self._writing(f"of step {step} "):
             if step in self.steps():
                 if metrics is None:
                     return
                 self.manager.wait_until_finished()
                 self.manager.delete(step)
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    **{name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-                ),
-                metrics=metrics or {},  # None makes the manager warn each time
-                force=True,
-            )
+            items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+            # Metrics of None make the manager warn each time.
+            args = ocp.args.Composite(**items)
+            self.manager.save(step, args=args, metrics=metrics or {}, force=True)
             self.manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            raise self._failed(step, error) from error
 
     def wait(self) -> None:
-        """Until everything is on disk."""
-        try:
+        """Waits until everything is on disk. Raises UserError if a write failed."""
+        with self._writing():
             self.manager.wait_until_finished()
             self.manager.check_for_errors()
-        except (OSError, ValueError) as error:
-            raise self._failed(-1, error) from error
 
-    def _failed(self, step: int, error: Exception) -> UserError:
-        if isinstance(error, ValueError):
-            hosts.blame(error)  # what hosts agree on before they write fails if one is gone
-        first = _first_line(error)
-        free = shutil.disk_usage(self.folder).free // 2**20
-        kept = self.manager.all_steps()
-        which = f"of step {step} " if step >= 0 else ""
-        return UserError(
-            f"checkpoint {which}could not be written to {self.folder} ({free} MiB free): {first}; "
-            f"kept: {sorted(kept) or 'none'}; free some space and run the same command again"
-        )
+    @contextlib.contextmanager
+    def _writing(self, which: str = "") -> Iterator[None]:
+        """Turns an error of the storage into one line."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError):
+                # What hosts agree on before they write fails if one of them is gone.
+                hosts.report_failure(error)
+            free = shutil.disk_usage(self.folder).free // 2**20
+            kept = sorted(self.manager.all_steps()) or "none"
+            raise UserError(
+                f"checkpoint {which}could not be written to {self.folder} ({free} MiB free): "
+                f"{_first_line(error)}; kept: {kept}; free some space and run the same command "
+                "again"
+            ) from error
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest readable checkpoint, or None when there is none.
 
-        Newer ones that cannot be read are then moved aside as `corrupt-<step>`.
-
-        Raises:
-          UserError: a checkpoint holds other arrays than this state, or none is readable; nothing
-            has been moved.
+        Newer ones that cannot be read are then moved aside as `corrupt-<step>`. Raises UserError,
+        and moves nothing: one holds other arrays than this state, or none is readable.
         """
         corrupt: list[tuple[int, str]] = []
         for step in reversed(self.steps()):
             reason = hosts.agreed(functools.partial(self._fault, step, state))
             try:
-                found = None if reason else self._read(step, state)
+                restored = None if reason else self._read(step, state)
             except UNREADABLE as error:
                 if hosts.several():  # the others may have read it
-                    hosts.blame(error)
+                    hosts.report_failure(error)
                     raise
-                reason = _first_line(error)
-            if found is None:
+                restored, reason = None, _first_line(error)
+            if restored is None:
                 corrupt.append((step, reason))
                 continue
             hosts.meet()  # all have read what they are about to lose
             for number, reason in corrupt if hosts.first() else ():
-                aside = self.folder / f"corrupt-{number}"
-                shutil.rmtree(aside, ignore_errors=True)
-                (self.folder / str(number)).rename(aside)
-                self.say(f"checkpoint {number} is corrupt ({reason}); moved to {aside}")
+                folder = self.folder / str(number)
+                self._set_aside(folder, str(number), f"checkpoint {number}", reason)
             hosts.meet()
             if corrupt:
                 self.manager.reload()
-            return found
+            return restored
         if corrupt:
             raise UserError(
                 f"no checkpoint in {self.folder} can be read ({corrupt[0][0]}: {corrupt[0][1]}); "
@@ -183,53 +177,31 @@ class Checkpoints:
         return ""
 
     def _read(self, step: int, state: TrainState) -> TrainState:
-        def abstract(tree: Any) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
-            )
-
-        found = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{
-                    name: ocp.args.StandardRestore(abstract(tree))
-                    for name, tree in _items(state).items()
-                }
-            ),
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _items(state)
         )
-        kept, moved = found["weights"], found["progress"]
-        if int(moved["step"]) != step:
-            raise ValueError(f"holds step {int(moved['step'])}")
-        return TrainState(
-            moved["step"],
-            kept["params"],
-            kept["model_state"],
-            moved["opt_state"],
-            kept["ema"],
-        )
+        wanted = {name: ocp.args.StandardRestore(tree) for name, tree in shapes.items()}
+        items = self.manager.restore(step, args=ocp.args.Composite(**wanted))
+        fields = {**items["weights"], **items["progress"]}
+        if int(fields["step"]) != step:
+            raise ValueError(f"holds step {int(fields['step'])}")
+        return TrainState(**fields)
 
     def _compare(self, step: int, state: TrainState) -> None:
         """One line instead of a long storage error where the model or the optimiser has changed."""
         items = self.manager.item_metadata(step)
         for item, tree in _items(state).items():
-            saved = items[item]
-            was, now = _shapes(getattr(saved, "tree", saved)), _shapes(tree)
-            for path in sorted(now.keys() | was.keys()):
-                if was.get(path) != now.get(path):
-                    raise UserError(
-                        f"checkpoint {self.folder / str(step)} does not fit this config: {path} is "
-                        f"{was.get(path, 'absent')} there and {now.get(path, 'absent')} here; use "
-                        "the config it was trained with, another --workdir, or config.init_from"
-                    )
+            saved = getattr(items[item], "tree", items[item])
+            if what := difference(saved, tree):
+                raise UserError(
+                    f"checkpoint {self.folder / str(step)} does not fit this config: {what}; use "
+                    "the config it was trained with, another --workdir, or config.init_from"
+                )
 
     def best(self) -> int | None:
         """Step of the best checkpoint by the named metric, or None."""
-        names = (self.metric, self.maximise)
-        return hosts.agreed(lambda: best_of(self.folder, self.manager.all_steps(), *names))
-
-    def metrics(self, step: int) -> dict[str, float]:
-        """The validation numbers stored with a checkpoint."""
-        return stored_metrics(self.folder / str(step))
+        how = (self.metric, self.maximise)
+        return hosts.agreed(lambda: best_of(self.folder, self.manager.all_steps(), *how))
 
     def close(self) -> None:
         """Waits for pending writes and frees the threads."""
@@ -239,27 +211,23 @@ class Checkpoints:
 
 def _items(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds, by item."""
-    return {
-        "weights": {
-            "params": state.params,
-            "model_state": state.model_state,
-            "ema": state.ema,
-        },
-        "progress": {"step": state.step, "opt_state": state.opt_state},
-    }
+    weights = {"params": state.params, "model_state": state.model_state, "ema": state.ema}
+    return {"weights": weights, "progress": {"step": state.step, "opt_state": state.opt_state}}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Joined path -> shape, of a state or of what the storage tells of one."""
+def difference(saved: Any, wanted: Any) -> str:
+    """The first array that two trees do not have in one shape, in words, or ""."""
+    old, new = (
+        {joined(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(tree)}
+        for tree in (saved, wanted)
+    )
+    for path in sorted(new.keys() | old.keys()):
+        if old.get(path) != new.get(path):
+            return f"{path} is {old.get(path, 'absent')} there and {new.get(path, 'absent')} here"
+    return ""
 
-    def name(key: Any) -> str:
-        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
 
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(name, path)): tuple(leaf.shape) for path, leaf in flat}
-
-
-def _first_line(error: Exception) -> str:
+def _first_line(error: Any) -> str:
     return (str(error).strip().splitlines() or [repr(error)])[0][:160]
 
 
@@ -289,11 +257,8 @@ def stored_metrics(folder: pathlib.Path) -> dict[str, float]:
 
 def best_of(folder: pathlib.Path, steps: Iterable[int], metric: str, maximise: bool) -> int | None:
     """The step of the best checkpoint by a metric, the newest of equals; None without numbers."""
-    scored = []
-    for step in steps:
-        value = stored_metrics(folder / str(step)).get(metric)
-        if value is not None:
-            scored.append((value if maximise else -value, step))
+    values = {step: stored_metrics(folder / str(step)).get(metric) for step in steps}
+    scored = [(v if maximise else -v, step) for step, v in values.items() if v is not None]
     return max(scored)[1] if scored else None
 
 

@@ -16,13 +16,13 @@ from jaxact.train.step import EvalStep
 
 
 def ahead(batches: Iterator[Any], put: Any) -> Iterator[Any]:
-    """Keeps one batch on its way to the device while the one before it is computed."""
+    """Yields `put(batch)` of each batch; the next one is on its way to the device already."""
     last = None
     for batch in batches:
-        found = put(batch)
+        sent = put(batch)
         if last is not None:
             yield last
-        last = found
+        last = sent
     if last is not None:
         yield last
 
@@ -35,17 +35,16 @@ def results(
 ) -> Iterator[tuple[np.ndarray, Any, dict[str, np.ndarray]]]:
     """(ids i32[n], metrics, rows [n, ...]) of the real examples of each batch.
 
-    `program.parts` batches in a row are parts of the same examples: their outputs are added up, so
-    that one part is in memory (and one on its way) however many there are. An example of which any
-    part could not be read is left out.
+    `program.parts` successive batches are parts of the same examples. Their outputs are added up,
+    so one part is in memory (and one on its way) however many there are. An example is left out if
+    any of its parts could not be read.
     """
-    sums: Any = None
-    mask = np.ones(0, bool)
+    sums, mask = None, np.ones(0, bool)
     with contextlib.closing(batches):
         stream = ahead(batches, lambda b: (b, mesh.split(b, grid)))
         for number, (host, device) in enumerate(stream):
             part = number % program.parts
-            mask = host["mask"] if part == 0 else mask & host["mask"]
+            mask = np.asarray(host["mask"] if part == 0 else mask & host["mask"])
             if program.parts == 1:
                 metrics, rows = program.whole(variables, device)
             else:
@@ -60,9 +59,7 @@ def results(
                 ours = mesh.split({"id": numbers, "mask": mask}, grid)
                 metrics, rows, all_of = mesh.whole((metrics, rows, ours), grid)
                 numbers, mask = np.asarray(all_of["id"]), np.asarray(all_of["mask"])
-            real = np.asarray(mask)
-            found = {name: np.asarray(array)[real] for name, array in rows.items()}
-            yield numbers[real], metrics, found
+            yield numbers[mask], metrics, {k: np.asarray(array)[mask] for k, array in rows.items()}
 
 
 def evaluate(
@@ -70,12 +67,10 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, np.ndarray], list[str]]:
     """(scores, rows [n, ...] in the order of the source, ids) of one split.
 
-    Metric pytrees are sums, so batches merge by addition; padding is masked by the task and dropped
-    here.
+    Metric pytrees are sums, so batches merge by addition; the task masks padding in them.
     """
     source = run.source(split) if source is None else source
-    merged, kept, ids = None, [], []
-    size = eval_size(run.config)
+    size, merged, kept, ids = eval_size(run.config), None, [], []
     mine = mesh.rows(run.mesh, size)
     stream = eval_batches(run.config, run.task, source, stage_data, split, size, rows=mine)
     for numbers, metrics, rows in results(program, variables, stream, run.mesh):
@@ -89,21 +84,21 @@ def evaluate(
 
 
 def view_texts(task: Task) -> dict[str, str]:
-    """How val and test see an example, in words; {} where the task has no views to speak of."""
-    found = {split: task.evaluation.views(split) for split in ("val", "test")}
-    return found if any(found.values()) else {}
+    """How val and test see an example, in words; {} where the task does not say."""
+    texts = {split: task.evaluation.views(split) for split in ("val", "test")}
+    return texts if any(texts.values()) else {}
 
 
 def say_views(task: Task) -> dict[str, dict[str, str]]:
-    """Prints both view specifications on one line, with a warning where they differ.
+    """Prints the views of val and test on one line, with a warning where they differ.
 
-    Returns {"views": ...} for the results, or {} where the task has none to speak of.
+    Returns {"views": texts} for the results, or {} where the task does not say.
     """
-    found = view_texts(task)
-    if found:
-        workdir.say("views " + " | ".join(f"{name}: {text}" for name, text in found.items()))
-        if found["val"] != found["test"]:
-            workdir.say(
-                "warning: val and test see an example differently, so their scores do not compare"
-            )
-    return {"views": found} if found else {}
+    texts = view_texts(task)
+    if not texts:
+        return {}
+    workdir.say("views " + " | ".join(f"{name}: {text}" for name, text in texts.items()))
+    if texts["val"] != texts["test"]:
+        different = "val and test see an example differently"
+        workdir.say(f"warning: {different}, so their scores do not compare")
+    return {"views": texts}

@@ -14,50 +14,47 @@ from jaxact.train import state as states
 from jaxact.train.evaluation import evaluate, say_views
 from jaxact.train.restore import stored_variables
 from jaxact.train.run import Run
-from jaxact.train.setup import Fit
+from jaxact.train.setup import Setup
 
 
-def earlier_results(fit: Fit) -> dict[str, Any] | None:
-    """results.json of this very step: the training was complete before."""
-    path = fit.run.workdir / "results.json"
+def earlier_results(setup: Setup) -> dict[str, Any] | None:
+    """What results.json holds if it is of this very step: the training was complete before."""
+    path = setup.run.workdir / "results.json"
     if not path.is_file():
         return None
     results = json.loads(path.read_text())
-    if results["steps"] != int(fit.state.step):
+    if results["steps"] != int(setup.state.step):
         return None
     workdir.say(f"already complete ({results['stop_reason']}); see {path}, or use --mode=eval")
     return results
 
 
-def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
+def finish(setup: Setup, reason: str, began: float) -> dict[str, Any]:
     """Final test with the best checkpoint; writes predictions, results.json and the report."""
-    run, config = fit.run, fit.run.config
-    best = fit.files.best()
-    variables, kind = best_variables(fit, best)
-    split = config.eval.split
-    # As the validation that chose it saw its examples.
-    stage_data = (fit.plan.rows[-1] if best is None else fit.plan.row(max(best - 1, 0))).stage_data
-    scores, rows, ids = evaluate(run, fit.programs[split], variables, split, stage_data)
-    step = int(fit.state.step)
-    if not any(row["split"] == split and row["step"] == step for row in fit.book.rows):
-        fit.book.add(step, split, scores)
-    shared = selection(run, fit.book.rows, ids)
-    tested = fit.files.folder / str(step if best is None else best)
-    origin = predictions.of(
-        mesh.own(variables, run.mesh), str(tested), run.workdir, run.task.evaluation.views(split)
-    )
-    stored = run.workdir / "predictions" / f"{split}.npz"
-    predictions.write_predictions(stored, ids, rows, origin)
+    run, config = setup.run, setup.run.config
+    split, step, best = config.eval.split, int(setup.state.step), setup.checkpoints.best()
+    variables, kind = best_variables(setup, best)
+    # What the validation that chose it was prepared with.
+    row = setup.plan.rows[-1] if best is None else setup.plan.row(max(best - 1, 0))
+    scores, rows, ids = evaluate(run, setup.programs[split], variables, split, row.stage_data)
+    if not any(row["split"] == split and row["step"] == step for row in setup.log.rows):
+        setup.log.add(step, split, scores)
+    shared = selection(run, setup.log.rows, ids)
+    checkpoints = setup.checkpoints.folder
+    tested = checkpoints / str(step if best is None else best)
+    own, views = mesh.own(variables, run.mesh), run.task.evaluation.views(split)
+    record = predictions.made_with(own, str(tested), run.workdir, views)
+    predictions.write_predictions(run.workdir / "predictions" / f"{split}.npz", ids, rows, record)
     results: dict[str, Any] = {
         "split": split,
         "scores": scores,
         **say_views(run.task),
         **({"selected_on_test": True} if shared else {}),
         "best_step": best,
-        "best_val": fit.files.metrics(best) if best is not None else {},
+        "best_val": {} if best is None else checkpoint.stored_metrics(checkpoints / str(best)),
         "weights": kind,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(fit.state.params)),
-        "examples_per_s": round(fit.progress.rate, 3),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(setup.state.params)),
+        "examples_per_s": round(setup.progress.rate, 3),
         "wall_s": round(time.monotonic() - began, 1),
         "steps": step,
         "stop_reason": reason,
@@ -69,10 +66,10 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
         rows=rows,
         scores=scores,
         best_val=results["best_val"],
-        history=fit.book.rows,
+        history=setup.log.rows,
         variables=variables,
         source=run.source(split),
-        stage_data=stage_data,
+        stage_data=row.stage_data,
         pictures=config.save.report,
     )
     extra = concluded(run, ending)
@@ -81,7 +78,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
     workdir.say(f"{split} ({kind} weights of step {best}): {shown}")
     if config.save.report and hosts.first():
         page = run.workdir / "report.html"
-        summary.write_report(page, run, results, fit.book.rows, rows, ids, extra.figures)
+        summary.write_report(page, run, results, setup.log.rows, rows, ids, extra.figures)
         workdir.say(f"report: {page}")
     # Last: where it exists, everything else does.
     workdir.write_json(run.workdir / "results.json", results)
@@ -89,10 +86,7 @@ def finish(fit: Fit, reason: str, began: float) -> dict[str, Any]:
 
 
 def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -> int:
-    """How many of the tested examples the checkpoint was chosen on; one line where there are any.
-
-    Nothing is chosen by a single validation.
-    """
+    """Number of tested examples that several validations chose the checkpoint on; warns of them."""
     count = sum(row["split"] == "val" for row in history)
     shared = len(set(ids) & set(run.source("val").ids)) if count > 1 else 0
     if shared:
@@ -105,7 +99,7 @@ def selection(run: Run, history: Sequence[dict[str, Any]], ids: Sequence[str]) -
 
 
 def concluded(run: Run, ending: Ending) -> Extra:
-    """What the task adds; its files are written. Of several hosts the first one's work alone."""
+    """What the task adds at the end; writes its files. Of several hosts the first one does it."""
     if run.task.evaluation.conclude is None:
         return Extra()
     ending = dataclasses.replace(ending, variables=mesh.own(ending.variables, run.mesh))
@@ -114,10 +108,10 @@ def concluded(run: Run, ending: Ending) -> Extra:
     return extra
 
 
-def best_variables(fit: Fit, best: int | None) -> tuple[Any, str]:
-    """The variables that validation liked best, and whether they are averaged."""
-    kind = "ema" if fit.state.ema else "raw"
-    if best is None or best == int(fit.state.step):
-        return states.weights(fit.state, ema=True), kind
-    folder = fit.files.folder / str(best)
-    return fit.run.layout.place(stored_variables(checkpoint.read_weights(folder))), kind
+def best_variables(setup: Setup, best: int | None) -> tuple[Any, str]:
+    """The variables of the best checkpoint (None = the last state), and "ema" or "raw"."""
+    kind = "ema" if setup.state.ema else "raw"
+    if best is None or best == int(setup.state.step):
+        return states.weights(setup.state), kind
+    folder = setup.checkpoints.folder / str(best)
+    return setup.run.layout.place(stored_variables(checkpoint.read_weights(folder))), kind

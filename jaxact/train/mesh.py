@@ -1,7 +1,7 @@
-"""The grid of devices, and how arrays get onto it and off it, on one host or many.
+"""The mesh of devices, and how arrays get onto it and off it, on one host or many.
 
 Axes: "data" (copies), "fsdp" (copies that share one state), "tensor" (parts of a layer). A batch is
-split along the first two; what of the state is split is in `sharding`.
+split along the first two; `sharding` says how the state is split.
 """
 
 import functools
@@ -20,10 +20,9 @@ BATCH = ("data", "fsdp")  # axes that a batch is split along
 
 
 def make_mesh(options: schema.Mesh | None = None) -> Mesh:
-    """All devices of all hosts. Auto axes: the compiler places the collectives.
+    """All devices of all hosts as data x fsdp x tensor; the compiler places the collectives.
 
-    Raises:
-      UserError: data x fsdp x tensor is not the number of devices.
+    Raises UserError: that product is not the number of devices.
     """
     options, devices = options or schema.Mesh(), jax.device_count()
     fixed = options.fsdp * options.tensor
@@ -39,7 +38,7 @@ def make_mesh(options: schema.Mesh | None = None) -> Mesh:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Along b over `BATCH`."""
+    """The sharding of a batch: axis b over `BATCH`."""
     axes = tuple(axis for axis in BATCH if axis in mesh.axis_names)
     return NamedSharding(mesh, PartitionSpec(axes))
 
@@ -50,18 +49,16 @@ def shards(mesh: Mesh) -> int:
 
 
 def several(mesh: Any) -> bool:
-    """Are there devices of other processes in it?"""
+    """Does the mesh hold devices of other processes?"""
     return len(mesh.local_devices) < mesh.size
 
 
 def check_batch(size: int, mesh: Mesh, field: str) -> None:
-    """A batch must split evenly over the devices."""
+    """Raises UserError where a batch does not split evenly over the devices."""
     count = shards(mesh)
     if size % count:
-        raise UserError(
-            f"config.{field}={size} does not split over {count} devices; "
-            f"allowed: multiples of {count}"
-        )
+        what = f"config.{field}={size} does not split over {count} devices"
+        raise UserError(f"{what}; allowed: multiples of {count}")
 
 
 def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
@@ -71,17 +68,12 @@ def rows(mesh: Mesh, size: int) -> tuple[int, ...] | None:
     """
     if not several(mesh):
         return None
-    found: set[int] = set()
-    for part in batch_sharding(mesh).addressable_devices_indices_map((size,)).values():
-        found |= set(range(size)[part[0]]) if part else set()
-    return tuple(sorted(found))
+    parts = batch_sharding(mesh).addressable_devices_indices_map((size,)).values()
+    return tuple(sorted({row for part in parts if part for row in range(size)[part[0]]}))
 
 
 def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-    """Puts the rows that this process read (`rows`) on its devices; returns at once.
-
-    The result is the global batch, sharded along b.
-    """
+    """The global batch, sharded along b, from the rows that this process read; returns at once."""
     place = batch_sharding(mesh)
     if not several(mesh):
         return jax.device_put(batch, place)
@@ -96,8 +88,7 @@ def split(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 
 
 def place(tree: Any, places: Any) -> Any:
-    """Puts a tree on the devices by a tree of shardings; leaves are equal on all hosts, or global
-    already."""
+    """Puts a tree on the devices; its leaves are equal on all hosts, or global already."""
 
     def put(leaf: Any, where: NamedSharding) -> Any:
         if not several(where.mesh):
@@ -111,12 +102,6 @@ def place(tree: Any, places: Any) -> Any:
     return jax.tree.map(put, tree, places)
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-    """Puts a tree whole on every device."""
-    where = NamedSharding(mesh, PartitionSpec())
-    return place(tree, jax.tree.map(lambda _: where, tree))
-
-
 def whole(tree: Any, mesh: Mesh) -> Any:
     """Arrays that every process can read in full. Where there are several, all must call it."""
     if not several(mesh):
@@ -125,7 +110,8 @@ def whole(tree: Any, mesh: Mesh) -> Any:
 
 
 def own(tree: Any, mesh: Mesh) -> Any:
-    """The tree for work that one host does by itself; all must call it, then it is theirs alone."""
+    """A copy of the tree that each host may use by itself. Where there are several, all must call
+    it."""
     if not several(mesh):
         return tree
     return jax.tree.map(lambda leaf: jax.numpy.asarray(np.asarray(leaf)), whole(tree, mesh))

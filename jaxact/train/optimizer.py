@@ -21,14 +21,14 @@ class Groups:
 
     def active(self, train: str) -> frozenset[str]:
         """Names of the groups that a stage trains (`train` is its regex)."""
-        names = {g.name for g in self.groups if not g.frozen and re.fullmatch(train, g.name)}
+        names = frozenset(name for name in self.trainable if re.fullmatch(train, name))
         if not names:
-            names_known = ", ".join(g.name for g in self.groups if not g.frozen)
-            raise UserError(f"stage train={train!r} matches no group; allowed: {names_known}")
-        return frozenset(names)
+            known = ", ".join(g.name for g in self.groups if not g.frozen)
+            raise UserError(f"stage train={train!r} matches no group; allowed: {known}")
+        return names
 
     def select(self, flat: Flat, names: frozenset[str]) -> Flat:
-        """The leaves whose group is named."""
+        """The leaves of the named groups."""
         return {path: leaf for path, leaf in flat.items() if self.member[path] in names}
 
     @property
@@ -36,11 +36,13 @@ class Groups:
         """Names of all groups that are not permanently frozen."""
         return frozenset(g.name for g in self.groups if not g.frozen)
 
+    def decay(self, group: Group) -> float:
+        """A group's own weight decay, or that of all groups."""
+        return self.config.weight_decay if group.weight_decay < 0 else group.weight_decay
+
     def transform(self, group: Group) -> optax.GradientTransformation:
         """Gradient -> direction, before the learning rate; torch's order of operations."""
-        optim = self.config
-        decay = optim.weight_decay if group.weight_decay < 0 else group.weight_decay
-        add_decay = optax.add_decayed_weights(decay)
+        optim, add_decay = self.config, optax.add_decayed_weights(self.decay(group))
         if optim.name == "sgd":
             if not optim.momentum:
                 return add_decay
@@ -77,37 +79,30 @@ class Groups:
 
     def text(self, params: Any) -> str:
         """Which parameters each group holds, for the log."""
-        flat = flatten(params)
         lines = []
         for group in self.groups:
-            leaves = self.select(flat, frozenset([group.name]))
-            count = sum(leaf.size for leaf in leaves.values())
-            decay = self.config.weight_decay if group.weight_decay < 0 else group.weight_decay
-            how = "frozen" if group.frozen else f"lr x{group.lr:g}, weight decay {decay:g}"
-            lines.append(
-                f"group {group.name} ({group.pattern}): {len(leaves)} arrays, "
-                f"{count:,} parameters, {how}"
-            )
+            leaves = self.select(flatten(params), frozenset([group.name])).values()
+            decay = f"weight decay {self.decay(group):g}"
+            how = "frozen" if group.frozen else f"lr x{group.lr:g}, {decay}"
+            held = f"{len(leaves)} arrays, {sum(leaf.size for leaf in leaves):,} parameters"
+            lines.append(f"group {group.name} ({group.pattern}): {held}, {how}")
         return "\n".join(lines)
 
 
 def resolve_groups(optim: Optim, params: Any) -> Groups:
-    """Assigns each parameter to the first group whose pattern is found in its path.
+    """Assigns each parameter to the first group whose pattern matches a part of its path.
 
-    Raises:
-      UserError: a parameter matches no group, or a group matches no parameter.
+    Raises UserError: a parameter matches no group, or a group matches no parameter.
     """
     member: dict[str, str] = {}
     for path in flatten(params):
-        for group in optim.groups:
-            if re.search(group.pattern, path):
-                member[path] = group.name
-                break
-        else:
+        names = [group.name for group in optim.groups if re.search(group.pattern, path)]
+        if not names:
             raise UserError(
                 f"config.optim.groups: parameter {path!r} matches no pattern; "
                 "add a last group with '.*'"
             )
+        member[path] = names[0]
     for index, group in enumerate(optim.groups):
         if group.name not in member.values():
             raise UserError(
@@ -117,15 +112,10 @@ def resolve_groups(optim: Optim, params: Any) -> Groups:
     return Groups(optim, tuple(optim.groups), member)
 
 
-def global_norm(flat: Flat) -> Any:
-    """L2 norm f32[] over all leaves."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in flat.values()))
-
-
 def clip(flat: Flat, limit: float) -> tuple[Flat, Any]:
-    """Scales gradients to a global norm of at most `limit` (0 = off), as torch does: (grads,
-    norm)."""
-    norm = global_norm(flat)
+    """Scales gradients to an L2 norm over all of at most `limit` (0 = off): (gradients, norm before
+    that f32[])."""
+    norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in flat.values()))
     if not limit:
         return flat, norm
     # torch.nn.utils.clip_grad_norm_ divides by norm + 1e-6.

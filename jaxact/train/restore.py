@@ -1,5 +1,6 @@
-"""From a checkpoint or a foreign file to a state or to variables; which of several is taken."""
+"""From a checkpoint or a foreign file to a training state or to a model's variables."""
 
+import functools
 import pathlib
 import re
 from collections.abc import Callable
@@ -7,10 +8,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
+from jax.interpreters import partial_eval
 
-from jaxact import config as schema
+from jaxact import atomic
 from jaxact.config import Config, UserError, as_dict
+from jaxact.task import StageData
 from jaxact.train import checkpoint, hosts, optimizer, schedule
 from jaxact.train.optimizer import Groups
 from jaxact.train.run import Run, abstract_batch, abstract_variables, drawn_variables
@@ -20,64 +22,51 @@ from jaxact.train.workdir import mention, recorded, say
 
 PREDICT = "predict"
 
-Computed = tuple[Callable[[Any, Any], Any], Any]  # (variables, batch) -> results; abstract batch
+Computed = tuple[Callable[[Any, Any], Any], Any]  # function(variables, batch); abstract batch
 
 
-def start(run: Run, stage_data: Any, say: Any) -> tuple[TrainState, Groups]:
+def start(run: Run, stage_data: Any, say: Callable[[str], None]) -> tuple[TrainState, Groups]:
     """A state at step 0: fresh, or partly from `config.init_from`, with a written report.
 
     Of several checkpoints each fills what it holds, in their order.
     """
+    file, reports = run.workdir / "init_report.txt", []
     variables = drawn_variables(run, stage_data)
-    if run.config.init_from:
-        reports = []
-        for path in _paths(run.config.init_from):
-            variables, report = load_weights(run, path, variables)
-            reports.append(report)
-            say(report.splitlines()[0] + f"; full report: {run.workdir / 'init_report.txt'}")
-        if hosts.first():
-            run.workdir.mkdir(parents=True, exist_ok=True)
-            (run.workdir / "init_report.txt").write_text("\n\n".join(reports) + "\n")
+    for path in _paths(run.config.init_from):
+        variables, report = load_weights(run, path, variables)
+        reports.append(report)
+        say(f"{report.splitlines()[0]}; full report: {file}")
+    if reports and hosts.first():
+        atomic.write_text(file, "\n\n".join(reports) + "\n")
     variables = run.layout.place(variables)
     groups = optimizer.resolve_groups(run.config.optim, variables["params"])
 
     # One program for all the zeros, instead of one for each shape.
-    def filled(variables: Any) -> TrainState:
-        return create(run.config, groups, variables)
-
+    filled = functools.partial(create, run.config, groups)
     places = run.layout.places(jax.eval_shape(filled, variables))
     return jax.jit(filled, out_shardings=places)(variables), groups
 
 
-def stage_data_of(run: Run, where: str) -> Any:
+def stage_data_of(run: Run, where: str) -> StageData:
     """The data and shape fields that the checkpoint of `--checkpoint` was validated with.
 
     Those of its step, if its run had this schedule; else those of the last row.
     """
-    path = pathlib.Path(where) if where else run.workdir
     try:
-        folder = find_checkpoint(path)
+        folder = find_checkpoint(pathlib.Path(where) if where else run.workdir)
+        stored = recorded(folder.parent.parent / "config.json") if folder.name.isdigit() else {}
     except UserError:  # a foreign file, or nothing: whoever loads it says so
-        return schedule.last_stage_data(run.config)
-    else:
-        stored = recorded(folder.parent.parent / "config.json")
-        if folder.name.isdigit() and stored:
-            now = as_dict(run.config)
-            per_epoch = stored.get("steps_per_epoch")
-            same = all(stored["config"].get(k) == now[k] for k in ("stages", "length"))
-            if per_epoch and same:
-                return (
-                    schedule.resolve(run.config, per_epoch)
-                    .row(max(int(folder.name) - 1, 0))
-                    .stage_data
-                )
+        stored = {}
+    now, per_epoch = as_dict(run.config), stored.get("steps_per_epoch")
+    if per_epoch and all(stored["config"].get(k) == now[k] for k in ("stages", "length")):
+        return run.plan(per_epoch).row(max(int(folder.name) - 1, 0)).stage_data
     return schedule.last_stage_data(run.config)
 
 
 def _paths(listed: str) -> list[pathlib.Path]:
     """The paths of a comma-separated list; a path that exists may hold commas itself."""
-    if pathlib.Path(listed).exists():
-        return [pathlib.Path(listed)]
+    if not listed or pathlib.Path(listed).exists():
+        return [pathlib.Path(listed)] if listed else []
     return [pathlib.Path(part.strip()) for part in listed.split(",")]
 
 
@@ -92,18 +81,12 @@ def load_weights(run: Run, path: pathlib.Path, variables: Any) -> tuple[Any, str
     return run.task.shipping.weights(path, variables)
 
 
-def _from_ours(path: pathlib.Path, variables: Any, grow: Any = None) -> tuple[Any, str]:
-    stored = checkpoint.read_weights(find_checkpoint(path))
-    flat = flatten({"params": stored["params"], **stored["model_state"]})
-    ema = stored.get("ema") or {}
-    if ema:
-        averaged = {f"params/{k}": v for k, v in ema["params"].items()}
-        flat |= {**averaged, **flatten(ema["model_state"])}
-    wanted = flatten(variables)
-    lines, found = [], {}
-    if grow is not None:
-        flat, notes = grow(flat, wanted)
-        lines += [f"note      {note}" for note in notes]
+def _from_ours(path: pathlib.Path, variables: Any, grow: Any) -> tuple[Any, str]:
+    """The arrays of a checkpoint that have the model's names and shapes, and a line for each."""
+    item = checkpoint.read_weights(find_checkpoint(path))
+    flat, wanted = flatten(stored_variables(item)), flatten(variables)
+    flat, notes = grow(flat, wanted) if grow is not None else (flat, ())
+    lines, loaded = [f"note      {note}" for note in notes], {}
     for name, leaf in wanted.items():
         if name not in flat:
             lines.append(f"missing   {name} {tuple(leaf.shape)}: keeps its initial value")
@@ -111,17 +94,14 @@ def _from_ours(path: pathlib.Path, variables: Any, grow: Any = None) -> tuple[An
             shapes = f"{tuple(flat[name].shape)} -> {tuple(leaf.shape)}"
             lines.append(f"replaced  {name} {shapes}: keeps its initial value")
         else:
-            found[name] = jnp.asarray(flat[name], leaf.dtype)
+            loaded[name] = jnp.asarray(flat[name], leaf.dtype)
             lines.append(f"loaded    {name} {tuple(leaf.shape)}")
     lines += [f"unused    {name}" for name in flat if name not in wanted]
-    if not found:
-        raise UserError(
-            f"{path}: no array fits this model (first of its names: {next(iter(flat))})"
-        )
-    head = (
-        f"{path}: {len(found)} of {len(wanted)} arrays loaded ({'ema' if ema else 'raw'} weights)"
-    )
-    return unflatten({**wanted, **found}), "\n".join([head, *lines])
+    if not loaded:
+        first = next(iter(flat))
+        raise UserError(f"{path}: no array fits this model (first of its names: {first})")
+    head = f"{path}: {len(loaded)} of {len(wanted)} arrays loaded ({kind_of(item)} weights)"
+    return unflatten({**wanted, **loaded}), "\n".join([head, *lines])
 
 
 def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
@@ -143,21 +123,13 @@ def find_checkpoint(path: pathlib.Path) -> pathlib.Path:
 
 
 def same_shapes(wanted: Any, stored: dict[str, Any], folder: pathlib.Path) -> None:
-    """The checkpoint must hold exactly the model's arrays.
-
-    Raises:
-      UserError: naming the first array that differs.
-    """
-    now = flatten(wanted)
-    was = flatten({"params": stored["params"], **stored["model_state"]})
-    for name in sorted(now.keys() | was.keys()):
-        old = tuple(was[name].shape) if name in was else "absent"
-        new = tuple(now[name].shape) if name in now else "absent"
-        if old != new:
-            raise UserError(
-                f"checkpoint {folder} does not fit the model: {name} is {old} there and {new} "
-                "here; use the config it was trained with"
-            )
+    """Raises UserError, naming the first array, where a weights item has not the model's arrays."""
+    raw = {"params": stored["params"], **stored["model_state"]}
+    if difference := checkpoint.difference(raw, wanted):
+        raise UserError(
+            f"checkpoint {folder} does not fit the model: {difference}; use the config it was "
+            "trained with"
+        )
 
 
 def create(config: Config, groups: Groups, variables: Any) -> TrainState:
@@ -172,11 +144,11 @@ def create(config: Config, groups: Groups, variables: Any) -> TrainState:
 
 
 def load(run: Run, where: str, stage_data: Any, used: Computed | None = None) -> tuple[Any, str]:
-    """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir.
+    """Variables of `--checkpoint` (ours or a foreign file), else the best of the work dir; and the
+    path they come from.
 
     `used` is what will be computed with them; None = predictions.
-    Raises:
-      UserError: they are not there, or lack something that what is computed with them depends on.
+    Raises UserError: they are not there, or a foreign file lacks something that this depends on.
     """
     path = pathlib.Path(where) if where else run.workdir
     if where and path.is_file():
@@ -188,12 +160,11 @@ def load(run: Run, where: str, stage_data: Any, used: Computed | None = None) ->
     if not path.exists():
         raise UserError(f"{'--checkpoint' if where else '--workdir'}={path} does not exist")
     folder = find_checkpoint(path)
-    stored = checkpoint.read_weights(folder)
-    same_shapes(abstract_variables(run, stage_data), stored, folder)
-    kind = "ema" if stored.get("ema") else "raw"
-    say(f"{kind} weights of {folder}")
+    item = checkpoint.read_weights(folder)
+    same_shapes(abstract_variables(run, stage_data), item, folder)
+    say(f"{kind_of(item)} weights of {folder}")
     mention(run.config, path)
-    return run.layout.place(stored_variables(stored)), str(folder)
+    return run.layout.place(stored_variables(item)), str(folder)
 
 
 def evaluated(run: Run, stage_data: Any, split: str) -> Computed:
@@ -202,86 +173,55 @@ def evaluated(run: Run, stage_data: Any, split: str) -> Computed:
 
 
 def _complete(path: pathlib.Path, fresh: Any, variables: Any, used: Computed) -> None:
-    """Refuses a foreign file that leaves arrays which the results depend on as they were drawn."""
+    """Refuses a foreign file that leaves arrays which `used` depends on as they were drawn."""
     function, batch = used
-    was, now = flatten(fresh), flatten(variables)
-    counts = flatten(reaching(function, fresh, batch)[0])
-    lacking = [name for name, leaf in was.items() if now[name] is leaf and counts[name]]
+    before, after = flatten(fresh), flatten(variables)
+    needed = flatten(used_inputs(function, fresh, batch)[0])
+    lacking = [name for name, leaf in before.items() if after[name] is leaf and needed[name]]
     lacking.sort(key=lambda name: not name.startswith("params/"))
     if lacking:
-        first = f"{lacking[0]} {tuple(was[lacking[0]].shape)}"
+        first = f"{lacking[0]} {tuple(before[lacking[0]].shape)}"
         raise UserError(
-            f"--checkpoint={path} does not fill {len(lacking)} of the {len(was)} arrays of this "
+            f"--checkpoint={path} does not fill {len(lacking)} of the {len(before)} arrays of this "
             f"model, as {first}; allowed: a file with all that is used, or the fields of "
             "config.model that it was trained with (a training may start from it: "
             "--config.init_from)"
         )
 
 
-def stored_variables(stored: dict[str, Any]) -> Any:
+def stored_variables(item: dict[str, Any]) -> Any:
     """Variables of a checkpoint's weights item, averaged where it has an average."""
-    state = TrainState(0, stored["params"], stored["model_state"], {}, stored.get("ema") or {})
-    return weights(state, ema=True)
+    return weights(TrainState(0, item["params"], item["model_state"], {}, item.get("ema") or {}))
+
+
+def kind_of(item: dict[str, Any]) -> str:
+    """What `stored_variables` takes of a weights item: "ema" or "raw" weights."""
+    return "ema" if item.get("ema") else "raw"
 
 
 def restored(
-    origin: pathlib.Path, files: checkpoint.Checkpoints, config: schema.Config, state: TrainState
+    origin: pathlib.Path, own: checkpoint.Checkpoints, config: Config, state: TrainState
 ) -> TrainState:
-    """The newest state of a work dir: of this run, or of the one given by --resume_from."""
-    folder = origin / "checkpoints"
-    if folder.absolute() == files.folder:
-        found = files.restore(state)
-    else:
-        if not folder.is_dir():
-            raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
-        options = config.eval
+    """The newest state of a work dir: of this run (`own`), or of the one of --resume_from."""
+    folder, options = origin / "checkpoints", config.eval
+    newest = None
+    if folder.absolute() == own.folder:
+        newest = own.restore(state)
+    elif folder.is_dir():
         other = checkpoint.Checkpoints(folder, config.save, options.metric, options.maximise)
-        found = other.restore(state)
+        newest = other.restore(state)
         other.close()
-    if found is None:
-        raise schema.UserError(f"--resume_from={origin} holds no checkpoints")
-    return found
+    if newest is None:
+        raise UserError(f"--resume_from={origin} holds no checkpoints")
+    return newest
 
 
-def reaching(function: Callable[..., Any], *inputs: Any) -> Any:
-    """The tree of bools, like `inputs`, that says which leaves `function(*inputs)` depends on.
+def used_inputs(function: Callable[..., Any], *inputs: Any) -> Any:
+    """A tree of bools like `inputs`: does `function(*inputs)` depend on this leaf?
 
-    Inputs may be abstract. Calls and scans are looked into; of other control flow every input
-    counts.
+    Inputs may be abstract. Calls and scans are looked into.
     """
     leaves, shape = jax.tree.flatten(inputs)
     closed = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(shape, flat)))(*leaves)
-    return jax.tree.unflatten(shape, _read(closed.jaxpr, [True] * len(closed.jaxpr.outvars)))
-
-
-def _read(jaxpr: Any, wanted: list[bool]) -> list[bool]:
-    """For each input, whether any of the wanted outputs depends on it."""
-    needed = {v for v, w in zip(jaxpr.outvars, wanted, strict=True) if w and _named(v)}
-    for equation in reversed(jaxpr.eqns):
-        given = [v in needed for v in equation.outvars]
-        if any(given):
-            pairs = zip(equation.invars, _taken(equation, given), strict=True)
-            needed |= {v for v, taken in pairs if taken and _named(v)}
-    return [v in needed for v in jaxpr.invars]
-
-
-def _named(variable: Any) -> bool:
-    return isinstance(variable, core.Var)  # the rest are literals
-
-
-def _taken(equation: Any, given: list[bool]) -> list[bool]:
-    """For each input of an equation, whether the outputs `given` depend on it."""
-    inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
-    inner = getattr(inner, "jaxpr", inner)  # of a closed one
-    sizes = len(equation.invars), len(equation.outvars)
-    if inner is None or (len(inner.invars), len(inner.outvars)) != sizes:
-        return [True] * sizes[0]
-    if equation.primitive.name != "scan":
-        return _read(inner, given)
-    first, count = equation.params["num_consts"], equation.params["num_carry"]
-    while True:  # what a round carries over may be needed by the rounds after it
-        taken = _read(inner, given)
-        carried = [a or b for a, b in zip(given, taken[first : first + count], strict=False)]
-        if carried == given[:count]:
-            return taken
-        given = carried + given[count:]
+    _, used = partial_eval.dce_jaxpr(closed.jaxpr, True)
+    return jax.tree.unflatten(shape, used)

@@ -1,4 +1,4 @@
-"""From a config to everything a mode needs: mesh, source, plan, groups, state."""
+"""What all modes share: the task, the mesh, the examples, and shapes without data."""
 
 import dataclasses
 import pathlib
@@ -19,7 +19,7 @@ from jaxact.train.sharding import Layout
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all modes share. `sources` opens a split on first use."""
+    """A config with its task and mesh. `sources` are the splits that are open."""
 
     config: Config
     task: Task
@@ -36,10 +36,10 @@ class Run:
     def source(self, split: str) -> Any:
         """The examples of one split, opened once."""
         if split not in self.sources:
-            found = self.task.training.source(split)
-            if len(found) == 0:
+            examples = self.task.training.source(split)
+            if len(examples) == 0:
                 raise UserError(f"the {split} split has no examples; see config.data")
-            self.sources[split] = found
+            self.sources[split] = examples
         return self.sources[split]
 
     def plan(self, per_epoch: int | None = None) -> schedule.Plan:
@@ -75,25 +75,22 @@ def abstract_batch(task: Task, stage_data: Any, split: str, size: int, sharding:
 
 def abstract_variables(run: Run, stage_data: Any) -> Any:
     """Shapes of the model's variables, without computing anything."""
-    arguments = _arguments(run, stage_data)
-    return jax.eval_shape(
-        lambda key, named: run.task.training.model.init(
-            {"params": key, "dropout": key}, **named, train=False
-        ),
-        jax.random.key(0),
-        arguments,
-    )
+
+    def init(key: Any, named: Any) -> Any:
+        return run.task.training.model.init({"params": key, "dropout": key}, **named, train=False)
+
+    return jax.eval_shape(init, jax.random.key(0), _arguments(run, stage_data))
 
 
 def _arguments(run: Run, stage_data: Any) -> Any:
+    """Shapes of the arguments that the model is called with."""
     batch = abstract_batch(run.task, stage_data, "train", 1)
     hyper = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in value_names(run.config)}
-    return jax.eval_shape(
-        lambda b, h, k: run.task.training.inputs(b, h, k, stage_data)[0],
-        batch,
-        hyper,
-        jax.random.key(0),
-    )
+
+    def arguments(batch: Any, hyper: Any, key: Any) -> Any:
+        return run.task.training.inputs(batch, hyper, key, stage_data)[0]
+
+    return jax.eval_shape(arguments, batch, hyper, jax.random.key(0))
 
 
 def value_names(config: Any) -> list[str]:
@@ -114,25 +111,22 @@ def initial_variables(run: Run, stage_data: Any) -> Any:
 
 
 def drawn_and_frozen(config: Config, groups: Groups, train: str, params: Any) -> str:
-    """A warning where the first stage trains (`train`) a small part of a network that is random.
-
-    "" where `config.init_from` fills it, or at least half of the parameters are trained.
-    """
+    """A warning where stage 0 (its `train`) fits less than half of a random network, or ""."""
     flat = state.flatten(params)
     trained = groups.select(flat, groups.active(train))
-    still = {path: leaf for path, leaf in flat.items() if path not in trained}
-    sizes = [sum(int(leaf.size) for leaf in part.values()) for part in (still, trained)]
-    if config.init_from or sizes[0] <= sizes[1]:
+    fitted = sum(int(leaf.size) for leaf in trained.values())
+    fixed = sum(int(leaf.size) for leaf in flat.values()) - fitted
+    if config.init_from or fixed <= fitted:
         return ""
     return (
-        f"warning: config.init_from is empty, so {sizes[0]:,} parameters are random and stage 0 "
-        f"(train={train!r}) keeps them so: it fits {sizes[1]:,} parameters to random features; "
+        f"warning: config.init_from is empty, so {fixed:,} parameters are random and stage 0 "
+        f"(train={train!r}) keeps them so: it fits {fitted:,} parameters to random features; "
         "give --config.init_from=FILE, or train all groups from the start"
     )
 
 
 def cold_start(config: Config) -> tuple[str, ...]:
-    """The warning for a recipe of fine-tuning that is given no weights; () where there is none."""
+    """A warning where a recipe of fine-tuning is given no weights, else ()."""
     if not config.pretrained or config.init_from:
         return ()
     return (

@@ -1,10 +1,11 @@
 """The staged schedule as data: a table of rows, resolved once, read inside the step.
 
-`Plan.hyper(step)` gives every value field at a step, the learning rate included; `Plan.stage(step)`
+`Plan.hyper(step)` gives every value field at a step, the learning rate included; `Plan.row(step)`
 the row. Both are functions of the step alone, so a resumed run needs no state for them.
 """
 
 import bisect
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxact.config import Config, UserError, reached, require, steps
+from jaxact import config as schema
+from jaxact.config import Config, Optim, UserError, reached, require
 from jaxact.task import StageData
 
 
@@ -31,7 +33,7 @@ class PlanRow:
 
     @property
     def stage_data(self) -> StageData:
-        """The data and shape fields as attributes: what `Task.prepare` sees."""
+        """The data and shape fields as attributes: what a loader sees."""
         return StageData(**self.data, **self.shape)
 
     @property
@@ -50,6 +52,10 @@ class Plan:
     per_epoch: int  # steps
     curve: "Curve"
 
+    def steps(self, duration: str, field: str) -> int:
+        """Steps of a duration of the config; `field` names it in the error for a wrong one."""
+        return schema.steps(duration, per_epoch=self.per_epoch, total=self.total, field=field)
+
     def row(self, step: int) -> PlanRow:
         """The row in force at a step."""
         return self.rows[bisect.bisect_right([row.start for row in self.rows], step) - 1]
@@ -61,18 +67,18 @@ class Plan:
         index = jnp.searchsorted(starts, step, side="right") - 1
         length = jnp.maximum(jnp.asarray(ends)[index] - jnp.asarray(starts)[index], 1)
         part = (step - jnp.asarray(starts)[index]) / length
-        found = {}
+        values = {}
         for name in self.rows[0].values:
             low, high = np.array([row.values[name] for row in self.rows], np.float32).T
             first, last = jnp.asarray(low)[index], jnp.asarray(high)[index]
-            found[name] = first + (last - first) * part
+            values[name] = first + (last - first) * part
         # After the warm-up a stage scales what lies above the curve's floor, not the floor.
         floor = jnp.where(step < self.curve.warmup, 0.0, self.curve.floor)
-        found["lr"] = floor + found["lr"] * (self.curve(step, jnp) - floor)
-        return found
+        values["lr"] = floor + values["lr"] * (self.curve(step, jnp) - floor)
+        return values
 
     def segments(self, start: int) -> Iterator[tuple[PlanRow, int, int]]:
-        """What is left from a step on: (row, first step, end step)."""
+        """The rows that are left from a step on: (row, first step, end step)."""
         for row in self.rows:
             if row.end > start:
                 yield row, max(start, row.start), row.end
@@ -80,9 +86,8 @@ class Plan:
     def table(self) -> str:
         """The rows as text, with the learning rate at each row's first and last step."""
         names = sorted(set(self.rows[0].values) - {"lr"})
-        head = ["row", "epochs", "steps", "lr first", "lr last", "trains"]
-        head += [*names, *self.rows[0].data, *self.rows[0].shape]
-        lines = [head]
+        lines = [["row", "epochs", "steps", "lr first", "lr last", "trains"]]
+        lines[0] += [*names, *self.rows[0].data, *self.rows[0].shape]
         for row in self.rows:
             first, last = self.hyper(row.start), self.hyper(row.end - 1)
             cells = [
@@ -97,60 +102,52 @@ class Plan:
                 low, high = row.values[name]
                 cells.append(f"{low:g}" if low == high else f"{low:g}->{high:g}")
             lines.append([*cells, *row.data.values(), *map(str, row.shape.values())])
-        widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-        text = [
-            "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip()
-            for line in lines
-        ]
-        for index in self.unreachable:
-            text.append(f"warning: stages[{index}] starts after the end and is never reached")
-        return "\n".join(text)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        text = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+        late = "warning: stages[{}] starts after the end and is never reached"
+        return "\n".join([*text, *map(late.format, self.unreachable)])
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
     """The base learning rate as a function of the step: warm-up, then one of four shapes.
 
-    All counts are in steps; with `unit` > 1 the curve moves once every `unit` steps (per epoch).
+    The durations of `optim` in steps; with `unit` > 1 the curve moves every `unit` steps.
     """
 
+    optim: Optim
     base: float
     floor: float
-    shape: str
     unit: int
     warmup: int
-    warmup_from: float
-    warmup_full: bool
-    warmup_to: str
-    prefix: bool
     horizon: int
     period: int
-    growth: float
     milestones: tuple[int, ...]
-    gamma: float
 
     def __call__(self, step: Any, xp: Any = np) -> Any:
         """Learning rate at a step, with NumPy (float64) or jax.numpy (float32, traced)."""
+        optim = self.optim
         step = (step // self.unit) * self.unit
-        after = self._after(step - self.warmup if self.prefix else step, xp)
+        after = self._after(step - self.warmup if optim.warmup_prefix else step, xp)
         if not self.warmup:
             return after
         top = self.base
-        if self.warmup_to == "curve":
-            top = float(self._after(0 if self.prefix else self.warmup, np))
-        span = self.warmup - (self.unit if self.warmup_full else 0)
+        if optim.warmup_to == "curve":
+            top = float(self._after(0 if optim.warmup_prefix else self.warmup, np))
+        span = self.warmup - (self.unit if optim.warmup_full else 0)
         part = step / span if span > 0 else 1.0
-        low = self.base * self.warmup_from
+        low = self.base * optim.warmup_from
         return xp.where(step < self.warmup, low + (top - low) * part, after)
 
     def _after(self, step: Any, xp: Any) -> Any:
+        """The rate without warm-up."""
         step = xp.maximum(step, 0)
-        if self.shape == "constant":
+        if self.optim.schedule == "constant":
             return self.base + 0.0 * step
-        if self.shape == "step":
+        if self.optim.schedule == "step":
             passed = sum((step >= m) * 1.0 for m in self.milestones)
-            return self.base * self.gamma**passed
-        if self.shape == "cosine":
+            return self.base * self.optim.gamma**passed
+        if self.optim.schedule == "cosine":
             left = (self.horizon - step) / max(self.horizon, 1)
         else:
             left = self._left_of_cycle(step, xp)
@@ -159,12 +156,14 @@ class Curve:
         return self.floor + (self.base - self.floor) * xp.sin(math.pi / 2 * left) ** 2
 
     def _left_of_cycle(self, step: Any, xp: Any) -> Any:
-        if self.growth == 1.0:
+        """The part of the present cosine cycle that is left."""
+        growth = self.optim.restart_growth
+        if growth == 1.0:
             return 1 - (step % self.period) / self.period
-        ratio = step * (self.growth - 1) / self.period + 1
-        cycle = xp.floor(xp.log(ratio) / math.log(self.growth) + 1e-6)
-        length = self.period * self.growth**cycle
-        begin = self.period * (self.growth**cycle - 1) / (self.growth - 1)
+        ratio = step * (growth - 1) / self.period + 1
+        cycle = xp.floor(xp.log(ratio) / math.log(growth) + 1e-6)
+        length = self.period * growth**cycle
+        begin = self.period * (growth**cycle - 1) / (growth - 1)
         return 1 - (step - begin) / length
 
 
@@ -173,101 +172,80 @@ def curve(config: Config, per_epoch: int, total: int) -> Curve:
     optim = config.optim
 
     def count(duration: str, field: str) -> int:
-        return steps(duration, per_epoch=per_epoch, total=total, field=f"optim.{field}")
+        return schema.steps(duration, per_epoch=per_epoch, total=total, field=f"optim.{field}")
 
     scale = config.batch_size / optim.lr_batch if optim.lr_batch else 1.0
     warmup = count(optim.warmup, "warmup")
-    begin = warmup if optim.warmup_prefix else 0
-    horizon = count(optim.decay_over, "decay_over") if optim.decay_over else total - begin
+    before = warmup if optim.warmup_prefix else 0  # the curve starts here
     period = count(optim.restart_every, "restart_every") if optim.restart_every else 0
     if optim.schedule == "cosine_restarts":
         require(period >= 1, "optim.restart_every", optim.restart_every, "one step or more")
-    offset = 0 if optim.warmup_prefix is False else warmup
     return Curve(
+        optim=dataclasses.replace(optim),
         base=optim.lr * scale,
         floor=optim.min_lr * scale if optim.schedule.startswith("cosine") else 0.0,
-        shape=optim.schedule,
         unit=per_epoch if optim.per == "epoch" else 1,
         warmup=warmup,
-        warmup_from=optim.warmup_from,
-        warmup_full=optim.warmup_full,
-        warmup_to=optim.warmup_to,
-        prefix=optim.warmup_prefix,
-        horizon=horizon,
+        horizon=count(optim.decay_over, "decay_over") if optim.decay_over else total - before,
         period=period,
-        growth=optim.restart_growth,
-        # Milestones are counted from the start of training.
-        milestones=tuple(count(m, "milestones") - offset for m in optim.milestones),
-        gamma=optim.gamma,
+        # They are counted from the start of training.
+        milestones=tuple(count(m, "milestones") - before for m in optim.milestones),
     )
 
 
 def resolve(config: Any, per_epoch: int) -> Plan:
     """Resolves `config.stages` for a data set of `per_epoch` steps.
 
-    Raises:
-      UserError: rows out of order, a value that is no constant or ramp, an unknown choice.
+    Raises UserError: stages out of order, a value that is no constant or ramp, an unknown choice.
     """
-    total = steps(config.length, per_epoch=per_epoch, field="length")
+    total = schema.steps(config.length, per_epoch=per_epoch, field="length")
     require(total >= 1, "length", config.length, "at least one step")
     require(len(config.stages) > 0, "stages", config.stages, "at least one row")
     base = curve(config, per_epoch, total)
-    starts = [
-        steps(row.start, per_epoch=per_epoch, total=total, field=f"stages[{i}].start")
-        for i, row in enumerate(config.stages)
-    ]
-    require(starts[0] == 0, "stages[0].start", config.stages[0].start, '"0"')
-    for i in range(1, len(starts)):
-        require(
-            starts[i] > starts[i - 1],
-            f"stages[{i}].start",
-            config.stages[i].start,
-            "later than the row before it",
-        )
-    rows: list[PlanRow] = []
-    before = _initial(config.stages[0])
-    for i, row in enumerate(config.stages):
-        before = _carry(row, i, before)
-        if starts[i] < total:
-            end = min(starts[i + 1], total) if i + 1 < len(starts) else total
-            rows.append(PlanRow(i, starts[i], end, **before))
-        before = {**before, "values": {k: (v[1], v[1]) for k, v in before["values"].items()}}
+    starts: list[int] = []
+    for i, stage in enumerate(config.stages):
+        name = f"stages[{i}].start"
+        starts.append(schema.steps(stage.start, per_epoch=per_epoch, total=total, field=name))
+        if i == 0:
+            require(starts[0] == 0, name, stage.start, '"0"')
+        else:
+            require(starts[i] > starts[i - 1], name, stage.start, "later than the row before it")
+    rows, fields = [], _initial(config.stages[0])
+    for i, (start, end) in enumerate(zip(starts, [*starts[1:], total], strict=True)):
+        fields = _carry(config.stages[i], i, fields)
+        if start < total:
+            rows.append(PlanRow(i, start, min(end, total), **fields))
+        fields = {**fields, "values": {k: (v[1], v[1]) for k, v in fields["values"].items()}}
     late = tuple(i for i in range(len(starts)) if starts[i] >= total)
     return Plan(tuple(rows), late, total, per_epoch, base)
 
 
 def last_stage_data(config: Any) -> StageData:
-    """What `Task.prepare` sees in the last row that training reaches; needs no data.
-
-    Rows are carried over but not placed in time: of an epoch of unknown length no step is known.
-    """
-    rows = reached(config)
-    before = _initial(rows[0])
-    for row in rows:
-        before = _carry(row, config.stages.index(row), before)
-    return StageData(**before["data"], **before["shape"])
+    """What a loader sees of the last stage that training reaches; needs no data."""
+    stages = reached(config)
+    fields = _initial(stages[0])
+    for stage in stages:
+        fields = _carry(stage, config.stages.index(stage), fields)
+    return StageData(**fields["data"], **fields["shape"])
 
 
 def _initial(stage: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"values": {}, "data": {}, "shape": {}, "train": ".*"}
+    """The fields of a `PlanRow` before the first stage: what the schema says."""
+    row: dict[str, Any] = {"values": {}, "data": {}, "shape": {}, "train": ".*"}
     for field in dataclasses.fields(stage):
         kind, initial = field.metadata.get("kind"), field.metadata.get("initial")
         if kind == "value":
-            found["values"][field.name] = (initial, initial)
+            row["values"][field.name] = (initial, initial)
         elif kind in ("data", "shape"):
-            found[kind][field.name] = initial
+            row[kind][field.name] = initial
         elif kind == "groups":
-            found["train"] = initial
-    return found
+            row["train"] = initial
+    return row
 
 
 def _carry(stage: Any, index: int, before: dict[str, Any]) -> dict[str, Any]:
-    found = {
-        "values": dict(before["values"]),
-        "data": dict(before["data"]),
-        "shape": dict(before["shape"]),
-        "train": before["train"],
-    }
+    """The fields of a stage's `PlanRow`: what it gives, else those of the row before it."""
+    row = copy.deepcopy(before)
     for field in dataclasses.fields(stage):
         kind, given = field.metadata.get("kind"), getattr(stage, field.name)
         where = f"stages[{index}].{field.name}"
@@ -275,18 +253,14 @@ def _carry(stage: Any, index: int, before: dict[str, Any]) -> dict[str, Any]:
             continue
         if kind == "value":
             require(1 <= len(given) <= 2, where, given, "() or one number or two (a ramp)")
-            found["values"][field.name] = (float(given[0]), float(given[-1]))
-        elif kind == "data":
-            rule = field.metadata["allowed"]
-            require(rule.holds(given), where, given, rule.text())
-            found["data"][field.name] = given
-        elif kind == "shape":
-            rule = field.metadata["allowed"]
-            require(rule.holds(given), where, given, rule.text())
-            found["shape"][field.name] = given
+            row["values"][field.name] = (float(given[0]), float(given[-1]))
+        elif kind == "groups":
+            row["train"] = given
         else:
-            found["train"] = given
-    return found
+            rule = field.metadata["allowed"]
+            require(rule.holds(given), where, given, rule.text())
+            row[kind][field.name] = given
+    return row
 
 
 def epoch_steps(examples: int, batch_size: int) -> int:

@@ -1,7 +1,7 @@
 """Which axis of the mesh each dimension of the state is split along: one table.
 
-The rule sees only path, shape and mesh, so parameters, their gradients, optimiser state and average
-are split alike, and a checkpoint fits any mesh.
+The rule depends on path, shape and mesh alone, so parameters, their gradients, optimiser state and
+average are split alike, and a checkpoint fits any mesh.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from jaxact.train import mesh as meshes
 # Logical axis -> axis of the mesh. "width" is what runs between layers: whole on every device.
 LOGICAL = {"width": "", "heads": "tensor", "hidden": "tensor"}
 
-# Found in a "/"-joined path -> logical axes of the dimensions; first match wins. Of a block's pairs
-# of matrices the first is split by columns and the second by rows: one sum joins the parts.
+# Regex searched in a "/"-joined path -> logical axes of the dimensions; first match wins. Of a
+# block's two matrices the first is split by columns, the second by rows: one sum joins the parts.
 TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"block\d+/attn/qkv/kernel$", ("width", "heads")),
     (r"block\d+/attn/[qv]_bias$", ("heads",)),
@@ -32,15 +32,15 @@ TABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The rule on one mesh. `min_size` counts numbers: smaller arrays are not split by fsdp."""
+    """The rule on one mesh. Arrays of fewer than `min_size` numbers are not split by fsdp."""
 
     mesh: Mesh
     min_size: int
 
     def spec(self, path: str, shape: tuple[int, ...], fsdp: bool = True) -> PartitionSpec:
-        """Axis of each dimension: by the table, then the largest one left that divides over fsdp.
+        """Mesh axis of each dimension: by the table, then fsdp for the largest one that is left.
 
-        Without `fsdp`, as a layer computes with it.
+        Without `fsdp`: the split that a layer computes with.
         """
         axes: list[str | None] = [None] * len(shape)
         for pattern, logical in TABLE:
@@ -69,29 +69,27 @@ class Layout:
         return jax.tree_util.tree_map_with_path(of, tree)
 
     def place(self, tree: Any) -> Any:
-        """Puts a tree where it belongs."""
+        """Puts a tree on the devices, split by the rule."""
         return meshes.place(tree, self.places(tree))
 
     def gather(self, flat: dict[str, Any]) -> dict[str, Any]:
         """Parameters as layers compute with them; their gradients come back split. Under jit."""
-        found = {}
-        for path, leaf in flat.items():
+
+        def one(path: str, leaf: Any) -> Any:
             parts, whole = self.spec(path, leaf.shape), self.spec(path, leaf.shape, fsdp=False)
-            found[path] = leaf
-            if parts != whole:
-                places = (NamedSharding(self.mesh, whole), NamedSharding(self.mesh, parts))
-                found[path] = _gathered(leaf, *places)
-        return found
+            if parts == whole:
+                return leaf
+            return _gathered(leaf, NamedSharding(self.mesh, whole), NamedSharding(self.mesh, parts))
+
+        return {path: one(path, leaf) for path, leaf in flat.items()}
 
     def bytes_of(self, tree: Any) -> int:
-        """Bytes that a tree takes on each device."""
-        places = self.places(tree)
-        each = jax.tree.map(
-            lambda leaf, place: math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-            tree,
-            places,
-        )
-        return sum(jax.tree.leaves(each))
+        """Bytes that a tree (arrays or their shapes) takes on each device."""
+
+        def size(leaf: Any, place: NamedSharding) -> int:
+            return math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+        return sum(jax.tree.leaves(jax.tree.map(size, tree, self.places(tree))))
 
 
 def joined(path: Any) -> str:

@@ -1,4 +1,4 @@
-"""The training state, and how parameters fall into optimiser groups."""
+"""The training state, its moving average, and the variables that evaluation uses."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Flat = dict[str, Any]  # "/"-joined path -> leaf
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything a checkpoint holds. No random state, no functions, no configuration.
+    """Everything a checkpoint holds: no random state, no functions, no configuration.
 
     `opt_state` and `ema["params"]` leave out permanently frozen groups.
     """
@@ -24,7 +24,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def flatten(tree: Any) -> Flat:
-    """Nested dict -> "/"-joined paths."""
+    """A nested dict as one level: "/"-joined path -> leaf."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
@@ -47,9 +47,9 @@ def average(ema: Any, decay: Any, params: Flat, model_state: Any) -> Any:
     }
 
 
-def weights(state: TrainState, *, ema: bool) -> Any:
-    """Variables for evaluation: averaged where there is an average and it is asked for."""
-    if not (ema and state.ema):
+def weights(state: TrainState) -> Any:
+    """Variables for evaluation: the averaged weights where there are any, else the raw ones."""
+    if not state.ema:
         return {"params": state.params, **state.model_state}
     flat = {**flatten(state.params), **state.ema["params"]}
     return {"params": unflatten(flat), **state.ema["model_state"]}

@@ -1,4 +1,4 @@
-"""One update and one evaluation, as pure functions under jit."""
+"""The training step and the evaluation step, as pure functions under jit."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxact.config import Config
+from jaxact.config import Config, Optim
 from jaxact.task import Batch, Task
 from jaxact.train import mesh as meshes
 from jaxact.train import optimizer
@@ -20,10 +20,85 @@ from jaxact.train.schedule import Plan, PlanRow
 from jaxact.train.sharding import Layout
 from jaxact.train.state import TrainState
 
+# (trained, kept, model_state, batch, hyper, key) -> ((loss f32[], (named means f32[], new
+# model_state, real examples f32[])), gradients of `trained`). `trained` and `kept` are flat.
+Gradient = Callable[..., tuple[Any, Any]]
+Measured = tuple[Any, dict[str, Any]]  # (metric pytree, rows [b, ...])
 
-def still(groups: Groups, active: frozenset[str]) -> Any:
-    """Context in which BatchNorm layers of inactive groups use, and keep, their running
-    statistics."""
+
+def make_train_step(
+    config: Config,
+    task: Task,
+    plan: Plan,
+    groups: Groups,
+    row: PlanRow,
+    layout: Layout | None = None,
+    state: TrainState | None = None,
+) -> Any:
+    """The jitted update of rows like `row`: (state, batch) -> (state, metrics f32[]).
+
+    Of the row only the batch shape and the trained groups matter (`PlanRow.program`). Randomness is
+    `fold_in(seed, step)`; the schedule is read at `state.step`. With a layout the state (or its
+    shapes) stays split as that says, and layers gather what they compute with.
+    """
+    optim, seed, active = config.optim, config.seed, groups.active(row.train)
+    gradient = loss_gradient(task, groups, row, layout)
+    if optim.accumulate > 1:
+        gradient = accumulated(gradient, optim.accumulate)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+        hyper = plan.hyper(state.step)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        flat = states.flatten(state.params)
+        trained = groups.select(flat, active)
+        kept = {path: leaf for path, leaf in flat.items() if path not in trained}
+        (loss, (terms, model_state, _)), grads = gradient(
+            trained, kept, state.model_state, batch, hyper, key
+        )
+        grads, norm = optimizer.clip(grads, optim.clip)
+        flat, opt_state = groups.update(grads, state.opt_state, flat, hyper["lr"], active)
+        params, ema = states.unflatten(flat), averaged(optim, state, flat, model_state)
+        metrics = {"loss": loss, "grad_norm": norm, **terms, **hyper}
+        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+
+    return jitted(step, layout, state)
+
+
+def loss_gradient(task: Task, groups: Groups, row: PlanRow, layout: Layout | None) -> Gradient:
+    """The loss of a batch, the mean over its real examples, and its gradient."""
+    active = groups.active(row.train)
+
+    def losses(
+        trained: Any, kept: Any, model_state: Any, batch: Batch, hyper: Any, key: Any
+    ) -> tuple[Any, Any]:
+        flat = {**kept, **trained}
+        params = states.unflatten(layout.gather(flat) if layout else flat)
+        key_inputs, key_dropout = jax.random.split(key)
+        arguments, targets = task.training.inputs(batch, hyper, key_inputs, row.stage_data)
+        with fixed_statistics(groups, active):
+            outputs, new_state = task.training.model.apply(
+                {"params": params, **model_state},
+                **arguments,
+                train=True,
+                rngs={"dropout": key_dropout},
+                mutable=list(model_state),
+            )
+        terms = task.training.loss(outputs, targets, hyper)
+        mask = batch["mask"].astype(jnp.float32)
+        real = jnp.maximum(mask.sum(), 1.0)
+        means = {f"loss/{name}": each for name, each in terms.items()}
+        if task.training.watch is not None:
+            means |= jax.lax.stop_gradient(task.training.watch(outputs, targets))
+        # where, not a product: a padding example may hold inf or nan.
+        means = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in means.items()}
+        return total(means), (means, new_state, mask.sum())
+
+    return jax.value_and_grad(losses, has_aux=True)
+
+
+def fixed_statistics(groups: Groups, active: frozenset[str]) -> Any:
+    """Context in which BatchNorm layers of inactive groups use their running statistics and do not
+    change them."""
 
     def intercept(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
@@ -42,60 +117,12 @@ def total(means: dict[str, Any]) -> Any:
     return sum(mean for name, mean in means.items() if name.startswith("loss/"))
 
 
-def make_train_step(
-    config: Config,
-    task: Task,
-    plan: Plan,
-    groups: Groups,
-    row: PlanRow,
-    layout: Layout | None = None,
-    state: TrainState | None = None,
-) -> Any:
-    """The jitted update of rows like `row`: (state, batch) -> (state, metrics f32[]).
+def accumulated(gradient: Gradient, count: int) -> Gradient:
+    """The mean gradient over `count` micro-batches, weighted by their real examples."""
 
-    Only the row's batch shape and trained groups matter here (`Row.program`). Randomness is
-    `fold_in(seed, step)`; the schedule is read at `state.step`. With a layout the state (or its
-    shapes) stays split as that says, and layers gather what they compute with.
-    """
-    optim, seed = config.optim, config.seed
-    active, stage_data = groups.active(row.train), row.stage_data
-
-    def losses(
-        trained: states.Flat,
-        kept: states.Flat,
-        model_state: Any,
-        batch: Batch,
-        hyper: Any,
-        key: Any,
+    def accumulate(
+        trained: Any, kept: Any, model_state: Any, batch: Batch, hyper: Any, key: Any
     ) -> tuple[Any, Any]:
-        everything = {**kept, **trained}
-        params = states.unflatten(layout.gather(everything) if layout else everything)
-        key_inputs, key_dropout = jax.random.split(key)
-        arguments, targets = task.training.inputs(batch, hyper, key_inputs, stage_data)
-        with still(groups, active):
-            outputs, new_state = task.training.model.apply(
-                {"params": params, **model_state},
-                **arguments,
-                train=True,
-                rngs={"dropout": key_dropout},
-                mutable=list(model_state),
-            )
-        terms = task.training.loss(outputs, targets, hyper)
-        mask = batch["mask"].astype(jnp.float32)
-        real = jnp.maximum(mask.sum(), 1.0)
-        # where, not a product: a padding example may hold inf or nan.
-        means = {f"loss/{name}": each for name, each in terms.items()}
-        if task.training.watch is not None:
-            means |= jax.lax.stop_gradient(task.training.watch(outputs, targets))
-        means = {k: jnp.where(mask > 0, v, 0.0).sum() / real for k, v in means.items()}
-        return total(means), (means, new_state, mask.sum())
-
-    gradient = jax.value_and_grad(losses, has_aux=True)
-
-    def accumulated(trained: Any, kept: Any, model_state: Any, batch: Batch, *rest: Any) -> Any:
-        """Mean gradient over micro-batches, weighted by their real examples."""
-        hyper, key = rest
-        count = optim.accumulate
         micro = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
 
         def body(carry: Any, item: Any) -> Any:
@@ -116,28 +143,21 @@ def make_train_step(
         grads, terms = jax.tree.map(lambda x: x / jnp.maximum(n, 1.0).astype(x.dtype), sums)
         return (total(terms), (terms, model_state, n)), grads
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
-        hyper = plan.hyper(state.step)
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        flat = states.flatten(state.params)
-        trained = groups.select(flat, active)
-        kept = {path: leaf for path, leaf in flat.items() if path not in trained}
-        run = accumulated if optim.accumulate > 1 else gradient
-        (loss, (terms, model_state, _)), grads = run(
-            trained, kept, state.model_state, batch, hyper, key
-        )
-        grads, norm = optimizer.clip(grads, optim.clip)
-        flat, opt_state = groups.update(grads, state.opt_state, flat, hyper["lr"], active)
-        params, ema = states.unflatten(flat), state.ema
-        if optim.ema:
-            decay: Any = optim.ema
-            if optim.ema_warmup:
-                decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
-            ema = states.average(ema, decay, flat, model_state)
-        metrics = {"loss": loss, "grad_norm": norm, **terms}
-        metrics |= {name: hyper[name] for name in hyper}
-        return TrainState(state.step + 1, params, model_state, opt_state, ema), metrics
+    return accumulate
 
+
+def averaged(optim: Optim, state: TrainState, flat: states.Flat, model_state: Any) -> Any:
+    """The moving average of parameters and model state after an update; {} where it is off."""
+    if not optim.ema:
+        return state.ema
+    decay: Any = optim.ema
+    if optim.ema_warmup:
+        decay = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
+    return states.average(state.ema, decay, flat, model_state)
+
+
+def jitted(step: Callable[..., Any], layout: Layout | None, state: TrainState | None) -> Any:
+    """The compiled step, which gives its first argument away; with a layout, split as that says."""
     if layout is None:
         return jax.jit(step, donate_argnums=0)
     places, everywhere = layout.places(state), NamedSharding(layout.mesh, PartitionSpec())
@@ -151,16 +171,16 @@ def make_train_step(
 
 @dataclasses.dataclass(frozen=True)
 class EvalStep:
-    """The jitted programs of evaluation; deterministic. A result is (metric pytree, rows [b, ...]).
+    """The jitted programs of evaluation; deterministic.
 
     Examples in one part go through `whole`; of several parts each goes through `infer`, and the sum
     of their outputs with any of their batches through `close`.
     """
 
     parts: int
-    whole: Callable[[Any, Batch], tuple[Any, dict[str, Any]]]  # (variables, batch) -> result
+    whole: Callable[[Any, Batch], Measured]  # (variables, batch) -> measured
     infer: Callable[[Any, Batch], Any]  # (variables, batch) -> outputs
-    close: Callable[[Any, Batch], tuple[Any, dict[str, Any]]]  # (sum of outputs, batch) -> result
+    close: Callable[[Any, Batch], Measured]  # (sum of outputs, batch) -> measured
 
 
 def make_eval_step(task: Task, split: str) -> EvalStep:
@@ -171,13 +191,13 @@ def make_eval_step(task: Task, split: str) -> EvalStep:
         apply = functools.partial(task.training.model.apply, variables, train=False)
         return task.evaluation.infer(apply, batch, split)
 
-    def result(outputs: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
+    def measured(outputs: Any, batch: Batch) -> Measured:
         return task.evaluation.measure(outputs, batch), task.evaluation.rows(outputs, batch)
 
-    def whole(variables: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        return result(infer(variables, batch), batch)
+    def whole(variables: Any, batch: Batch) -> Measured:
+        return measured(infer(variables, batch), batch)
 
-    def close(sums: Any, batch: Batch) -> tuple[Any, dict[str, Any]]:
-        return result(jax.tree.map(lambda x: x / parts, sums), batch)
+    def close(sums: Any, batch: Batch) -> Measured:
+        return measured(jax.tree.map(lambda x: x / parts, sums), batch)
 
     return EvalStep(parts, jax.jit(whole), jax.jit(infer), jax.jit(close))

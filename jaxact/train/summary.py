@@ -1,5 +1,6 @@
 """From a finished run to its report page."""
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -24,43 +25,40 @@ def write_report(
     ids: list[str],
     figures: Sequence[Any] = (),
 ) -> None:
-    """The page of results, curves, confusion matrix and examples; `ids` name the rows.
+    """Writes the page of results, curves, confusion matrix and examples; `ids` name the rows.
 
     Classification parts appear where the rows hold `scores` f[n, k] and `label` i[n].
     """
+    command = "python -m jaxact.main " + " ".join(sys.argv[1:])
     numbers = [
-        Result(f"{name}, {results['split']}", value, results["weights"], _command())
+        Result(f"{name}, {results['split']}", value, results["weights"], command)
         for name, value in results["scores"].items()
     ]
     numbers += [
         Result(name, results[name])
         for name in ("parameters", "examples_per_s", "wall_s", "steps", "stop_reason")
     ]
-    no_examples: tuple[Example, ...] = ()
-    config = json.loads((run.workdir / "config.json").read_text())
-    confusion, worst, best = None, no_examples, no_examples
-    if "scores" in rows and "label" in rows and run.task.training.classes:
+    config, classes = (
+        json.loads((run.workdir / "config.json").read_text()),
+        run.task.training.classes,
+    )
+    report = Report(
+        title=f"{run.config.task}: {run.workdir.name}",
+        summary=f"{results['steps']} steps, {results['stop_reason']}.",
+        results=numbers,
+        metrics=history,
+        classes=classes,
+        figures=figures,
+        config=config["config"],
+        environment=config["versions"],
+    )
+    if "scores" in rows and "label" in rows and classes:
         known = np.flatnonzero(rows["label"] >= 0)
         scores, labels = rows["scores"][known], rows["label"][known]
-        confusion = Confusion.count(scores.argmax(1), labels, len(run.task.training.classes)).table
-        names = [ids[i] for i in known]
-        worst, best = _examples(run, results["split"], names, scores, labels)
-    write(
-        path,
-        Report(
-            title=f"{run.config.task}: {run.workdir.name}",
-            summary=f"{results['steps']} steps, {results['stop_reason']}.",
-            results=numbers,
-            metrics=history,
-            confusion=confusion,
-            classes=run.task.training.classes,
-            worst=worst,
-            best=best,
-            figures=figures,
-            config=config["config"],
-            environment=config["versions"],
-        ),
-    )
+        table = Confusion.count(scores.argmax(1), labels, len(classes)).table
+        worst, best = _examples(run, results["split"], [ids[i] for i in known], scores, labels)
+        report = dataclasses.replace(report, confusion=table, worst=worst, best=best)
+    write(path, report)
 
 
 def _examples(
@@ -76,19 +74,15 @@ def _examples(
     guess, sure = share.argmax(1), share.max(1)
     order = np.argsort(-sure, kind="stable")
 
+    def frames(name: str) -> Any:
+        thumbnail = run.task.shipping.thumbnail
+        return None if thumbnail is None else thumbnail(source[place[name]])
+
     def chosen(right: bool) -> tuple[Example, ...]:
         picks = [i for i in order if (guess[i] == labels[i]) == right][:SHOWN]
-        found = []
-        for i in picks:
-            frames = None
-            if run.task.shipping.thumbnail is not None:
-                frames = run.task.shipping.thumbnail(source[place[ids[i]]])
-            true, predicted = names[labels[i]], names[guess[i]]
-            found.append(Example(ids[i], true, predicted, float(sure[i]), frames))
-        return tuple(found)
+        return tuple(
+            Example(ids[i], names[labels[i]], names[guess[i]], float(sure[i]), frames(ids[i]))
+            for i in picks
+        )
 
     return chosen(False), chosen(True)
-
-
-def _command() -> str:
-    return "python -m jaxact.main " + " ".join(sys.argv[1:])

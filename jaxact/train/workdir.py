@@ -1,5 +1,5 @@
-"""What a run writes beside its checkpoints: config.json, metrics.jsonl, TensorBoard, progress,
-results.json."""
+"""What a run writes beside its checkpoints: config.json, metrics.jsonl, TensorBoard events, lines
+for the person watching."""
 
 import contextlib
 import importlib.metadata
@@ -8,16 +8,17 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxact import atomic
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
 
-# What results depend on begins with these; what only says where data lies, or names it, does not.
+# Fields that results depend on begin with these, except those that only say where data lies.
 SHAPING = ("task", "dtype", "model", "data", "stages")
 PLACES = re.compile(
     r"data\.(\w*annotations|videos|images|root|features|\w+_split|class_names|class_table|cache\w*)"
@@ -27,42 +28,41 @@ Number = float | int
 
 
 def say(text: str) -> None:
-    """One line for the person watching (standard error: standard output belongs to results).
+    """Prints a line on standard error; standard output belongs to results.
 
-    Of several hosts the first one speaks, and it alone writes what this module writes.
+    Of several hosts only the first one prints, and only it writes the files of this module.
     """
     if hosts.first():
         print(text, file=sys.stderr, flush=True)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers, and the device."""
+    """Versions of what decides the numbers, and the devices."""
     import jax
 
-    found = {"python": sys.version.split()[0]}
+    names = {"python": sys.version.split()[0]}
     for name in ("jaxact", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"):
         try:
-            found[name] = importlib.metadata.version(name)
+            names[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "source tree"
+            names[name] = "source tree"
     devices = jax.devices()
-    found["devices"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
-    return found
+    names["devices"] = f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})"
+    return names
 
 
-class Journal:
-    """Appends to the work dir; on resume it forgets what lies after the restored step."""
+class MetricsLog:
+    """metrics.jsonl (`rows`) and TensorBoard events of a work dir; writes its config.json first."""
 
     def __init__(
         self,
         workdir: pathlib.Path,
         config: Any,
         per_epoch: int,
-        total: int,
         classes: Sequence[str] = (),
         meanings: Sequence[dict[str, str]] = (),
     ):
-        self.workdir, self.per_epoch, self.total = workdir, per_epoch, total
+        self.workdir, self.per_epoch = workdir, per_epoch
         self.path = workdir / "metrics.jsonl"
         if hosts.first():
             self._write_config(config, {"classes": list(classes), "class_table": list(meanings)})
@@ -70,12 +70,13 @@ class Journal:
         self.rows: list[dict[str, Any]] = []
 
     def _write_config(self, config: Any, names: dict[str, Any]) -> None:
+        """config.json with the versions; says what has changed since it was made."""
         path, now = self.workdir / "config.json", schema.as_dict(config)
         if before := recorded(path):
             for name, old, new in differences(before["config"], now):
                 say(f"config.{name} was {old!r} when this work dir was made and is {new!r} now")
-        made = {"config": now, **names, "steps_per_epoch": self.per_epoch}
-        write_json(path, {**made, "versions": versions()})
+        content = {"config": now, **names, "steps_per_epoch": self.per_epoch}
+        write_json(path, {**content, "versions": versions()})
 
     def _open_board(self) -> Any:
         try:
@@ -86,23 +87,16 @@ class Journal:
         return SummaryWriter(str(self.workdir / "tensorboard"))
 
     def resume(self, step: int) -> None:
-        """Keeps the rows up to a step: what comes after is computed again."""
-        if self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # half a line from a killed process: its step is computed again
-                if row["step"] <= step:
-                    self.rows.append(row)
-        if not hosts.first():
-            return
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        part.replace(self.path)
+        """Keeps the rows up to a step: what comes after it is computed again."""
+        for line in self.path.read_text().splitlines() if self.path.is_file() else ():
+            with contextlib.suppress(json.JSONDecodeError):  # half a line from a killed process
+                row = json.loads(line)
+                self.rows += [row] if row["step"] <= step else []
+        if hosts.first():
+            atomic.write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, split: str, numbers: dict[str, Number]) -> None:
-        """One row; numbers are rounded to nine significant digits."""
+        """Appends a row; numbers are rounded to nine significant digits."""
         clean = {k: float(f"{float(v):.9g}") for k, v in numbers.items()}
         row = {"step": step, "epoch": round(step / self.per_epoch, 6), "split": split, **clean}
         self.rows.append(row)
@@ -124,12 +118,10 @@ class Journal:
 
 def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]]:
     """Leaves of two plain trees that differ: (dotted name, old, new)."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        found = []
-        for key in {**old, **new}:
-            found += differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)
-        return found
-    return [] if old == new else [(path, old, new)]
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return [] if old == new else [(path, old, new)]
+    keys = {key: f"{path}.{key}" if path else key for key in {**old, **new}}
+    return [leaf for k, name in keys.items() for leaf in differences(old.get(k), new.get(k), name)]
 
 
 def recorded(path: pathlib.Path) -> dict[str, Any]:
@@ -137,26 +129,24 @@ def recorded(path: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text())
+        content, why = json.loads(path.read_text()), "it lacks the fields of a run"
     except (OSError, ValueError, RecursionError) as error:
-        found, why = None, str(error).splitlines()[0]
-    else:
-        why = "it lacks the fields of a run"
-    if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
+        content, why = None, str(error).splitlines()[0]
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
         raise UserError(
             f"{path}: cannot be read as a run's config ({why}); allowed: the file that training "
             "wrote there, or none"
         )
-    return found
+    return content
 
 
 def mention(config: Any, path: pathlib.Path) -> None:
     """Says where the config differs from that of the work dir a checkpoint comes from."""
     for folder in (path, path.parent, path.parent.parent):
-        made = folder / "config.json"
-        if path.is_dir() and (folder / "checkpoints").is_dir() and made.is_file():
-            before = recorded(made)
-            for name, old, new in differences(before["config"], schema.as_dict(config)):
+        file = folder / "config.json"
+        if path.is_dir() and (folder / "checkpoints").is_dir() and file.is_file():
+            before = recorded(file)["config"]
+            for name, old, new in differences(before, schema.as_dict(config)):
                 if name.split(".")[0] in SHAPING and not PLACES.fullmatch(name):
                     say(f"config.{name} was {old!r} in {folder}, is {new!r} here")
             return
@@ -165,21 +155,28 @@ def mention(config: Any, path: pathlib.Path) -> None:
 class Progress:
     """Rate and time left, from the steps of this process alone."""
 
-    def __init__(self, total: int, batch_size: int, clock: Callable[[], float] = time.monotonic):
-        self.total, self.batch_size, self.clock = total, batch_size, clock
+    def __init__(self, total: int, batch_size: int):
+        self.total, self.batch_size = total, batch_size
+        self.steps, self.started = 0, 0.0
         self.busy = 0.0  # s in training steps, evaluation left out
-        self.steps = 0
         self.waited = 0.0  # s spent waiting for the host pipeline
+
+    def start(self) -> None:
+        """Training goes on."""
+        self.started = time.monotonic()
+
+    def stop(self) -> None:
+        """Training pauses, for a validation or a change of stage."""
+        self.busy += time.monotonic() - self.started
 
     def line(self, step: int, epoch: float, numbers: dict[str, Number]) -> str:
         """The log line of a step."""
-        rate = self.rate
-        left = (self.total - step) / max(rate / self.batch_size, 1e-9)
+        left = clock_text((self.total - step) / max(self.rate / self.batch_size, 1e-9))
         shown = " ".join(f"{k} {float(v):.4g}" for k, v in numbers.items())
+        waiting = 100 * self.waited / max(self.busy, 1e-9)
         return (
-            f"step {step}/{self.total} epoch {epoch:.2f} {shown} | {rate:.1f} examples/s, "
-            f"{100 * self.waited / max(self.busy, 1e-9):.0f} % waiting for input, "
-            f"{clock_text(left)} left"
+            f"step {step}/{self.total} epoch {epoch:.2f} {shown} | {self.rate:.1f} examples/s, "
+            f"{waiting:.0f} % waiting for input, {left} left"
         )
 
     @property
@@ -200,65 +197,18 @@ def clock_text(seconds: float) -> str:
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes whole or not at all."""
-    if not hosts.first():
-        return
-    part = path.with_suffix(path.suffix + ".part")
-    part.write_text(json.dumps(content, indent=1, default=_plain) + "\n")
-    part.replace(path)
-
-
-@contextlib.contextmanager
-def lines(target: str) -> Iterator[Callable[[str], None]]:
-    """Gives a function that writes a line to a file, or ("-") to standard output.
-
-    The file is replaced at the end, whatever the end is, and stays as it was if there is no line.
-
-    Raises:
-      UserError: the file's folder does not exist.
-    """
-    if target == "-":
-        yield lambda line: print(line, flush=True)
-        return
-    path = pathlib.Path(target)
-    if not path.parent.is_dir():
-        raise schema.UserError(f"--output={target}: there is no folder {path.parent}")
-    if path.is_dir():
-        raise schema.UserError(f"--output={target} is a folder; give a file")
-    plain = path.is_file() or not path.exists()  # not a device or a pipe
-    part = path.with_name(path.name + ".part") if plain else path
-    count = 0
-    with part.open("w") as file:
-
-        def write(line: str) -> None:
-            nonlocal count
-            file.write(line + "\n")
-            file.flush()
-            count += 1
-
-        try:
-            yield write
-        finally:
-            file.close()
-            if plain and count:
-                part.replace(path)
-            elif plain:
-                part.unlink()
+    """Writes a JSON file whole or not at all; NumPy values become plain ones."""
+    if hosts.first():
+        atomic.write_text(path, json.dumps(content, indent=1, default=_plain) + "\n")
 
 
 def write_texts(folder: pathlib.Path, files: dict[str, str]) -> None:
     """Writes texts by their path below a folder, each whole or not at all."""
-    if not hosts.first():
-        return
-    for name, text in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+    for name, text in files.items() if hosts.first() else ():
+        atomic.write_text(folder / name, text)
 
 
-def _plain(found: Any) -> Any:
-    if isinstance(found, np.generic | np.ndarray):
-        return found.tolist()
-    raise TypeError(f"{type(found).__name__} is not JSON")
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")

@@ -77,8 +77,8 @@ def test_the_best_and_the_newest_are_kept(tmp_path, fresh, best, latest, wanted)
     assert on_disk(tmp_path) == wanted
     again = opened(tmp_path, best=best, latest=latest)
     assert again.steps() == wanted and again.best() == 2
-    assert again.metrics(2) == {"top1": 0.9, "nll": pytest.approx(0.1)}
-    assert again.metrics(6)["top1"] == 0.1
+    assert checkpoint.stored_metrics(again.folder / "2") == {"top1": 0.9, "nll": pytest.approx(0.1)}
+    assert checkpoint.stored_metrics(again.folder / "6")["top1"] == 0.1
     again.close()
 
 
@@ -108,10 +108,10 @@ def test_keeping_goes_on_after_a_restart(tmp_path, fresh):
 def test_the_newest_is_restored_whole(tmp_path, fresh):
     saved(tmp_path, fresh).close()
     files = opened(tmp_path)
-    found = files.restore(fresh)
+    restored = files.restore(fresh)
     wanted = at(fresh, 6)
-    assert jax.tree.structure(found) == jax.tree.structure(wanted)
-    trees = (jax.tree.leaves(tree) for tree in (found, wanted, fresh))
+    assert jax.tree.structure(restored) == jax.tree.structure(wanted)
+    trees = (jax.tree.leaves(tree) for tree in (restored, wanted, fresh))
     for one, other, template in zip(*trees, strict=True):
         assert one.dtype == other.dtype and one.sharding == template.sharding
         np.testing.assert_array_equal(one, other)
@@ -243,8 +243,8 @@ def started(folder, origin, **model):
         setattr(config.model, name, value)
     run = open_run(config, folder)
     said = []
-    found, _ = start(run, run.plan().rows[0].stage_data, said.append)
-    return found, said, (folder / "init_report.txt").read_text()
+    begun, _ = start(run, run.plan().rows[0].stage_data, said.append)
+    return begun, said, (folder / "init_report.txt").read_text()
 
 
 def test_a_start_from_another_run(tmp_path, fresh):
@@ -254,24 +254,24 @@ def test_a_start_from_another_run(tmp_path, fresh):
     (origin / "config.json").write_text(
         '{"config": {"eval": {"metric": "top1", "maximise": true}}}'
     )
-    found, said, report = started(tmp_path / "new", origin)
-    assert int(found.step) == 0
-    for leaf in jax.tree.leaves((found.params, found.model_state, found.ema)):
+    begun, said, report = started(tmp_path / "new", origin)
+    assert int(begun.step) == 0
+    for leaf in jax.tree.leaves((begun.params, begun.model_state, begun.ema)):
         np.testing.assert_array_equal(leaf, 2.0)
-    assert all((leaf == 0).all() for leaf in jax.tree.leaves(found.opt_state))
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(begun.opt_state))
     assert "8 of 8 arrays loaded (ema weights)" in report.splitlines()[0]
     assert said == [f"{report.splitlines()[0]}; full report: {tmp_path / 'new/init_report.txt'}"]
-    found, _, _ = started(tmp_path / "newest", origin / "checkpoints" / "6")
-    np.testing.assert_array_equal(found.params["head"]["bias"], 6.0)
+    begun, _, _ = started(tmp_path / "newest", origin / "checkpoints" / "6")
+    np.testing.assert_array_equal(begun.params["head"]["bias"], 6.0)
 
 
 def test_a_start_from_another_number_of_classes(tmp_path, fresh):
     origin = tmp_path / "origin"
     saved(origin, fresh, best=1, latest=1).close()
-    found, _, report = started(tmp_path / "new", origin, classes=5)
-    np.testing.assert_array_equal(found.params["body"]["kernel"], 6.0)
-    assert found.params["head"]["kernel"].shape == (16, 5)
-    assert not (np.asarray(found.params["head"]["kernel"]) == 6).any()
+    begun, _, report = started(tmp_path / "new", origin, classes=5)
+    np.testing.assert_array_equal(begun.params["body"]["kernel"], 6.0)
+    assert begun.params["head"]["kernel"].shape == (16, 5)
+    assert not (np.asarray(begun.params["head"]["kernel"]) == 6).any()
     lines = report.splitlines()
     assert "6 of 8 arrays loaded" in lines[0]
     replaced = [line.split()[1] for line in lines if line.startswith("replaced")]
@@ -311,7 +311,7 @@ def test_frozen_groups_are_evaluated_with_their_weights(tmp_path):
 def blobs_variables(stored):
     from jaxact.train.restore import stored_variables
 
-    found = stored_variables(stored)
+    variables = stored_variables(stored)
     net = blobs.make(recipe.get_config()).training.model
-    assert np.isfinite(net.apply(found, np.ones((2, 8), np.float32), train=False)).all()
-    return found
+    assert np.isfinite(net.apply(variables, np.ones((2, 8), np.float32), train=False)).all()
+    return variables

@@ -76,21 +76,21 @@ def report():
     from jaxact.train.run import initial_variables, open_run
 
     nowhere = pathlib.Path("unused")
-    found = {}
+    measured = {}
     run = open_run(toy(), nowhere)
     view = run.plan().rows[0].stage_data
     batches = list(train_batches(run.config, run.task, run.source("train"), view, 0, 5))
     batches[3]["mask"][[1, 6]] = False  # the mean is over what is left, on whatever device
-    found["toy"] = [trained(run, grid, batches) for grid in meshes()]
-    found["x"] = batches[0]["x"].tolist()
+    measured["toy"] = [trained(run, grid, batches) for grid in meshes()]
+    measured["x"] = batches[0]["x"].tolist()
     first = initial_variables(run, view)["params"]["body"]
     assert not np.asarray(first["bias"]).any()
-    found["kernel"] = np.asarray(first["kernel"]).tolist()
-    found["evaluation"] = [evaluated(run, grid) for grid in meshes()]
+    measured["kernel"] = np.asarray(first["kernel"]).tolist()
+    measured["evaluation"] = [evaluated(run, grid) for grid in meshes()]
     config = tiny(batch_size=8)
     run = open_run(config, nowhere)
-    found["recogniser"] = [trained(run, grid, clips(config, 3)) for grid in meshes()]
-    found["refused"] = {}
+    measured["recogniser"] = [trained(run, grid, clips(config, 3)) for grid in meshes()]
+    measured["refused"] = {}
     for name, fields in {
         "batch_size": {"batch_size": 12, "eval__batch_size": 8},
         "accumulate": {"optim__accumulate": 2, "eval__batch_size": 8},
@@ -99,12 +99,12 @@ def report():
         try:
             open_run(toy(**fields), nowhere)
         except UserError as error:
-            found["refused"][name] = str(error)
-    print(json.dumps(found))
+            measured["refused"][name] = str(error)
+    print(json.dumps(measured))
 
 
 @pytest.fixture(scope="module")
-def found():
+def measured():
     paths = [str(HERE), str(command.TESTS), str(command.ROOT)]
     cache = jax.config.jax_compilation_cache_dir or ""
     env = {
@@ -129,8 +129,8 @@ def found():
 
 
 @pytest.mark.parametrize("system", ["toy", "recogniser"])
-def test_training_on_eight_devices_is_training_on_one(found, system):
-    one, eight = found[system]
+def test_training_on_eight_devices_is_training_on_one(measured, system):
+    one, eight = measured[system]
     assert (one["devices"], eight["devices"]) == (1, 8)
     np.testing.assert_allclose(eight["losses"], one["losses"], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(eight["params"], one["params"], atol=1e-5)
@@ -141,29 +141,29 @@ def test_training_on_eight_devices_is_training_on_one(found, system):
     assert len(set(one["losses"])) == len(one["losses"])
 
 
-def test_batch_norm_sees_the_whole_batch(found):
+def test_batch_norm_sees_the_whole_batch(measured):
     """A tenth of the whole batch's mean and variance; one example a device has variance 0."""
-    y = np.array(found["x"]).reshape(8, 4, -1).mean(-1) @ np.array(found["kernel"])
+    y = np.array(measured["x"]).reshape(8, 4, -1).mean(-1) @ np.array(measured["kernel"])
     assert y.var(0).min() > 0.01
-    for place in found["toy"]:
+    for place in measured["toy"]:
         mean, var = (np.array(leaf) for leaf in place["statistics"][0])
         np.testing.assert_allclose(mean, 0.1 * y.mean(0), atol=1e-6)
         np.testing.assert_allclose(var, 0.9 + 0.1 * y.var(0), atol=1e-6)
 
 
-def test_evaluation_counts_every_example_once(found):
-    for place in found["evaluation"]:
+def test_evaluation_counts_every_example_once(measured):
+    for place in measured["evaluation"]:
         assert place["ids"] == [f"val{k}" for k in range(21)]
         assert len(place["rows"]) == 21
-    one, eight = found["evaluation"]
+    one, eight = measured["evaluation"]
     np.testing.assert_allclose(eight["rows"], one["rows"], atol=1e-5)
     assert eight["scores"]["top1"] == one["scores"]["top1"]
     labels = np.arange(21) % 3
     assert one["scores"]["top1"] == (np.argmax(one["rows"], 1) == labels).mean()
 
 
-def test_batches_that_do_not_split_are_refused(found):
-    refused = found["refused"]
+def test_batches_that_do_not_split_are_refused(measured):
+    refused = measured["refused"]
     assert "config.batch_size=12" in refused["batch_size"]
     assert "multiples of 8" in refused["batch_size"]
     assert "batch_size=4" in refused["accumulate"]

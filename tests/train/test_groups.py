@@ -38,12 +38,12 @@ def test_torch_trajectories(golden, name):
     optim = Optim(**fields, **({"groups": groups} if groups else {}))
     with jax.enable_x64(True):
         params = {k: jnp.asarray(stored[f"p0_{k}"], jnp.float64) for k in ("matrix", "vector")}
-        found = optimizer.resolve_groups(optim, params)
-        opt_state = found.init(params)
+        resolved = optimizer.resolve_groups(optim, params)
+        opt_state = resolved.init(params)
         for step, lr in enumerate(stored["lrs"]):
             grads = {k: jnp.asarray(stored[f"grads_{k}"][step], jnp.float64) for k in params}
             grads, norm = optimizer.clip(grads, optim.clip)
-            params, opt_state = found.update(grads, opt_state, params, lr, found.trainable)
+            params, opt_state = resolved.update(grads, opt_state, params, lr, resolved.trainable)
             if f"{name}/norm_before_clip" in stored:
                 np.testing.assert_allclose(
                     norm, stored[f"{name}/norm_before_clip"][step], rtol=1e-9

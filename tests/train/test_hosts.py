@@ -55,20 +55,20 @@ def alone(tmp_path_factory):
 
 def counted_once(workdir):
     """Every example of the ragged split is in the predictions once, in order."""
-    with np.load(workdir / "predictions" / "test.npz") as found:
-        assert found["ids"].tolist() == [f"test{k}" for k in range(21)]
-        assert len(found["scores"]) == 21
+    with np.load(workdir / "predictions" / "test.npz") as stored:
+        assert stored["ids"].tolist() == [f"test{k}" for k in range(21)]
+        assert len(stored["scores"]) == 21
 
 
 @pytest.mark.parametrize("more", [(), (FSDP,)], ids=["data", "fsdp"])
 def test_two_hosts_train_as_one(alone, tmp_path, more):
-    found = party.trained(2, tmp_path, *TWENTY, *more, auto=bool(more))
-    alike(alone, found)
-    counted_once(found)
+    workdir = party.trained(2, tmp_path, *TWENTY, *more, auto=bool(more))
+    alike(alone, workdir)
+    counted_once(workdir)
     with np.load(alone / "predictions" / "test.npz") as a:
-        with np.load(found / "predictions" / "test.npz") as b:
+        with np.load(workdir / "predictions" / "test.npz") as b:
             np.testing.assert_allclose(b["scores"], a["scores"], atol=1e-5)
-    assert not [row for row in command.rows(found) if row["split"] == "train" and not row["loss"]]
+    assert not [row for row in command.rows(workdir) if row["split"] == "train" and not row["loss"]]
     second = (tmp_path / "1.log").read_text()
     assert "step 20/20" in (tmp_path / "0.log").read_text() and "step" not in second
 
@@ -78,9 +78,9 @@ def test_two_hosts_train_as_one(alone, tmp_path, more):
     "more", [(), (FSDP,), ("--config.mesh.fsdp=4",)], ids=["data", "half", "fsdp"]
 )
 def test_four_hosts_train_as_one(alone, tmp_path, more):
-    found = party.trained(4, tmp_path, *TWENTY, *more)
-    alike(alone, found)
-    counted_once(found)
+    workdir = party.trained(4, tmp_path, *TWENTY, *more)
+    alike(alone, workdir)
+    counted_once(workdir)
 
 
 def steps_done(workdir):
@@ -145,7 +145,7 @@ def test_the_others_end_when_the_first_host_is_killed(tmp_path):
     try:
         running.until(lambda: steps_done(tmp_path / "run") >= 2)
         worker = running.worker(0)
-        running.processes[0].kill()  # the keeper; what it keeps must not stay behind
+        running.processes[0].kill()  # the parent; its child must not stay behind
         begin = time.monotonic()
         assert running.codes(60) == [-signal.SIGKILL, 4]
         assert time.monotonic() - begin < 3 * party.LIMIT
@@ -243,9 +243,9 @@ def test_sigterm_ends_an_evaluation(alone, tmp_path):
 @pytest.fixture(scope="module")
 def forks(tmp_path_factory):
     """The command in forks of one process that has imported everything."""
-    found = command.Forks(tmp_path_factory.mktemp("forks"))
-    yield found
-    found.close()
+    running = command.Forks(tmp_path_factory.mktemp("forks"))
+    yield running
+    running.close()
 
 
 @pytest.mark.parametrize("mode", ["predict", "check", "bench", "export"])

@@ -21,12 +21,12 @@ RESULTS = {
 
 def config(length="2 epochs", **fields):
     """The toy's config: 6 steps an epoch."""
-    found = recipe.get_config()
-    found.length = length
+    options = recipe.get_config()
+    options.length = length
     for name, value in fields.items():
         place, _, field = name.rpartition("__")
-        setattr(getattr(found, place) if place else found, field, value)
-    return found
+        setattr(getattr(options, place) if place else options, field, value)
+    return options
 
 
 def train(workdir, **fields):
@@ -35,11 +35,11 @@ def train(workdir, **fields):
 
 def rows(workdir, split=None, timed=False):
     """Rows of metrics.jsonl, without what depends on the clock."""
-    found = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    for row in found:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    for row in lines:
         if not timed:
             row.pop("examples_per_s", None)
-    return [row for row in found if split in (None, row["split"])]
+    return [row for row in lines if split in (None, row["split"])]
 
 
 def steps(workdir):
@@ -54,10 +54,10 @@ def kill_at(monkeypatch, step):
     """The next training ends before it can log this step or anything after it."""
     log = loop.log
 
-    def logged(fit, now, size):
+    def logged(setup, now):
         if now >= step:
             raise Killed
-        log(fit, now, size)
+        log(setup, now)
 
     monkeypatch.setattr(loop, "log", logged)
 
@@ -83,12 +83,12 @@ def test_results(whole):
 
 
 def test_rows_of_the_log(whole):
-    found = rows(whole[0])
-    assert [row["step"] for row in found if row["split"] == "train"] == [3, 6, 9, 12, 15, 18]
-    assert [row["step"] for row in found if row["split"] == "val"] == [6, 12, 18]
-    assert [row["step"] for row in found if row["split"] == "test"] == [18]
-    assert all(row["epoch"] == pytest.approx(row["step"] / 6, abs=1e-6) for row in found)
-    assert [row["step"] for row in found] == sorted(row["step"] for row in found)
+    lines = rows(whole[0])
+    assert [row["step"] for row in lines if row["split"] == "train"] == [3, 6, 9, 12, 15, 18]
+    assert [row["step"] for row in lines if row["split"] == "val"] == [6, 12, 18]
+    assert [row["step"] for row in lines if row["split"] == "test"] == [18]
+    assert all(row["epoch"] == pytest.approx(row["step"] / 6, abs=1e-6) for row in lines)
+    assert [row["step"] for row in lines] == sorted(row["step"] for row in lines)
 
 
 def test_losses_are_means_since_the_last_line_and_rates_are_the_last(whole, tmp_path):
@@ -205,10 +205,10 @@ def test_a_killed_run_has_every_row_once(whole, tmp_path, monkeypatch, death):
 def test_a_signal_saves_the_very_step(whole, tmp_path, monkeypatch, number):
     log = loop.log
 
-    def logged(fit, now, size):
+    def logged(setup, now):
         if now == 9:
             signal.raise_signal(number)
-        log(fit, now, size)
+        log(setup, now)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "log", logged)
@@ -228,9 +228,9 @@ def test_half_a_line_is_forgotten(whole, tmp_path):
     with (workdir / "metrics.jsonl").open("a") as file:
         file.write('{"step": 19, "spl')
     train(workdir, length="4 epochs")
-    found = rows(workdir)
-    assert found[: len(rows(whole[0]))] == rows(whole[0])
-    assert [row["step"] for row in found if row["split"] == "train"][-2:] == [21, 24]
+    lines = rows(workdir)
+    assert lines[: len(rows(whole[0]))] == rows(whole[0])
+    assert [row["step"] for row in lines if row["split"] == "train"][-2:] == [21, 24]
 
 
 def test_a_kill_between_the_last_checkpoint_and_the_results(whole, tmp_path):

@@ -90,7 +90,7 @@ def moved(folder, states):
     from jaxact.config import Save
     from jaxact.train import checkpoint
 
-    found = []
+    leaves = []
     for number, (_, state) in enumerate(states):
         run, other = states[(number + 1) % len(states)]
         files = checkpoint.Checkpoints(
@@ -110,8 +110,8 @@ def moved(folder, states):
             read,
             places,
         )
-        found.append(all(jax.tree.leaves(same)))
-    return found
+        leaves.append(all(jax.tree.leaves(same)))
+    return leaves
 
 
 def vision(grid, x, variables):
@@ -159,7 +159,7 @@ def report(folder):
         axis_types=(jax.sharding.AxisType.Auto,) * 3,
         devices=jax.devices()[:1],
     )
-    found = {"training": [], "bytes": {}}
+    measured = {"training": [], "bytes": {}}
     states = []
     for grid in (one, *grids()):
         run = opened(grid)
@@ -167,13 +167,13 @@ def report(folder):
             run.config, run.task, run.source("train"), run.plan(10).rows[0].stage_data, 0, 5
         )
         state, numbers = trained(run, list(batches))
-        found["training"].append(numbers)
+        measured["training"].append(numbers)
         states.append((run, state))
-    found["moved"] = moved(pathlib.Path(folder), states)
+    measured["moved"] = moved(pathlib.Path(folder), states)
     for name, grid in zip(("data", "fsdp"), grids(), strict=False):
         state, step = compiled(opened(grid, width=1 << 14, classes=8))
         tree = {"state": (state.params, state.opt_state, state.ema)}
-        found["bytes"][name] = {
+        measured["bytes"][name] = {
             "compiled": step.memory_analysis().argument_size_in_bytes,
             "told": opened(grid).layout.bytes_of(tree),
             "whole": sum(leaf.nbytes for leaf in jax.tree.leaves(tree)),
@@ -183,17 +183,17 @@ def report(folder):
     variables = initialise(model, jax.random.key(0), x)
     vits = [vision(grid, x, variables) for grid in (one, *list(grids())[3:4])]
     worst = float(np.abs(vits[0]["grads"] - vits[1]["grads"]).max())
-    found["vision"] = {
+    measured["vision"] = {
         "values": [v["value"] for v in vits],
         "axes": vits[1]["axes"],
         "worst": worst,
         "largest": float(np.abs(vits[0]["grads"]).max()),
     }
-    print(json.dumps(found))
+    print(json.dumps(measured))
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def measured(tmp_path_factory):
     paths = [str(HERE), str(command.TESTS), str(command.ROOT)]
     env = {
         **os.environ,
@@ -218,31 +218,31 @@ def found(tmp_path_factory):
 # ------------------------------------------------------------------------------------------- tests
 
 
-def test_every_mesh_trains_as_one_device(found):
-    one, *others = found["training"]
+def test_every_mesh_trains_as_one_device(measured):
+    one, *others = measured["training"]
     for numbers in others:
         np.testing.assert_allclose(numbers["losses"], one["losses"], rtol=0, atol=1e-6)
         np.testing.assert_allclose(numbers["params"], one["params"], rtol=0, atol=1e-5)
-    assert all(numbers["stays"] for numbers in found["training"])
+    assert all(numbers["stays"] for numbers in measured["training"])
     # Parameters, two moments and average of three dense arrays and four vectors; not the counts.
-    split = [numbers["split"] for numbers in found["training"]]
+    split = [numbers["split"] for numbers in measured["training"]]
     assert split[0] == split[1] == split[5] == 0 and min(split[2:5]) > 12
 
 
-def test_a_checkpoint_fits_any_mesh(found):
-    assert found["moved"] == [True] * (1 + len(SHAPES))
+def test_a_checkpoint_fits_any_mesh(measured):
+    assert measured["moved"] == [True] * (1 + len(SHAPES))
 
 
-def test_fsdp_takes_an_eighth_of_the_memory(found):
-    data, fsdp = found["bytes"]["data"], found["bytes"]["fsdp"]
+def test_fsdp_takes_an_eighth_of_the_memory(measured):
+    data, fsdp = measured["bytes"]["data"], measured["bytes"]["fsdp"]
     assert data["told"] == data["whole"]
     assert data["compiled"] >= data["whole"]
     assert 0.12 < fsdp["compiled"] / data["compiled"] < 0.13
     assert 0.12 < fsdp["told"] / fsdp["whole"] < 0.13
 
 
-def test_a_vision_transformer_in_parts(found):
-    vit = found["vision"]
+def test_a_vision_transformer_in_parts(measured):
+    vit = measured["vision"]
     one, parts = vit["values"]
     assert abs(one - parts) < 1e-5 * abs(one)
     assert vit["worst"] < 1e-5 * max(vit["largest"], 1)
@@ -337,12 +337,12 @@ def test_hosts_evaluate_each_example_once(count):
     task = blobs.make(config)
     source = task.training.source("val")
     view = blobs.Stage(sampler="natural", size=8)
-    found = []
+    ids = []
     for rows in ((0, 1, 2, 5), (3, 4, 6, 7)):
         stream = pipeline.eval_batches(config, task, source, view, "val", 8, rows=rows)
         for batch in stream:
-            found += batch["id"][batch["mask"]].tolist()
-    assert sorted(found) == list(range(count))
+            ids += batch["id"][batch["mask"]].tolist()
+    assert sorted(ids) == list(range(count))
 
 
 def test_one_process_reads_all():

@@ -49,8 +49,8 @@ def test_slurm_tells(environment):
         "local_device_ids": [1],  # of the processes of a node each has one GPU
     }
     environment(JAX_LOCAL_DEVICE_IDS="0,1", JAX_COORDINATOR_PORT="999")
-    found = hosts.place(AUTO)
-    assert found["local_device_ids"] is None and found["coordinator_address"] == "n07:999"
+    where = hosts.place(AUTO)
+    assert where["local_device_ids"] is None and where["coordinator_address"] == "n07:999"
 
 
 def test_flags_come_before_the_environment(environment):
@@ -185,12 +185,12 @@ class Table(dict):
 @pytest.fixture
 def table(monkeypatch):
     """(index) -> this process is that one of two, with one table."""
-    found = Table()
+    entries = Table()
 
     def become(index):
-        party = hosts.Party(index=index, count=2, limit=0.5, beat=0.1, client=found)
-        monkeypatch.setattr(hosts, "_party", party)
-        return found
+        party = hosts.Heartbeat(index=index, count=2, limit=0.5, interval=0.1, client=entries)
+        monkeypatch.setattr(hosts, "_heartbeat", party)
+        return entries
 
     return become
 
@@ -204,18 +204,18 @@ def test_all_go_by_what_the_first_host_finds(table):
 
 def test_a_last_line_stays_the_last(table, monkeypatch):
     """The watch does not write over it, and host 0 waits until the others have read it."""
-    found = table(0)
+    entries = table(0)
     slept = []
 
     def sleep(seconds):
         slept.append(seconds)
         if len(slept) == 3:
-            found["jaxact/beat/1"] = "ended with exit code 2"
+            entries["jaxact/beat/1"] = "ended with exit code 2"
 
     monkeypatch.setattr(hosts.time, "sleep", sleep)
     hosts._say_end(2)
-    hosts._watch(0)
-    assert found["jaxact/beat/0"] == "ended with exit code 2" and len(slept) == 3
+    hosts._watch()
+    assert entries["jaxact/beat/0"] == "ended with exit code 2" and len(slept) == 3
 
 
 # ------------------------------------------------------------------------------------ checkpoints
@@ -248,8 +248,8 @@ def test_a_host_restores_what_the_first_one_chose(tmp_path, table, monkeypatch):
     files.wait()
     table(0)
     assert files.steps() == [3, 6] and files.best() == 6
-    found = files.restore(state(0))
-    assert int(found.step) == 6
+    restored = files.restore(state(0))
+    assert int(restored.step) == 6
     table(1)
     monkeypatch.setattr(files.manager, "all_steps", lambda: [3])
     monkeypatch.setattr(checkpoint, "verify", unasked)

@@ -24,8 +24,8 @@ def resolved(per_epoch=1, length="80 epochs", stages=(Row(),), batch_size=32, **
     return schedule.resolve(config, per_epoch)
 
 
-def curve(found):
-    return np.array([float(found.curve(np.int64(step))) for step in range(found.total)])
+def curve(plan):
+    return np.array([float(plan.curve(np.int64(step))) for step in range(plan.total)])
 
 
 # name in the golden file -> (steps an epoch, epochs, optimiser fields, which steps are stored)
@@ -79,16 +79,16 @@ CASES = {
 def test_learning_rates_of_the_originals(golden, name):
     per_epoch, epochs, optim, stored = CASES[name]
     wanted = np.load(golden / "losses/schedules.npz")[name]
-    found = resolved(per_epoch, f"{epochs} epochs", **optim)
-    np.testing.assert_allclose(curve(found)[stored], wanted, rtol=1e-12)
-    under_jit = jax.jit(lambda s: found.hyper(s)["lr"])
-    for step in range(0, found.total, 7):
-        np.testing.assert_allclose(under_jit(step), curve(found)[step], rtol=2e-6)
+    plan = resolved(per_epoch, f"{epochs} epochs", **optim)
+    np.testing.assert_allclose(curve(plan)[stored], wanted, rtol=1e-12)
+    under_jit = jax.jit(lambda s: plan.hyper(s)["lr"])
+    for step in range(0, plan.total, 7):
+        np.testing.assert_allclose(under_jit(step), curve(plan)[step], rtol=2e-6)
 
 
 def test_slowfast_warmup_ends_on_the_cosine(golden):
     stored = np.load(golden / "losses/schedules.npz")
-    found = resolved(
+    plan = resolved(
         2,
         "300 epochs",
         lr=0.1,
@@ -99,11 +99,11 @@ def test_slowfast_warmup_ends_on_the_cosine(golden):
         warmup_prefix=False,
     )
     at = (stored["slowfast_x3d_epochs"] * 2).astype(int)
-    np.testing.assert_allclose(curve(found)[at], stored["slowfast_x3d_lr"], rtol=1e-12)
+    np.testing.assert_allclose(curve(plan)[at], stored["slowfast_x3d_lr"], rtol=1e-12)
 
 
 def test_cosine_with_restarts_returns_to_the_top():
-    found = resolved(
+    plan = resolved(
         1,
         "70 steps",
         lr=1.0,
@@ -111,7 +111,7 @@ def test_cosine_with_restarts_returns_to_the_top():
         restart_every="10 steps",
         restart_growth=2.0,
     )
-    rates = curve(found)
+    rates = curve(plan)
     assert [step for step in range(70) if rates[step] == rates[0]] == [0, 10, 30]
     np.testing.assert_allclose(rates[5], 0.5)
     np.testing.assert_allclose(rates[20], 0.5)
@@ -130,23 +130,23 @@ def test_rows_carry_over_and_ramp():
         Row(start="8 steps", size=256),
         Row(start="50 steps", sampler="natural"),
     )
-    found = resolved(4, "12 steps", stages, lr=1.0, schedule="constant")
-    smoothing = [float(found.hyper(step)["smoothing"]) for step in range(12)]
+    plan = resolved(4, "12 steps", stages, lr=1.0, schedule="constant")
+    smoothing = [float(plan.hyper(step)["smoothing"]) for step in range(12)]
     np.testing.assert_allclose(
         smoothing, [0.1] * 4 + [0.1, 0.075, 0.05, 0.025] + [0.0] * 4, atol=1e-7
     )
-    rates = [float(found.hyper(step)["lr"]) for step in range(12)]
+    rates = [float(plan.hyper(step)["lr"]) for step in range(12)]
     np.testing.assert_allclose(rates, [1.0] * 4 + [2.0] * 8)
-    assert [found.row(step).stage_data.size for step in (0, 7, 8, 11)] == [224, 224, 256, 256]
-    assert {row.stage_data.sampler for row in found.rows} == {"weighted"}
-    assert len({row.program for row in found.rows}) == 2
-    assert found.unreachable == (3,) and "stages[3] starts after the end" in found.table()
-    assert [(s, e) for _, s, e in found.segments(5)] == [(5, 8), (8, 12)]
+    assert [plan.row(step).stage_data.size for step in (0, 7, 8, 11)] == [224, 224, 256, 256]
+    assert {row.stage_data.sampler for row in plan.rows} == {"weighted"}
+    assert len({row.program for row in plan.rows}) == 2
+    assert plan.unreachable == (3,) and "stages[3] starts after the end" in plan.table()
+    assert [(s, e) for _, s, e in plan.segments(5)] == [(5, 8), (8, 12)]
 
 
 def test_stage_scales_what_lies_above_the_floor():
     """Row 25 of the crop schedule: 1e-6 + 0.48 (b - 1e-6) = 1.4156e-4."""
-    found = resolved(
+    plan = resolved(
         1,
         "50 epochs",
         (Row(), Row(start="10 epochs", lr=(1.2,)), Row(start="25 epochs", lr=(0.48,))),
@@ -163,7 +163,7 @@ def test_stage_scales_what_lies_above_the_floor():
         (25, 1.4156e-4),
         (49, 1.2917e-6),
     ):
-        np.testing.assert_allclose(found.hyper(epoch)["lr"], wanted, rtol=5e-5)
+        np.testing.assert_allclose(plan.hyper(epoch)["lr"], wanted, rtol=5e-5)
 
 
 @pytest.mark.parametrize(

@@ -69,9 +69,9 @@ def steps(config, count, folder, task=None, batches=None) -> History:
     if task is not None:
         run = dataclasses.replace(run, task=task)
     plan = run.plan(None if batches is None else 10)
-    found, groups = restore.start(run, plan.rows[0].stage_data, lambda text: None)
+    current, groups = restore.start(run, plan.rows[0].stage_data, lambda text: None)
     programs = {}
-    kept, metrics = [jax.device_get(found)], []
+    kept, metrics = [jax.device_get(current)], []
     for row, start, end in plan.segments(0):
         if row.program not in programs:
             programs[row.program] = make_train_step(config, run.task, plan, groups, row)
@@ -82,9 +82,9 @@ def steps(config, count, folder, task=None, batches=None) -> History:
         else:
             stream = iter(batches[start:end])
         for batch in stream:
-            found, now = programs[row.program](found, mesh.split(batch, run.mesh))
+            current, now = programs[row.program](current, mesh.split(batch, run.mesh))
             # A copy: the step donates its state, and on CPU NumPy looks at the same memory.
-            kept.append(jax.tree.map(np.array, jax.device_get(found)))
+            kept.append(jax.tree.map(np.array, jax.device_get(current)))
             metrics.append({name: float(value) for name, value in now.items()})
             if len(metrics) == count:
                 return History(kept, metrics, (run, plan, groups))
@@ -95,15 +95,15 @@ def clips(config, count, seed=0):
     """Batches for the recogniser: random pixels, joints and labels."""
     task = action.make(config)
     view = type("View", (), {"size": config.stages[0].size, "augment": "none"})
-    rng, found = np.random.default_rng(seed), []
+    rng, batches = np.random.default_rng(seed), []
     for _ in range(count):
         batch = random_batch(task.training.shapes(view, "train"), config.batch_size)
         batch["rgb"] = rng.integers(0, 256, batch["rgb"].shape, dtype=np.uint8)
         batch["keypoint"] = rng.uniform(2, 14, batch["keypoint"].shape).astype(np.float32)
         batch["score"] = np.ones(batch["score"].shape, np.float32)
         batch["label"] = rng.integers(0, config.model.classes, config.batch_size).astype(np.int32)
-        found.append(batch)
-    return found
+        batches.append(batch)
+    return batches
 
 
 def same(one, other, names=None):
@@ -200,8 +200,8 @@ def test_accumulation_counts_real_examples(tmp_path):
 
 def test_a_frozen_group_is_left_out_of_everything(tmp_path):
     groups = (Group("body", "^body", frozen=True), Group("head", ".*"))
-    found = steps(toy(optim__groups=groups, optim__name="adamw"), 5, tmp_path)
-    first, last = found.states[0], found.states[-1]
+    history = steps(toy(optim__groups=groups, optim__name="adamw"), 5, tmp_path)
+    first, last = history.states[0], history.states[-1]
     for name in ("body", "body_bn"):
         same(first.params[name], last.params[name])
     same(first.model_state, last.model_state)
@@ -209,7 +209,7 @@ def test_a_frozen_group_is_left_out_of_everything(tmp_path):
     assert set(last.opt_state) == {"head"}
     assert not [name for name in flat(last.opt_state) if "body" in name]
     assert set(last.ema["params"]) == {"head/kernel", "head/bias"}
-    averaged = state.weights(last, ema=True)["params"]
+    averaged = state.weights(last)["params"]
     same(averaged["body"], first.params["body"])
 
 
@@ -220,9 +220,9 @@ def test_a_staged_freeze_moves_nothing_and_then_everything(tmp_path):
         blobs.Stage(start="4 steps", train=".*"),
         blobs.Stage(start="8 steps", train="head"),
     )
-    found = steps(config, 12, tmp_path).states
+    states = steps(config, 12, tmp_path).states
     for start, end, moves in ((0, 4, False), (4, 8, True), (8, 12, False)):
-        one, other = found[start], found[end]
+        one, other = states[start], states[end]
         pairs = [
             (one.params["body"], other.params["body"]),
             (one.params["body_bn"], other.params["body_bn"]),
@@ -236,7 +236,7 @@ def test_a_staged_freeze_moves_nothing_and_then_everything(tmp_path):
         head = flat(one.opt_state["head"]), flat(other.opt_state["head"])
         assert all((head[0][name] != head[1][name]).any() for name in head[0])
     counts = {
-        name: int(next(a for p, a in flat(found[12].opt_state[name]).items() if "count" in p))
+        name: int(next(a for p, a in flat(states[12].opt_state[name]).items() if "count" in p))
         for name in ("body", "head")
     }
     assert counts == {"body": 4, "head": 12}
@@ -250,11 +250,11 @@ def test_a_staged_freeze_of_a_recogniser_with_remat(tmp_path):
         Stage(size=16, train="pose"),
         Stage(start="2 steps", train=".*"),
     )
-    found = steps(config, 4, tmp_path, batches=clips(config, 4)).states
-    statistics = [s.model_state["batch_stats"] for s in found]
+    states = steps(config, 4, tmp_path, batches=clips(config, 4)).states
+    statistics = [s.model_state["batch_stats"] for s in states]
     same(statistics[0]["rgb"], statistics[2]["rgb"])
-    same(found[0].params["rgb"], found[2].params["rgb"])
-    same(found[0].opt_state["rgb"], found[2].opt_state["rgb"])
+    same(states[0].params["rgb"], states[2].params["rgb"])
+    same(states[0].opt_state["rgb"], states[2].opt_state["rgb"])
     for start, end, moving in ((0, 2, ("pose",)), (2, 4, ("rgb", "pose"))):
         for stream in moving:
             one, other = flat(statistics[start][stream]), flat(statistics[end][stream])
@@ -285,27 +285,26 @@ def test_frozen_batch_norm_normalises_with_its_running_statistics(tmp_path):
 def test_the_average_follows_its_recurrence(tmp_path, warmup):
     """e <- d e + (1 - d) now, over parameters and BatchNorm statistics; d = (1 + n) / (10 + n) as
     long as that is less."""
-    found = steps(toy(optim__ema=0.3, optim__ema_warmup=warmup), 8, tmp_path).states
+    states = steps(toy(optim__ema=0.3, optim__ema_warmup=warmup), 8, tmp_path).states
 
     def now(s):
         return {**flat(s.params), **flat(s.model_state)}
 
-    wanted = now(found[0])
-    for n, after in enumerate(found[1:]):
+    wanted = now(states[0])
+    for n, after in enumerate(states[1:]):
         d = min(0.3, (1 + n) / (10 + n)) if warmup else 0.3
         wanted = {name: d * wanted[name] + (1 - d) * value for name, value in now(after).items()}
-        averaged = state.weights(after, ema=True)
+        averaged = state.weights(after)
         have = {**flat(averaged["params"]), **flat({"batch_stats": averaged["batch_stats"]})}
         for name, value in wanted.items():
             np.testing.assert_allclose(have[name], value, atol=1e-6, err_msg=name)
-    assert (now(found[-1])["['head']['kernel']"] != wanted["['head']['kernel']"]).any()
-    same(state.weights(found[-1], ema=False)["params"], found[-1].params)
+    assert (now(states[-1])["['head']['kernel']"] != wanted["['head']['kernel']"]).any()
 
 
 def test_without_an_average_there_is_none(tmp_path):
     last = steps(toy(optim__ema=0.0), 1, tmp_path).states[-1]
     assert last.ema == {}
-    same(state.weights(last, ema=True)["params"], last.params)
+    same(state.weights(last)["params"], last.params)
 
 
 # ----------------------------------------------------------------------------------------- clipping
@@ -315,10 +314,10 @@ def test_clipping_bounds_the_update(tmp_path):
     plain = dict(optim__momentum=0.0, optim__weight_decay=0.0, optim__lr=0.5)
 
     def update(limit):
-        found = steps(toy(**plain, optim__clip=limit), 1, tmp_path)
-        one, other = (flat(s.params) for s in found.states)
+        history = steps(toy(**plain, optim__clip=limit), 1, tmp_path)
+        one, other = (flat(s.params) for s in history.states)
         moved = {name: other[name] - one[name] for name in one}
-        return moved, found.metrics[0]["grad_norm"]
+        return moved, history.metrics[0]["grad_norm"]
 
     free, norm = update(0.0)
     length = np.sqrt(sum((m.astype(np.float64) ** 2).sum() for m in free.values()))
@@ -357,13 +356,13 @@ def test_remat_changes_no_number(tmp_path, exact):
 def test_bfloat16_keeps_float32_state(tmp_path, exact):
     config = tiny(dtype="bfloat16")
     batches = clips(config, 3)
-    found = steps(config, 3, tmp_path, batches=batches)
-    for name, array in flat(found.states[-1]).items():
+    history = steps(config, 3, tmp_path, batches=batches)
+    for name, array in flat(history.states[-1]).items():
         assert array.dtype == (np.int32 if "step" in name else np.float32), name
-    assert all(np.isfinite(row["loss"]) for row in found.metrics)
+    assert all(np.isfinite(row["loss"]) for row in history.metrics)
     wanted = exact.metrics[0]["loss"]
-    assert found.metrics[0]["loss"] == pytest.approx(wanted, rel=0.02)
-    assert found.metrics[0]["loss"] != wanted
+    assert history.metrics[0]["loss"] == pytest.approx(wanted, rel=0.02)
+    assert history.metrics[0]["loss"] != wanted
 
 
 def test_alphas_of_zero_are_off_exactly():

@@ -27,7 +27,7 @@ from jaxact.tasks.action import (
 from jaxact.train import checkpoint, restore
 from jaxact.train import workdir as journal
 from jaxact.train.run import open_run
-from jaxact.train.workdir import Journal, say
+from jaxact.train.workdir import MetricsLog, say
 
 RECIPE = ROOT / "configs" / "x3d.py"
 
@@ -55,7 +55,7 @@ def trained(request, clips, tmp_path_factory):
     found.data.videos = str(clips / "clips")
     run = open_run(found, tmp_path_factory.mktemp("run"))
     state, _ = restore.start(run, run.plan().rows[0].stage_data, say)
-    Journal(run.workdir, found, 1, 1, run.task.training.classes).close()
+    MetricsLog(run.workdir, found, 1, run.task.training.classes).close()
     folder = run.workdir / "checkpoints"
     files = checkpoint.Checkpoints(folder, found.save, "top1", True, say)
     files.save(state, None)

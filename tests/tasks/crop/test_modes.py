@@ -183,7 +183,7 @@ def test_a_head_on_random_features_is_warned_of(annotations, tmp_path, capfd):
     check.check(open_run(config, tmp_path), said.append)
     warned = [line for line in said if line.startswith("warning: config.init_from is empty")]
     assert len(warned) == 1 and "random" in warned[0]
-    setup.open_fit(open_run(config, tmp_path)).files.close()
+    setup.open_setup(open_run(config, tmp_path)).checkpoints.close()
     assert capfd.readouterr().err.count("warning: config.init_from is empty") == 1
     # Not where all is trained, and not where weights are given.
     for changed in (small(annotations), dataclasses.replace(config, init_from="x")):

@@ -12,22 +12,22 @@ from jaxact.config import UserError
 from jaxact.models.specs import ExchangeSpec
 from jaxact.modes import export
 from jaxact.train import restore
-from jaxact.train.restore import reaching
+from jaxact.train.restore import used_inputs
 from jaxact.train.run import initial_variables, open_run
 from jaxact.weights import resnet3d
 
 
-def test_reaching():
+def test_used_inputs():
     def function(batch, rest):
         doubled = {name: 2 * x for name, x in batch.items()}
         return doubled["a"] + 1, batch["c"], rest[0] * 0
 
     inputs = dict.fromkeys("dcba", np.float32(1))
-    found, rest = reaching(function, inputs, (jax.ShapeDtypeStruct((2,), jnp.float32),))
-    assert found == {"a": True, "b": False, "c": True, "d": False} and rest == (True,)
+    used, rest = used_inputs(function, inputs, (jax.ShapeDtypeStruct((2,), jnp.float32),))
+    assert used == {"a": True, "b": False, "c": True, "d": False} and rest == (True,)
 
 
-def test_reaching_looks_into_calls_and_rounds():
+def test_used_inputs_looks_into_calls_and_rounds():
     @jax.jit
     def both(x):
         return {"left": jax.nn.relu(x["a"]) * x["b"], "right": x["c"]}
@@ -41,11 +41,11 @@ def test_reaching_looks_into_calls_and_rounds():
         return carry[0], stacked["kept"]
 
     x = dict.fromkeys("abcde", np.float32(1))
-    named = "".join(n for n, used in reaching(lambda x: both(x)["left"], x)[0].items() if used)
+    named = "".join(n for n, used in used_inputs(lambda x: both(x)["left"], x)[0].items() if used)
     assert named == "ab"
     for part, wanted in ((0, "ab"), (1, "c")):
-        found = reaching(lambda x, part=part: rounds(x)[part], x)[0]
-        assert "".join(name for name, used in found.items() if used) == wanted
+        leaves = used_inputs(lambda x, part=part: rounds(x)[part], x)[0]
+        assert "".join(name for name, used in leaves.items() if used) == wanted
 
 
 def opened(tmp_path, **model):

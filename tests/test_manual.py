@@ -17,7 +17,7 @@ def test_a_field_says_its_type_default_rule_and_comment():
     assert rows["optim.momentum"][1:] == ("float", "0.9", "0 to below 1", "sgd")
     assert rows["eval.split"][2:] == (
         *("'test'", "val, test"),
-        "What --mode=eval and the end of training use.",  # from the line above the field
+        "for --mode=eval and the end of training",  # from the line above the field
     )
     assert rows["optim.groups[i].lr"].meaning == "factor on the learning rate"
     assert rows["optim"].meaning.startswith("Optimiser") and not rows["optim"].default

@@ -1,1 +1,5 @@
-"""What each system trains on, how it is scored: one file a task."""
+"""The systems, a folder (wing) each: `action`, `detection`, `relation`, `crop`.
+
+A wing holds all that only its system uses: what can be set, its data, what runs under jit, its
+scores. It imports shared rooms and never another wing.
+"""

@@ -226,14 +226,14 @@ def narrow(
     )
 
 
-def demo(
+def generated(
     streams: str = "rgb+pose",
     width: int = 12,
     frames: tuple[int, int] = (8, 16),
     resize: int = 52,
     size: int = 48,
 ) -> Config:
-    """Both narrow paths, or one, on the clips of `make demo`: minutes on two CPU cores."""
+    """Both narrow paths, or one, on generated clips."""
     model = Model(
         network="rgbpose" if streams == "rgb+pose" else "slowonly",
         streams=streams,
@@ -271,9 +271,14 @@ def demo(
     )
 
 
+def demo() -> Config:
+    """Minutes on two CPU cores."""
+    return generated()
+
+
 def tiny() -> Config:
     """Two steps of two very small paths on a handful of generated clips."""
-    config = demo(width=4, frames=(2, 4), resize=36, size=32)
+    config = generated(width=4, frames=(2, 4), resize=36, size=32)
     config.length = "2 steps"
     config.batch_size = 4
     config.data.test = Views(clips=2)
@@ -297,8 +302,8 @@ VARIANTS = {
     "jhmdb_limb": lambda: jhmdb("limbs"),
     "jhmdb_both": lambda: jhmdb("both"),
     "demo_fusion": demo,
-    "demo_rgb_only": lambda: demo("rgb"),
-    "demo_pose_only": lambda: demo("pose"),
+    "demo_rgb_only": lambda: generated("rgb"),
+    "demo_pose_only": lambda: generated("pose"),
     "tiny": tiny,
 }
 

@@ -148,19 +148,9 @@ def estimate(
     return rows
 
 
-def main():
-    options = arguments()
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    import pathlib
-
-    import jax
-
+def configured(options):
+    """The config of the recipe with what the options say of mesh, batch and mixing."""
     from jaxact import config as schema
-    from jaxact.train import mesh
-    from jaxact.train.restore import start
-    from jaxact.train.run import abstract_batch, open_run
-    from jaxact.train.step import make_train_step
 
     path, _, variant = options.config.partition(":")
     config = schema.load(path, variant)
@@ -173,6 +163,23 @@ def main():
     if options.mixing_group >= 0:
         config.mixing_group = options.mixing_group
     schema.validate(config)
+    return config
+
+
+def main():
+    options = arguments()
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={options.devices}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import pathlib
+
+    import jax
+
+    from jaxact.train import mesh
+    from jaxact.train.restore import start
+    from jaxact.train.run import abstract_batch, open_run
+    from jaxact.train.step import make_train_step
+
+    config = configured(options)
     run = open_run(config, pathlib.Path("."))
     plan = run.plan(100)
     row = plan.rows[0]

@@ -27,8 +27,13 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
         aside.unlink(missing_ok=True)
 
 
-def write_text(path: pathlib.Path, text: str) -> None:
-    """Writes a text file (UTF-8) whole or not at all, and the folders above it."""
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and makes the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as aside:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content)
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+    """Writes a text file (UTF-8) whole or not at all, and makes the folders above it."""
+    write_bytes(path, text.encode("utf-8"))

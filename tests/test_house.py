@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "models": {"config", "ops"},
     "atomic": set(),
     "data": {"config", "task", "atomic"},
-    "evaluate": {"config"},
+    "evaluate": {"config", "atomic"},
     "weights": {"config", "data.safe_pickle"},
     "tasks": {"config", "task", "atomic", "ops", "models", "data", "evaluate", "weights"},
     "train": {

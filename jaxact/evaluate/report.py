@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxact import atomic
 from jaxact.evaluate.figures import Figure, jpeg_uri
 from jaxact.evaluate.metrics import Confusion
 
@@ -66,9 +67,7 @@ class Report:
 
 def write(path: pathlib.Path, report: Report) -> None:
     """Writes the page to `path` (UTF-8), whole or not at all. Raises: ValueError as `page`."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(page(report), encoding="utf-8")
-    draft.replace(path)
+    atomic.write_text(path, page(report))
 
 
 def page(report: Report) -> str:

@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from jaxact.atomic import draft
+from jaxact.atomic import write_bytes
 from jaxact.config import UserError
 from jaxact.data import stick_figure, video
 from jaxact.data.geometry import Size
@@ -322,8 +322,8 @@ def write(
         annotations = list(pool.map(lambda job: write_clip(*job), jobs))
     splits = {split: [name for name, of, _ in jobs if of == split] for split in ("train", "test")}
     content = {"split": splits, "annotations": annotations, "classes": list(CLASSES)}
-    _replace(pickled, pickle.dumps(content, protocol=4))
-    _replace(manifest, json.dumps(wanted, indent=2).encode())
+    write_bytes(pickled, pickle.dumps(content, protocol=4))
+    write_bytes(manifest, json.dumps(wanted, indent=2).encode())
     return pickled
 
 
@@ -345,9 +345,3 @@ def _read(manifest: Path) -> dict | None:
         return json.loads(manifest.read_text())
     except (FileNotFoundError, ValueError):
         return None  # never finished
-
-
-def _replace(path: Path, content: bytes) -> None:
-    part = draft(path)
-    part.write_bytes(content)
-    part.replace(path)

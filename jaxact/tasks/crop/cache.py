@@ -6,7 +6,6 @@ time of change, bytes and the size kept, so a changed picture is another entry. 
 """
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +63,8 @@ def _small(picture: Picture, short: int) -> np.ndarray:
 
 
 def _store(entry: Path, pixels: np.ndarray) -> None:
-    aside = atomic.draft(entry)
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(np.array(pixels.shape[:2], np.uint32).tobytes() + pixels.tobytes())
-        os.replace(aside, entry)
+        head = np.array(pixels.shape[:2], np.uint32).tobytes()
+        atomic.write_bytes(entry, head + pixels.tobytes())
     except OSError as error:
         raise UserError(f"config.data.cache_dir: {entry} cannot be written: {error}") from None

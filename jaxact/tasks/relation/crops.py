@@ -202,10 +202,7 @@ def stored(
 
 
 def _write(entry: Path, content: bytes) -> None:
-    aside = atomic.draft(entry)
     try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_bytes(content)
-        os.replace(aside, entry)
+        atomic.write_bytes(entry, content)
     except OSError as error:
         raise UserError(f"config.data.cache_dir: {entry} cannot be written: {error}") from None

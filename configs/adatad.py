@@ -48,7 +48,7 @@ goes into --config.post.merging.classifier (and the videos to leave out into
 --config.data.blocked).
 """
 
-from jaxact.config import Eval, Input, Optim, Save, UserError
+from jaxact.config import Eval, Input, Optim, Save, variant_of
 from jaxact.tasks.detection.config import (
     Backbone,
     Config,
@@ -287,12 +287,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of a variant.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant not in VARIANTS:
-        known = ", ".join(name for name in VARIANTS if name)
-        raise UserError(f"configs/adatad.py has no variant {variant!r}; allowed: none, {known}")
-    return VARIANTS[variant]()
+    """The recipe of a variant. Raises UserError: there is no such variant."""
+    return variant_of(VARIANTS, variant, __file__)

@@ -79,7 +79,7 @@ and keep_every, log_every |
 
 from typing import Any
 
-from jaxact.config import Group, Input, Optim, Save, UserError
+from jaxact.config import Group, Input, Optim, Save, UserError, variant_of
 from jaxact.tasks.crop.config import (
     Augment,
     Balance,
@@ -476,12 +476,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of a variant.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant not in VARIANTS:
-        known = ", ".join(name for name in VARIANTS if name)
-        raise UserError(f"configs/crop.py has no variant {variant!r}; allowed: none, {known}")
-    return VARIANTS[variant]()
+    """The recipe of a variant. Raises UserError: there is no such variant."""
+    return variant_of(VARIANTS, variant, __file__)

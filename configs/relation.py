@@ -56,7 +56,7 @@ Flags of the original's guide, and the fields here:
 | num_workers, checkpoint_dir, log_interval | input.threads, --workdir, save.log_every |
 """
 
-from jaxact.config import Group, Input, Optim, Save, UserError
+from jaxact.config import Group, Input, Optim, Save, UserError, variant_of
 from jaxact.tasks.relation.config import Augment, Config, Data, Eval, Loss, RelationSpec, Stage
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -251,12 +251,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of a variant.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant not in VARIANTS:
-        known = ", ".join(name for name in VARIANTS if name)
-        raise UserError(f"configs/relation.py has no variant {variant!r}; allowed: none, {known}")
-    return VARIANTS[variant]()
+    """The recipe of a variant. Raises UserError: there is no such variant."""
+    return variant_of(VARIANTS, variant, __file__)

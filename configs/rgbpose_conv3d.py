@@ -40,7 +40,7 @@ Variants (`--config=configs/rgbpose_conv3d.py:NAME`):
 | tiny | two steps on generated clips, for tests |
 """
 
-from jaxact.config import Eval, Input, Optim, Save, UserError
+from jaxact.config import Eval, Input, Optim, Save, variant_of
 from jaxact.models.specs import ResNet3DSpec, X3DSpec
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 
@@ -309,14 +309,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of a variant.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant not in VARIANTS:
-        known = ", ".join(name for name in VARIANTS if name)
-        raise UserError(
-            f"configs/rgbpose_conv3d.py has no variant {variant!r}; allowed: none, {known}"
-        )
-    return VARIANTS[variant]()
+    """The recipe of a variant. Raises UserError: there is no such variant."""
+    return variant_of(VARIANTS, variant, __file__)

@@ -29,7 +29,7 @@ Variants (`--config=configs/x3d.py:NAME`):
 | tiny | two steps on generated clips, for tests |
 """
 
-from jaxact.config import Eval, Group, Input, Optim, Save, UserError
+from jaxact.config import Eval, Group, Input, Optim, Save, variant_of
 from jaxact.models.specs import X3DSpec
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
 
@@ -353,12 +353,5 @@ VARIANTS = {
 
 
 def get_config(variant: str = "") -> Config:
-    """The recipe of a variant.
-
-    Raises:
-      UserError: there is no such variant.
-    """
-    if variant not in VARIANTS:
-        known = ", ".join(name for name in VARIANTS if name)
-        raise UserError(f"configs/x3d.py has no variant {variant!r}; allowed: none, {known}")
-    return VARIANTS[variant]()
+    """The recipe of a variant. Raises UserError: there is no such variant."""
+    return variant_of(VARIANTS, variant, __file__)

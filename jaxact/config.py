@@ -15,6 +15,7 @@ import functools
 import json
 import pathlib
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxact.fields import UserError, allowed, check, field, require
@@ -319,3 +320,12 @@ def load(path: str | pathlib.Path, variant: str = "") -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config(variant)
+
+
+def variant_of(variants: Mapping[str, Callable[[], Any]], name: str, recipe: str) -> Any:
+    """The config of a recipe's variant. Raises UserError, with the names there are, for another."""
+    if name not in variants:
+        known = ", ".join(each for each in variants if each)
+        file = f"configs/{pathlib.Path(recipe).name}"
+        raise UserError(f"{file} has no variant {name!r}; allowed: none, {known}")
+    return variants[name]()

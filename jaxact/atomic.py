@@ -11,7 +11,8 @@ def draft(path: pathlib.Path) -> pathlib.Path:
     """A hidden name beside `path`, with its suffix, that nobody else takes.
 
     Two hosts, or two containers, that share a folder may have equal process and thread numbers,
-    so it is drawn; the host's name in it tells whose a file is that was never renamed.
+    so a part of the name is random. The
+    name of the host in it says who left a file behind.
     """
     return path.with_name(f".{path.stem}.{socket.gethostname()}.{uuid.uuid4().hex}{path.suffix}")
 

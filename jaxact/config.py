@@ -10,8 +10,6 @@ Durations are text: `"80 epochs"`, `"500 steps"`, `"10%"` (of the whole training
 """
 
 import dataclasses
-import difflib
-import functools
 import json
 import pathlib
 import re
@@ -241,14 +239,6 @@ def carried(stages: Any, name: str) -> list[Any]:
 
 
 # ------------------------------------------------------------------------------------- validation
-
-
-def one_of(config: Any, field: str, *allowed: str) -> None:
-    """The named field (dotted) must be one of the given texts."""
-    value = functools.reduce(getattr, field.split("."), config)
-    close = difflib.get_close_matches(str(value), allowed, 1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    require(value in allowed, field, value, ", ".join(allowed) + hint)
 
 
 def validate(config: Config) -> None:

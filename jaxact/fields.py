@@ -1,4 +1,4 @@
-"""What a field of a config allows: bounds and choices as data, checked and told in one place.
+"""What a field of a config allows: bounds and choices as data, checked and described in one place.
 
     window: int = field(768, least=1)  # steps
     mode: str = field("sliding", choices=("sliding", "resize"))
@@ -32,6 +32,7 @@ class Allowed:
     names: tuple[tuple[Any, str], ...] = ()  # (value, what it means); allowed whatever the bounds
     length: tuple[int, ...] = ()  # numbers of items that a tuple may have; () = any
     rising: bool = False  # no item of a tuple is below the one before it
+    note: str = ""  # what the numbers are, or what else they must be: "odd", "rgb, pose"
 
     def holds(self, value: Any) -> bool:
         """Is the value allowed?"""
@@ -60,9 +61,10 @@ class Allowed:
         shown = ", ".join(f"{v!r} ({name})" for v, name in self.names if v != self.least)
         rule = ", or ".join(part for part in (shown, self._range()) if part)
         if not of_tuple:
-            return rule
-        counts = " or ".join(map(str, self.length))
-        parts = [f"{counts} {'texts' if self.choices else 'numbers'}"] if counts else []
+            return f"{rule} ({self.note})" if self.note else rule
+        counts = " or ".join(str(n) if n else "()" for n in self.length)
+        kind = ("texts" if self.choices else "numbers") + (f" ({self.note})" if self.note else "")
+        parts = [f"{counts} {kind}"] if counts else [kind] if self.note else []
         parts += [f"each {rule}"] if rule else []
         parts += ["the smaller first"] if self.rising else []
         return ", ".join(parts)
@@ -92,11 +94,12 @@ def allowed(
     names: Mapping[Any, str] | None = None,
     length: int | tuple[int, ...] = (),
     rising: bool = False,
+    note: str = "",
 ) -> Allowed:
     """An `Allowed` from what a recipe writes; `length` may be one number."""
     lengths = (length,) if isinstance(length, int) else length
     meanings = tuple((names or {}).items())
-    return Allowed(choices, least, above, most, below, meanings, lengths, rising)
+    return Allowed(choices, least, above, most, below, meanings, lengths, rising, note)
 
 
 def field(default: Any, **rule: Any) -> Any:
@@ -104,13 +107,13 @@ def field(default: Any, **rule: Any) -> Any:
     return dataclasses.field(default=default, metadata={"allowed": allowed(**rule)})
 
 
-def require(ok: bool, name: str, value: Any, rule: str) -> None:
-    """One-line error for a field (dotted name) whose value is not allowed.
+def require(ok: bool, name: str, value: Any, rule: str, head: str = "config.") -> None:
+    """One-line error for a field (dotted name below `head`) whose value is not allowed.
 
     Raises UserError: `ok` is False.
     """
     if not ok:
-        raise UserError(f"config.{name}={value!r} is not allowed; allowed: {rule}")
+        raise UserError(f"{head}{name}={value!r} is not allowed; allowed: {rule}")
 
 
 def rule_of(schema: type, name: str) -> Allowed | None:
@@ -122,7 +125,7 @@ def rule_of(schema: type, name: str) -> Allowed | None:
     return None
 
 
-def check(node: Any, path: str = "") -> None:
+def check(node: Any, path: str = "", head: str = "config.") -> None:
     """Every value below a config has its field's type and is one that its field allows.
 
     Raises UserError: naming the first that does not.
@@ -130,33 +133,33 @@ def check(node: Any, path: str = "") -> None:
     for item in dataclasses.fields(node):
         value, name = getattr(node, item.name), f"{path}{item.name}"
         if dataclasses.is_dataclass(value):
-            check(value, f"{name}.")
+            check(value, f"{name}.", head)
             continue
-        _check_type(item, value, name)
+        _check_type(item, value, name, head)
         rule = rule_of(type(node), item.name)
         if isinstance(value, tuple):
             for index, part in enumerate(value):
                 if dataclasses.is_dataclass(part):
-                    check(part, f"{name}[{index}].")
+                    check(part, f"{name}[{index}].", head)
         if rule is not None and not rule.holds(value):
             close = difflib.get_close_matches(str(value), rule.choices, 1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            require(False, name, value, rule.text(isinstance(value, tuple)) + hint)
+            require(False, name, value, rule.text(isinstance(value, tuple)) + hint, head)
 
 
 _PLAIN = (bool, int, float, str)
 _ITEMS = {"float": (int, float), "int": (int,), "str": (str,)}
 
 
-def _check_type(item: Any, value: Any, name: str) -> None:
+def _check_type(item: Any, value: Any, name: str, head: str) -> None:
     """A leaf has the type of its default: the flag parser does not look inside tuples."""
     if not isinstance(value, tuple):
         rule = "a bool, int, float, str, a tuple or a dataclass"
-        require(isinstance(value, _PLAIN), name, value, rule)
+        require(isinstance(value, _PLAIN), name, value, rule, head)
         return
     for kind, types in _ITEMS.items():
         if f"tuple[{kind}" in str(item.type):
             rule = f"a tuple of {kind}, as in --config.{name}=1,2"
             for index, part in enumerate(value):
                 ok = isinstance(part, types) and not isinstance(part, bool)
-                require(ok, f"{name}[{index}]", part, rule)
+                require(ok, f"{name}[{index}]", part, rule, head)

@@ -19,12 +19,11 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-from jaxact import atomic
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.train import hosts
 
-# Exit codes that all hosts come to at the same step: done, diverged, interrupted.
+# Exit codes with which all hosts end at the same step: done, diverged, interrupted.
 TOGETHER = (0, 3, 128 + signal.SIGTERM)
 IN_WORKDIR = ("train", "eval")  # modes that need --workdir; they run on several hosts too
 FROM_CHECKPOINT = ("predict", "export")  # modes that need --workdir or --checkpoint
@@ -184,7 +183,7 @@ def output_lines(target: str) -> Iterator[Callable[[str], None]]:
     if path.is_dir():
         raise UserError(f"--output={target} is a folder; give a file")
     plain = path.is_file() or not path.exists()  # not a device or a pipe
-    aside = atomic.draft(path) if plain else path
+    aside = path.with_name(path.name + ".part") if plain else path
     count = 0
     with aside.open("w") as file:
 

@@ -179,7 +179,7 @@ class Prediction:
 
 @dataclasses.dataclass(frozen=True)
 class Shipping:
-    """What leaves or enters a run beside training: weights, exports, checks, the report."""
+    """For weights, exports, checks and the report."""
 
     audit: Callable[[Any], str]
     """Opens everything one example names; "" or one line that says what is wrong."""

@@ -1,4 +1,4 @@
-"""Class names from a file of the user's (`config.data.class_names`)."""
+"""Class names from a file that the user gives (`config.data.class_names`)."""
 
 import gzip
 import json
@@ -29,6 +29,11 @@ def read_names(path: str) -> tuple[str, ...]:
         names = json.loads(text)["classes"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("the classes are no list of names")
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise UserError(
+            f"config.data.class_names={path!r}: needed: JSON with a list 'classes' ({place})"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"config.data.class_names={path!r}: needed: JSON with a list 'classes'"

@@ -4,6 +4,7 @@ The record and the random generator at position k of the training stream (k = st
 follow from (seed, k) alone, so any step can be reached without replaying the ones before it.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -236,12 +237,12 @@ def eval_batches(
 
 
 def read_ahead(items: Iterator[Any]) -> Generator[Any, None, None]:
-    """The same items; while one is used, a thread makes the next."""
+    """The same items; while one is used, a thread makes the next two."""
     end = object()
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        ready = thread.submit(next, items, end)
-        while (item := ready.result()) is not end:
-            ready = thread.submit(next, items, end)
+        ready = collections.deque(thread.submit(next, items, end) for _ in range(2))
+        while (item := ready.popleft().result()) is not end:
+            ready.append(thread.submit(next, items, end))
             yield item
 
 

@@ -1,7 +1,7 @@
 """Classification heads on an image backbone: plain, multi-task, few-shot; linear and cosine.
 
 Everything a staged schedule may switch on later is in the tree from step 0, so checkpoints of all
-stages have the same arrays. Sources: crop.md sections 3 and 4.
+stages have the same arrays.
 """
 
 from typing import Any

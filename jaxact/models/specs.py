@@ -195,7 +195,7 @@ class ActionFormerSpec:
     stem: int = field(2, least=0)  # transformer blocks at full length
     branch: int = field(5, least=0)  # blocks that each halve the length: one level more than this
     # Steps that a step attends to (odd).
-    window: int = field(0, least=3, names={0: "all"})
+    window: int = field(0, least=3, names={0: "all"}, note="odd")
     drop_path: float = field(0.1, least=0, below=1)  # of transformer blocks
     input_dropout: float = field(0.0, least=0, below=1)  # of whole input channels
     positions: int = field(0, least=0, names={0: "none"})  # steps of an absolute position table
@@ -272,10 +272,10 @@ class ExchangeSpec:
     """Where and how the two paths of RGBPoseConv3D see each other."""
 
     # Stages of the RGB path (1 = first) before each exchange.
-    rgb_after: tuple[int, ...] = field((2, 3), least=1)
+    rgb_after: tuple[int, ...] = field((2, 3), least=1, note="stages, rising")
     pose_after: tuple[int, ...] = field((1, 2), least=1)  # the same of the pose path
     share: int = field(4, least=1)  # a path's own channels / channels it receives
-    kernel: int = field(7, least=1)  # frames of the finer path, an odd number
+    kernel: int = field(7, least=1, note="odd")  # frames of the finer path
     rgb_detach: bool = False  # the RGB path's loss does not train the pose path
     pose_detach: bool = False  # the pose path's loss does not train the RGB path
     # Probability that the RGB path receives zeros in a training step.
@@ -283,7 +283,7 @@ class ExchangeSpec:
     pose_drop_path: float = field(0.0, least=0, most=1)  # the same of the pose path
 
     def __post_init__(self):
-        check(self, "exchange.")
+        check(self, "exchange.", head="")
         pairs = (self.rgb_after, self.pose_after)
         if len(pairs[0]) != len(pairs[1]):
             raise UserError(f"exchange rgb_after {pairs[0]!r}, pose_after {pairs[1]!r}: as many")
@@ -306,7 +306,7 @@ class C3DSpec:
     pool_time: bool = False  # later pools also halve the frames
 
     def __post_init__(self):
-        check(self, "c3d.")
+        check(self, "c3d.", head="")
 
 
 EXPANSION = 4  # channels of a stage / inner channels of its bottlenecks
@@ -323,13 +323,13 @@ class ResNet3DSpec:
     # Of each stage's first block, in h and w.
     strides: tuple[int, ...] = field((1, 2, 2, 2), least=1, most=8)
     temporal_strides: tuple[int, ...] = field((1, 1, 1, 1), least=1, most=8)  # the same in t
-    stem_kernel: tuple[int, ...] = field((1, 7, 7), least=1, length=3)  # t, h, w, odd numbers
+    stem_kernel: tuple[int, ...] = field((1, 7, 7), least=1, length=3, note="t, h, w, odd")
     stem_stride: int = field(2, least=1)  # in h and w
     pool_stride: int = field(2, least=1)  # in h and w, of the 3 x 3 max pool after the stem
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        check(self, "resnet3d.")
+        check(self, "resnet3d.", head="")
         if not self.blocks:
             raise UserError(f"resnet3d blocks {self.blocks!r}: at least one block in every stage")
         for name in ("inflate", "strides", "temporal_strides"):
@@ -367,7 +367,7 @@ class X3DSpec:
     last_scale: float = 0.0  # first value of each block's last BN scale; 1 learns faster if shallow
 
     def __post_init__(self):
-        check(self, "x3d.")
+        check(self, "x3d.", head="")
         if not self.blocks:
             raise UserError(f"x3d blocks {self.blocks!r}: at least one block in every stage")
 

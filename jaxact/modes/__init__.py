@@ -1,4 +1,4 @@
 """What the command does besides training, a file for each `--mode`.
 
-Training itself is in `jaxact/train/`, and so is what both need, as loading a checkpoint.
+Training itself is in `jaxact/train/`, and so is what both need, such as loading a checkpoint.
 """

@@ -43,7 +43,7 @@ def joints(
       use_score: False draws every joint with height 1, whatever its score.
       threshold: joints with a height below it are not drawn (PySKL: 1e-3).
     Returns: f32[..., t, h, w, j].
-    Source: MMAction2 GeneratePoseTarget.generate_a_heatmap; action.md section 5.5.
+    Source: MMAction2 GeneratePoseTarget.generate_a_heatmap.
     """
     height, width = grid(size, scale)
     at, peak = _peaks(keypoint, score, scale, use_score, threshold)
@@ -70,7 +70,7 @@ def limbs(
 
     The height is the lower score of the two ends and the distance is to the segment; the window is
     the box of both ends plus 3 sigma. Ends closer than 1 px draw the first joint's own map.
-    Source: MMAction2 GeneratePoseTarget.generate_a_limb_heatmap; action.md section 5.5.
+    Source: MMAction2 GeneratePoseTarget.generate_a_limb_heatmap.
     """
     height, width = grid(size, scale)
     at, peak = _peaks(keypoint, score, scale, use_score, threshold)

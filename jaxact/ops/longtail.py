@@ -8,7 +8,7 @@ lam L(y_a) + (1 - lam) L(y_b) needs no second pass, and tail classes can have an
 rest. Every scalar (smoothing, tau, gate) may be traced: a staged schedule recompiles nothing.
 
 Sources: Ren et al., NeurIPS 2020 (balanced softmax); Menon et al., ICLR 2021 (logit adjustment);
-Cao et al., NeurIPS 2019 (LDAM, deferred re-weighting); crop.md sections 4 and 9.
+Cao et al., NeurIPS 2019 (LDAM, deferred re-weighting).
 """
 
 from collections.abc import Sequence

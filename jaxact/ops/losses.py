@@ -75,7 +75,7 @@ def focal(
 def cosine_logits(features: jax.Array, kernel: jax.Array, scale: Scalar = 30.0) -> jax.Array:
     """scale * cosine of features f[b, d] and the columns of kernel f[d, k] -> f32[b, k].
 
-    Norms have a floor of 1e-12, as in `torch.nn.functional.normalize`. crop.md section 4.
+    Norms have a floor of 1e-12, as in `torch.nn.functional.normalize`.
     """
     features = unit(features.astype(jnp.float32), axis=-1)
     kernel = unit(kernel.astype(jnp.float32), axis=0)
@@ -86,7 +86,7 @@ def cosine_logits(features: jax.Array, kernel: jax.Array, scale: Scalar = 30.0) 
 def center(features: jax.Array, targets: jax.Array, centers: jax.Array) -> jax.Array:
     """Squared distance of features f[b, d] to the centre f[k, d] of their class i[b] -> f32[b].
 
-    Wen et al., ECCV 2016, without the factor 1/2; summed over d. crop.md section 4.
+    Wen et al., ECCV 2016, without the factor 1/2; summed over d.
     An unknown label costs nothing and moves no centre.
     """
     known = (targets >= 0) & (targets < centers.shape[0])

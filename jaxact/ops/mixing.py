@@ -15,7 +15,7 @@ Where a batch is split over devices, partners from the whole of it make every de
 examples. `draw(..., group=g)` takes them from g consecutive positions instead: devices that hold
 whole groups fetch nothing. Who is mixed with whom depends on positions, never on the devices.
 
-Sources: Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (CutMix); crop.md section 4.
+Sources: Zhang et al., ICLR 2018 (mixup); Yun et al., ICCV 2019 (CutMix).
 """
 
 import dataclasses

@@ -117,5 +117,5 @@ class Folder:
 
     def sweep(self) -> None:
         """Deletes what killed processes left behind."""
-        for folder in self.root.glob(".part*"):
+        for folder in self.root.glob(".part[.-]*"):
             shutil.rmtree(folder, ignore_errors=True)

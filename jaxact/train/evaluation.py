@@ -50,7 +50,7 @@ def results(
             else:
                 outputs = program.infer(variables, device)
                 sums = outputs if part == 0 else jax.tree.map(lambda a, b: a + b, sums, outputs)
-                jax.block_until_ready(sums)  # or parts would queue up on the device
+                jax.block_until_ready(sums)  # else many parts would wait on the device
                 if part < program.parts - 1:
                     continue
                 metrics, rows = program.close(sums, device | mesh.split({"mask": mask}, grid))

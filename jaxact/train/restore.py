@@ -219,7 +219,8 @@ def restored(
 def used_inputs(function: Callable[..., Any], *inputs: Any) -> Any:
     """A tree of bools like `inputs`: does `function(*inputs)` depend on this leaf?
 
-    Inputs may be abstract. Calls and scans are looked into.
+    Inputs may be abstract. Calls, scans and conditions are looked into; of a
+    function with a derivative of its own every input counts.
     """
     leaves, shape = jax.tree.flatten(inputs)
     closed = jax.make_jaxpr(lambda *flat: function(*jax.tree.unflatten(shape, flat)))(*leaves)

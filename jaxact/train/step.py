@@ -39,7 +39,7 @@ def make_train_step(
 
     Of the row only the batch shape and the trained groups matter (`PlanRow.program`). Randomness is
     `fold_in(seed, step)`; the schedule is read at `state.step`. With a layout the state (or its
-    shapes) stays split as that says, and layers gather what they compute with.
+    shapes) stays split by it, and layers gather what they compute with.
     """
     optim, seed, active = config.optim, config.seed, groups.active(row.train)
     gradient = loss_gradient(task, groups, row, layout)
@@ -157,7 +157,10 @@ def averaged(optim: Optim, state: TrainState, flat: states.Flat, model_state: An
 
 
 def jitted(step: Callable[..., Any], layout: Layout | None, state: TrainState | None) -> Any:
-    """The compiled step, which gives its first argument away; with a layout, split as that says."""
+    """The jitted step. Its first argument is donated: do not use it afterwards.
+
+    With a layout the state stays split by it.
+    """
     if layout is None:
         return jax.jit(step, donate_argnums=0)
     places, everywhere = layout.places(state), NamedSharding(layout.mesh, PartitionSpec())

@@ -43,9 +43,12 @@ def ours(files: list[str], side: int, kind: str, cache: str = "") -> Iterator[in
 
     data = Data(cache=side if cache else 0, cache_dir=cache)
     task: Any = SimpleNamespace(
-        sampler=None,
-        prepare=lambda *arguments: dataset.prepare(data, *arguments),
-        shapes=lambda *arguments: dataset.shapes(data, *arguments),
+        training=SimpleNamespace(
+            sampler=None,
+            arrange=None,
+            prepare=lambda *arguments: dataset.prepare(data, *arguments),
+            shapes=lambda *arguments: dataset.shapes(data, *arguments),
+        )
     )
     source = PictureSource([Picture(file, file, 0) for file in files])
     stage = SimpleNamespace(size=side, augment=kind)

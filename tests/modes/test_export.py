@@ -113,7 +113,8 @@ ALONE = """
 import sys
 class Guard:
     def find_spec(self, name, path=None, target=None):
-        rooms = ("models", "tasks", "ops", "train", "modes", "data", "evaluate", "weights", "task")
+        rooms = ("models", "tasks", "ops", "train", "modes", "main", "packing", "data", "evaluate")
+        rooms += ("weights", "task")
         ours = name.startswith("jaxact.") and name.split(".")[1] in rooms
         if ours or name.split(".")[0] in ("flax", "optax", "orbax", "grain", "ml_collections"):
             raise ImportError(f"{name} is not to be had here")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxact.ops import heatmap
-from jaxact.tasks.action.dataset import ABSENT
+from jaxact.tasks.action.clip_arrays import ABSENT
 from jaxact.tasks.action.skeletons import COCO17, COCO17_NTU
 
 SIZE = (28, 36)

@@ -148,7 +148,7 @@ def test_averaged_weights_have_a_counter_beside_them(tmp_path):
     assert set(read(writer.write_zip(tmp_path / "a.pth", content))) == {"n_averaged", "w"}
 
 
-def test_container_and_prefix_by_choice(tmp_path):
+def test_container_by_choice(tmp_path):
     def weights(value):
         return {
             "backbone.w": writer.view(np.full(2, value)),

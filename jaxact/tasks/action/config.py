@@ -1,4 +1,4 @@
-"""What can be set of action recognition: fields, defaults, what goes together."""
+"""The settings of action recognition: fields, defaults, what goes together."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ class Model:
     coarse: tuple[int, ...] = ()  # coarse class of each class; () = no coarse heads
     loss_weights: tuple[float, ...] = field((1.0, 1.5, 0.6, 1.2), length=4)  # rgb, pose, coarse x 2
     prototypes: bool = False  # PCAN's prototype contrast and tree terms (needs coarse)
-    dropout: tuple[float, ...] = field((0.5, 0.5), length=2)  # rgb, pose
+    dropout: tuple[float, ...] = field((0.5, 0.5), length=2, note="rgb, pose")
     head_deviation: float = 0.01  # of the classifiers' first weights; 0.06 starts small nets faster
     remat: bool = False  # recompute each block in the backward pass: less memory, more time
     depthwise: str = field("auto", choices=("auto", "shift", "conv"))  # x3d only: ops.depthwise
@@ -96,7 +96,7 @@ class Data:
     resize: int = field(256, least=1)  # px, before the random crop in training
     test_size: int = field(256, least=1)  # px, in evaluation
     keep_ratio: bool = False  # resize the short side (then crop), instead of both sides
-    short: tuple[int, ...] = field((), length=(0, 2), rising=True)  # px, of the short side
+    short: tuple[int, ...] = field((), length=(0, 2), rising=True, note="px")  # of the short side
     area: tuple[float, ...] = field((0.56, 1.0), length=2)  # share that a crop keeps, if short = ()
     aspect: tuple[float, ...] = field((0.75, 1.3333333333333333), length=2)  # its width / height
     flip: float = 0.5  # probability of the mirror image

@@ -74,7 +74,7 @@ def uniform_views(
     interval: tuple[float, float] = (1.0, 1.0),
     legacy: str = "mmaction2",
 ) -> np.ndarray:
-    """Frames of a sample's evaluation clips: the same ones for the same numbers, always.
+    """Frames of a sample's evaluation clips: always the same for the same arguments.
 
     Returns: i64[clips, length]. Source: UniformSampleFrames in test mode.
     """

@@ -9,7 +9,7 @@ from jaxact.config import UserError
 MOST_PEOPLE = 10
 # Detectors overshoot [0, 1] by a little; what lies far outside is a coordinate, not a confidence.
 SCORES = (-0.1, 1.5)
-# A joint may lie outside the frame, but so many longer sides away it is a mistake.
+# A joint may lie outside the frame, but no further than this many times its longer side.
 FARTHEST = 10
 
 
@@ -31,6 +31,8 @@ def checked(
 
     Returns: keypoint, score, number of NaN joints. Raises: UserError that starts with `where`.
     """
+    if nan not in ("zero", "error"):
+        raise UserError(f"nan={nan!r} is unknown; known: zero, error")
     values, confidence = _shaped(keypoint, score, frames, where)
     lost = np.isnan(values).any(-1) | np.isnan(confidence)
     count = int(lost.sum())

@@ -82,7 +82,7 @@ _LOCK = threading.Lock()
 
 
 def _indexed(path: Path) -> tuple[Listing, dict[str, list[Entry]]]:
-    """A pose file and its entries by every name that they go by."""
+    """A pose file and its entries under each of their names."""
     with _LOCK:  # one of several threads reads it, the others wait
         state = path.stat()
         return _index(path, state.st_mtime_ns, state.st_size)

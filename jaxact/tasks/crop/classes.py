@@ -214,7 +214,7 @@ def rows_by_class(
         if not re.fullmatch(r"\d+", text.strip()):
             raise UserError(f"{where}: class_id {text!r}; allowed: numbers from 0")
         if int(text) in by_id:
-            raise UserError(f"{where}: class_id {int(text)} is there twice")
+            raise UserError(f"{where}: class_id {int(text)} is there twice; allowed: once")
         by_id[int(text)] = where, row
     return by_id
 

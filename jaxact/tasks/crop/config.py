@@ -33,7 +33,13 @@ class Augment:
     elastic: float = _probability(0.0)  # of a smooth random displacement
     colour: float = _probability(0.7)  # of the jitter
     # Brightness, contrast, saturation, and hue (up to 0.5).
-    jitter: tuple[float, ...] = field((0.2, 0.2, 0.2, 0.08), length=4, least=0, most=1)
+    jitter: tuple[float, ...] = field(
+        (0.2, 0.2, 0.2, 0.08),
+        length=4,
+        least=0,
+        most=1,
+        note="brightness, contrast, saturation, hue",
+    )
     one: bool = False  # one kind of jitter at a time: light, depth of colour, or all
     blur: float = _probability(0.3)  # of a 3x3 Gaussian
     operations: int = field(0, least=0, most=8, names={0: "off"})  # RandAugment's of each picture
@@ -121,7 +127,9 @@ class Data:
     balance: Balance = dataclasses.field(default_factory=Balance)
     val: Views = dataclasses.field(default_factory=Views)
     test: Views = dataclasses.field(default_factory=Views)
-    near: int = field(8, least=0, most=16)  # check: bits of 64 in which look-alikes may differ
+    near: int = field(
+        8, least=0, most=16, note="bits"
+    )  # check: bits of 64 in which look-alikes may differ
 
 
 @dataclasses.dataclass
@@ -132,8 +140,9 @@ class Stage(schema.Stage):
     label_smoothing: tuple[float, ...] = value(0.0, least=0, most=1)
     mixup: tuple[float, ...] = value(0.0, least=0)  # alpha of Beta(alpha, alpha); 0 = off
     cutmix: tuple[float, ...] = value(0.0, least=0)  # alpha; 0 = off
-    # Probability that a batch is mixed up, if mixup > 0; that one left over is cut, if cutmix > 0.
+    # Probability that a batch is mixed up, if mixup > 0.
     mixup_prob: tuple[float, ...] = value(0.7, least=0, most=1)
+    # Probability that a batch that is not mixed up is cut, if cutmix > 0.
     cutmix_prob: tuple[float, ...] = value(0.5, least=0, most=1)
     class_weight: tuple[float, ...] = value(0.0, least=0, most=1)  # 1: data.balance's weights
     tau: tuple[float, ...] = value(0.0, least=0)  # logit adjustment in the loss; 1 balanced softmax
@@ -159,7 +168,9 @@ class Loss:
     # Scale of the center loss; size: divided by the number of features.
     center_norm: str = field("size", choices=("none", "size", "unit"))
     # multitask: label, crop, disease, severity.
-    weights: tuple[float, ...] = field((1.0, 0.3, 0.3, 0.5), length=4, least=0)
+    weights: tuple[float, ...] = field(
+        (1.0, 0.3, 0.3, 0.5), length=4, least=0, note="label, crop, disease, severity"
+    )
     # multitask: weights over moving means of the losses, of this decay for each step.
     dynamic: float = field(0.0, least=0, below=1, names={0: "off"})
 
@@ -207,7 +218,9 @@ def validate(config: Config) -> None:
         _validate_views(getattr(data, name), f"data.{name}", data.keep_ratio)
     for name in ("full", "light", "strong"):
         jitter = getattr(data, name).jitter
-        require(jitter[3] <= 0.5, f"data.{name}.jitter", jitter, "a hue, the last, of 0 to 0.5")
+        require(
+            jitter[3] <= 0.5, f"data.{name}.jitter", jitter, "a hue, the last number, of 0 to 0.5"
+        )
     _validate_heads(config)
     if config.loss.kind == "focal":
         for index, stage in enumerate(config.stages):

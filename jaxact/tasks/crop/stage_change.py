@@ -1,7 +1,6 @@
 """What changes in the state when a stage begins: cosine head, centres, a head drawn anew.
 
-Pure functions of the variables, the two rows and a key (`Training.enter`). Source: crop.md
-sections 4 and 5.
+Pure functions of the variables, the two rows and a key (`Training.enter`).
 """
 
 from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ import numpy as np
 from jaxact.config import UserError
 from jaxact.tasks.detection import annotation_files
 
-AMBIGUOUS = "Ambiguous"  # label of THUMOS for segments that count neither way
+AMBIGUOUS = "Ambiguous"  # label of THUMOS for segments that are neither right nor wrong
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What can be set of temporal action detection: fields, defaults, what goes together."""
+"""The settings of temporal action detection: fields, defaults, what goes together."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ class Merging:
     single: bool = False  # each video is one window: suppression before its times are known
     classifier: str = ""  # file of video-level scores (class-agnostic detections); "" = none
     best: int = field(2, least=1)  # classes of a video taken from the classifier
-    # Of a detection's and its class's score; root: the square root of the product.
+    # How a detection's and its class's score are joined; root: square root of the product.
     fusion: str = field("product", choices=("product", "root"))
     softmax: bool = False  # the classifier's scores are logits
     seconds: int = field(2, least=0, names={-1: "not rounded"})  # decimals of times
@@ -70,9 +70,9 @@ class Model(ActionFormerSpec):
 
     backbone: Backbone = dataclasses.field(default_factory=Backbone)
     ranges: tuple[float, ...] = RANGES  # low, high of each level, in grid units
-    radius: float = field(1.5, least=1)  # strides from a segment's centre: points claim it within
-    similar: bool = True  # a point's classes: of all shortest segments (else of all claiming ones)
-    # Of distances against classes.
+    radius: float = field(1.5, least=1)  # strides: points so near a segment's centre get it
+    similar: bool = True  # a point has the classes of all shortest segments (else of all)
+    # Weight of the loss of distances, relative to that of classes.
     loss_weight: float = field(1.0, least=0, names={0: "balanced by their ratio"})
     normaliser: float = field(100.0, least=1)  # first running number of positives
     momentum: float = field(0.9, least=0, below=1)  # of that number
@@ -106,7 +106,7 @@ class Data:
     window: int = field(768, least=1)  # steps
     stride: int = field(4, least=1)  # frames per step
     scale: int = field(1, least=1)  # frames read per step
-    offset: float = field(0.0, least=0)  # frames: where in the video step 0 lies
+    offset: float = field(0.0, least=0, note="frames")  # where in the video step 0 lies
     # Of neighbouring windows in evaluation, share of the window.
     overlap: float = field(0.5, least=0, below=1)
     clip: int = field(16, least=1)  # frames the backbone sees at once; shorter videos are refused

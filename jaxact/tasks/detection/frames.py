@@ -27,7 +27,7 @@ def rate(video: Video) -> float:
 def even(video: Video) -> np.ndarray:
     """The frames i64[n] nearest to n evenly spaced times, i / `rate`, of a video of n frames.
 
-    Frame i, but where the rate varies (telephones, screen recordings).
+    At a constant rate these are 0, 1, ... n - 1. Telephones and screen recordings vary the rate.
     """
     same = np.arange(video.frames)
     if video.frames < 3:

@@ -41,10 +41,10 @@ class Data:
     border: int = field(0, least=0, names={0: "off"})
     strict: bool = False  # JRDB: invalid boxes, absent partners, unknown names are errors
     # px, w and h of the pictures; 0,0 = each one's own.
-    size: tuple[int, ...] = field((3760, 480), least=0, length=2)
+    size: tuple[int, ...] = field((3760, 480), least=0, length=2, note="w, h in px, or 0,0")
     panorama: bool = True  # pictures close on themselves: distances and crops cross the seam
     # Of a box's width and height, added on each side of the crop.
-    padding: float = field(0.2, least=0, most=2)
+    padding: float = field(0.2, least=0, most=2, note="share of the box")
     wrap: bool = True  # crops cross the seam of a panorama; else they end there
     places: bool = True  # the seven spatial features of the two boxes
     scene: str = field("share", choices=spatial_features.SCENES)  # how crowded the frame is
@@ -111,6 +111,8 @@ def validate(config: Any) -> None:
     require(sized or not data.border, "data.border", data.border, "0 where data.size is 0,0")
     either = "one of data.root (JRDB-Social) and data.annotations (a CSV)"
     require(not (data.root and data.annotations), "data.annotations", data.annotations, either)
+    widths = "one width or more, each 4 or more"
+    require(len(model.hidden) > 0, "model.hidden", model.hidden, widths)
     given = bool(model.backbone) or spatial_features.count(data.places, data.scene) > 0
     inputs = "a backbone, or spatial features (data.places, data.scene)"
     require(given, "model.backbone", model.backbone, inputs)

@@ -15,6 +15,7 @@ from command import ROOT
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data.video import Video
+from jaxact.main import output_lines
 from jaxact.modes import predict, window_merging
 from jaxact.modes.predict import Request
 from jaxact.tasks.action import (
@@ -25,7 +26,6 @@ from jaxact.tasks.action import (
     sliding_windows,
 )
 from jaxact.train import checkpoint, restore
-from jaxact.train import workdir as journal
 from jaxact.train.run import open_run
 from jaxact.train.workdir import MetricsLog, say
 
@@ -362,17 +362,17 @@ def test_videos_get_names_of_their_own(tmp_path):
 def test_lines_replace_a_file_only_if_there_are_any(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("mine\n")
-    with pytest.raises(UserError), journal.lines(str(path)):
+    with pytest.raises(UserError), output_lines(str(path)):
         raise UserError("nothing found")
     assert path.read_text() == "mine\n"
-    with pytest.raises(UserError), journal.lines(str(path)) as emit:
+    with pytest.raises(UserError), output_lines(str(path)) as emit:
         emit("one")
         assert path.read_text() == "mine\n"
         raise UserError("the second failed")
     assert path.read_text() == "one\n"
     assert [p.name for p in tmp_path.iterdir()] == ["out.jsonl"]
     for wrong in (tmp_path / "no" / "x", tmp_path):
-        with pytest.raises(UserError, match="--output"), journal.lines(str(wrong)):
+        with pytest.raises(UserError, match="--output"), output_lines(str(wrong)):
             pass
 
 

@@ -124,10 +124,9 @@ def test_rates_of_other_backbones(variant, group, rate):
 def test_validations(variant, epochs):
     config = schema.load(RECIPE, variant)
     schedule = resolve(config, 100)
-    part = types.SimpleNamespace(plan=schedule)
-    given = config.eval
+    part = types.SimpleNamespace(plan=schedule, run=types.SimpleNamespace(config=config))
     steps = range(1, schedule.total + 1)
-    due = [s for s in steps if loop.due(part, s, given.every, given.first, "eval")]
+    due = [s for s in steps if loop.validation_due(part, s)]
     assert due == [100 * epoch for epoch in epochs]
 
 

@@ -1,4 +1,4 @@
-"""Tasks with some of their functions replaced, for tests."""
+"""Configs with other values in some fields, and tasks with other functions, for tests."""
 
 import dataclasses
 
@@ -13,3 +13,15 @@ def changed(task, **functions):
             parts[record.name] = dataclasses.replace(part, **{k: functions.pop(k) for k in own})
     assert not functions, f"no record of a task has {sorted(functions)}"
     return dataclasses.replace(task, **parts)
+
+
+def with_fields(config, **fields):
+    """The same config after `config.a.b = 1` for each a__b=1."""
+    for name, value in fields.items():
+        *way, field = name.split("__")
+        node = config
+        for part in way:
+            node = getattr(node, part)
+        assert hasattr(node, field), f"no field {name}"
+        setattr(node, field, value)
+    return config

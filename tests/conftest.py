@@ -34,3 +34,16 @@ def real_data() -> pathlib.Path:
     if not root:
         pytest.skip("JAXACT_DATA is not set: the real data sets are not in this repository")
     return pathlib.Path(root)
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> pathlib.Path:
+    """Generated clips with poses, drawn once for all tests that only read them.
+
+    16 to train on and 8 to test, 12 frames of 48 x 64 px.
+    """
+    from jaxact.tasks.action import sample_data
+
+    folder = tmp_path_factory.mktemp("clips")
+    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
+    return folder

@@ -6,6 +6,9 @@ import pathlib
 import numpy as np
 from PIL import Image
 
+from jaxact import config as schema
+
+ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = tuple(
     (f"{crop} {what}", crop, "healthy" if what == "healthy" else "spot", severity)
     for crop in ("apple", "bean")
@@ -43,3 +46,14 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         writer.writerow(("file", "class_id", "class", "crop", "disease", "severity", "split"))
         writer.writerows(rows)
     return path
+
+
+def small(annotations: pathlib.Path, variant: str = "tiny"):
+    """A variant of the recipe on the drawn leaves, with the smallest network and few files."""
+    config = schema.load(ROOT / "configs" / "crop.py", variant)
+    config.data.annotations = str(annotations)
+    config.data.class_table, config.data.missing = "", "error"
+    config.data.cache, config.data.cache_dir = 0, ""
+    config.model.backbone = "resnet10_w8"
+    config.save.tensorboard = config.save.report = False
+    return config

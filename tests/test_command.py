@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 from command import ONE_STREAM, TINY
 
-from jaxact.tasks.action import annotations, sample_data
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
+from jaxact.tasks.action import annotations
 
 
 @pytest.fixture(scope="module")

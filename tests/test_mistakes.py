@@ -12,17 +12,7 @@ import numpy as np
 import pytest
 from command import ONE_STREAM, TINY, TOY
 
-from jaxact.tasks.action import sample_data
-
 TOY_TWO = (TOY, "--config.length=2 epochs")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """Sixteen clips to train on and eight to test."""
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 from absl import flags
+from altered import with_fields
 from toy import blobs, recipe
 
 from jaxact.config import UserError
@@ -77,9 +78,7 @@ class Toy:
 
 def toy(split="train", **changes):
     config = recipe.get_config()
-    for name, value in changes.items():
-        place, field = name.split("__") if "__" in name else ("", name)
-        setattr(getattr(config, place) if place else config, field, value)
+    with_fields(config, **changes)
     task = blobs.make(config)
     source = task.training.source(split)
     rows = schedule.resolve(config, schedule.epoch_steps(len(source), config.batch_size)).rows

@@ -15,7 +15,6 @@ from jaxact import config as schema
 from jaxact.data.pipeline import eval_batches
 from jaxact.evaluate import metrics
 from jaxact.modes import evaluate
-from jaxact.tasks.action import sample_data
 from jaxact.tasks.action import task as action
 from jaxact.train import loop, predictions
 from jaxact.train.run import open_run
@@ -54,13 +53,6 @@ def done(forks):
 
 
 # ----------------------------------------------------------------------------------------- export
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
 
 
 @pytest.fixture(scope="module")

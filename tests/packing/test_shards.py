@@ -20,7 +20,6 @@ from jaxact.data import images, media, shards, video
 from jaxact.packing import transcode, writer
 from jaxact.packing.storage import Folder
 from jaxact.packing.writer import Options
-from jaxact.tasks.action import sample_data
 
 SHARDS = 3
 
@@ -36,13 +35,6 @@ def prepare(source, out, wanted=None, patterns=("*",), **fields):
         for number, members in enumerate(writer.assigned(entries, options.shards))
     ]
     return writer.finish(there, entries, options), done
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
 
 
 @pytest.fixture(scope="module")

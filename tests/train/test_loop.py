@@ -7,6 +7,7 @@ import signal
 import jax
 import numpy as np
 import pytest
+from altered import with_fields
 from toy import blobs, recipe
 
 from jaxact.data.pipeline import eval_batches
@@ -23,10 +24,7 @@ def config(length="2 epochs", **fields):
     """The toy's config: 6 steps an epoch."""
     options = recipe.get_config()
     options.length = length
-    for name, value in fields.items():
-        place, _, field = name.rpartition("__")
-        setattr(getattr(options, place) if place else options, field, value)
-    return options
+    return with_fields(options, **fields)
 
 
 def train(workdir, **fields):

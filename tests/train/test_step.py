@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from altered import changed
+from altered import changed, with_fields
 from toy import blobs, recipe
 
 from jaxact import config as schema
@@ -28,10 +28,7 @@ def toy(**fields):
     """The toy's config with a constant learning rate and these fields (optim__lr=0.1)."""
     config = recipe.get_config()
     config.optim.schedule = "constant"
-    for name, value in fields.items():
-        place, _, field = name.rpartition("__")
-        setattr(getattr(config, place) if place else config, field, value)
-    return config
+    return with_fields(config, **fields)
 
 
 def tiny(streams="rgb+pose", **fields):
@@ -43,10 +40,7 @@ def tiny(streams="rgb+pose", **fields):
     config = Config(batch_size=4, length="10 steps", model=model, data=data)
     config.stages = (Stage(size=16),)
     config.optim = schema.Optim(lr=0.05, schedule="constant", ema=0.5)
-    for name, value in fields.items():
-        place, _, field = name.rpartition("__")
-        setattr(getattr(config, place) if place else config, field, value)
-    return config
+    return with_fields(config, **fields)
 
 
 @dataclasses.dataclass

@@ -5,7 +5,6 @@ How the frames of one clip are chosen and cut: `clip_arrays` (training); `eval_v
 """
 
 import itertools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 from jaxact import config as schema
 from jaxact.config import UserError
 from jaxact.data import geometry, shards
+from jaxact.data.class_names import read_names
 from jaxact.data.video import Video
 from jaxact.tasks.action import annotation_files, annotations, clip_arrays, eval_views, skeletons
 from jaxact.tasks.action.annotations import Clip
@@ -30,25 +30,14 @@ def class_names(data: Data, count: int) -> tuple[str, ...]:
         listed = pathlib.Path(data.annotations).is_file()
         names = annotation_files.parse(data.annotations).classes if listed else ()
         return names if len(names) == count else tuple(map(str, range(count)))
-    file = pathlib.Path(path)
-    if not file.is_file():
-        raise UserError(f"config.data.class_names={path!r} does not exist")
-    if file.suffix != ".json":
-        names = tuple(line for line in file.read_text().splitlines() if line.strip())
-        rule = f"{count} (model.classes)"
-        schema.require(len(names) == count, "data.class_names", f"{len(names)} names", rule)
-        return names
-    try:
-        names = tuple(map(str, json.loads(file.read_text())["classes"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"config.data.class_names={path!r}: needed: JSON with a list 'classes'"
-        ) from error
-    if len(names) != count:
+    names = read_names(path)
+    if path.endswith(".json") and len(names) != count:
         raise UserError(
             f"the run of {path} has {len(names)} classes ({', '.join(names[:2])} ...), this config "
             f"{count} (config.model.classes); give the --config and the fields it was trained with"
         )
+    rule = f"{count} (model.classes)"
+    schema.require(len(names) == count, "data.class_names", f"{len(names)} names", rule)
     return names
 
 

@@ -13,7 +13,7 @@ from jaxact.config import UserError
 from jaxact.evaluate import cost
 from jaxact.models.specs import C3DSpec, ExchangeSpec, ResNet3DSpec, X3DSpec
 from jaxact.modes import check
-from jaxact.tasks.action import sample_data, skeletons
+from jaxact.tasks.action import skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.config import Views
 from jaxact.train import checkpoint
@@ -201,13 +201,6 @@ def test_paths_that_do_not_meet_are_an_error(tmp_path):
 
 
 # -------------------------------------------------------------------------------------- end to end
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
 
 
 @pytest.fixture(scope="module")

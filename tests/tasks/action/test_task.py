@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from altered import with_fields
 from command import ONE_STREAM, ROOT
 from golden import recipe as golden_recipe
 from weights import writer
@@ -20,7 +21,7 @@ from jaxact.data import geometry, video
 from jaxact.data.pipeline import eval_batches, train_batches
 from jaxact.models.specs import X3DSpec
 from jaxact.ops import heatmap
-from jaxact.tasks.action import annotations, dataset, sample_data, skeletons
+from jaxact.tasks.action import annotations, dataset, skeletons
 from jaxact.tasks.action import task as action
 from jaxact.tasks.action.annotations import Clip
 from jaxact.tasks.action.config import Config, Data, Model, Stage, Views
@@ -30,14 +31,7 @@ from jaxact.train.run import open_run
 from jaxact.train.step import make_eval_step, make_train_step
 
 RECIPE = ROOT / "configs" / "x3d.py"
-PURPOSES = ("train", "val", "test", "predict")
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clips")
-    sample_data.write(folder, train=16, test=8, frames=12, size=(48, 64))
-    return folder
+SPLITS = ("train", "val", "test", "predict")
 
 
 def config(clips=None, streams="rgb+pose", **fields):
@@ -49,13 +43,7 @@ def config(clips=None, streams="rgb+pose", **fields):
         data.train_split, data.val_split = "train", "test"
     found = Config(batch_size=4, model=model, data=data)
     found.stages = (Stage(size=32),)
-    for name, value in fields.items():
-        *places, field = name.split("__")
-        node = found
-        for place in places:
-            node = getattr(node, place)
-        setattr(node, field, value)
-    return found
+    return with_fields(found, **fields)
 
 
 def view(augment="none", size=32):
@@ -97,7 +85,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_prepare_gives_what_shapes_promise(clips, name):
     task = action.make(config(clips, **VARIANTS[name]))
-    for split in PURPOSES:
+    for split in SPLITS:
         source = task.training.source("test" if split == "predict" else split)
         for augment in ("full", "light", "none") if split == "train" else ("none",):
             shapes = task.training.shapes(view(augment), split)
@@ -116,7 +104,7 @@ def test_a_table_of_clips_without_poses(clips, tmp_path):
     fields |= dict(data__train_split="all", data__val_split="all")
     task = action.make(config(streams="rgb", **fields))
     assert task.training.classes == ("a", "b")
-    for split in PURPOSES:
+    for split in SPLITS:
         source = task.training.source("test" if split == "predict" else split)
         assert [int(prepared(task, clip, split)["label"]) for clip in source] == [0, 1, 0, 1]
     with pytest.raises(UserError, match=r"no keypoints.*model.streams=rgb"):

@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import pytest
+from altered import with_fields
 from PIL import Image
 
 from jaxact.config import UserError
@@ -419,12 +420,7 @@ def test_a_cache_that_cannot_be_written(folder):
 
 def fields(**changes):
     data = Data()
-    for name, value in changes.items():
-        *path, last = name.split("__")
-        node = data
-        for part in path:
-            node = getattr(node, part)
-        setattr(node, last, value)
+    with_fields(data, **changes)
     return Config(data=data, stages=(Stage(size=64),))
 
 

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import leaves
 import numpy as np
 import pytest
+from leaves import small
 from PIL import Image
 
-from jaxact import config as schema
 from jaxact import task as tasks
 from jaxact.config import UserError
 from jaxact.evaluate.metrics import Confusion
@@ -44,21 +44,6 @@ from jaxact.train.run import abstract_batch, abstract_variables, open_run
 
 RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "crop.py"
 HEADS = ("label", *PARTS)
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory):
-    return leaves.write(tmp_path_factory.mktemp("leaves"))
-
-
-def small(annotations, variant="tiny"):
-    """A variant on the drawn leaves with the smallest network."""
-    config = schema.load(RECIPE, variant)
-    config.data.annotations = str(annotations)
-    config.data.class_table, config.data.missing = "", "error"
-    config.model.backbone = "resnet10_w8"
-    config.save.tensorboard = config.save.report = False
-    return config
 
 
 # ------------------------------------------------------------------------ weights by the losses

@@ -12,6 +12,7 @@ import leaves
 import numpy as np
 import pytest
 from absl import flags
+from leaves import small
 
 from jaxact import config as schema
 from jaxact import exported
@@ -39,22 +40,6 @@ from jaxact.train.run import (
 )
 
 RECIPE = pathlib.Path(__file__).parents[3] / "configs" / "crop.py"
-
-
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory):
-    return leaves.write(tmp_path_factory.mktemp("leaves"))
-
-
-def small(annotations, variant="tiny"):
-    """A variant on the drawn leaves with the smallest network."""
-    config = schema.load(RECIPE, variant)
-    config.data.annotations = str(annotations)
-    config.data.class_table, config.data.missing = "", "error"
-    config.data.cache, config.data.cache_dir = 0, ""
-    config.model.backbone = "resnet10_w8"
-    config.save.tensorboard = config.save.report = False
-    return config
 
 
 @pytest.fixture(scope="module")

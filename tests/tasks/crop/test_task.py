@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import leaves
 import numpy as np
 import pytest
+from altered import with_fields
 
 from jaxact import config as schema
 from jaxact import task as tasks
@@ -31,23 +32,12 @@ ROOT = pathlib.Path(__file__).parents[3]
 RECIPE = ROOT / "configs" / "crop.py"
 
 
-@pytest.fixture(scope="module")
-def annotations(tmp_path_factory):
-    return leaves.write(tmp_path_factory.mktemp("leaves"))
-
-
 def tiny(annotations, **fields):
     """The recipe's :tiny on the drawn leaves."""
     config = schema.load(RECIPE, "tiny")
     config.data.annotations = str(annotations)
     config.save.tensorboard = False
-    for name, value in fields.items():
-        *way, field = name.split("__")
-        place = config
-        for part in way:
-            place = getattr(place, part)
-        setattr(place, field, value)
-    return config
+    return with_fields(config, **fields)
 
 
 # ----------------------------------------------------------------------------------------- sizes

@@ -20,7 +20,7 @@ from jaxact.data import video
 from jaxact.models import videomae
 from jaxact.models.specs import VisionTransformerSpec
 from jaxact.modes import predict
-from jaxact.tasks.detection import frames, sample_data
+from jaxact.tasks.detection import frames
 from jaxact.train import checkpoint, loop, optimizer, restore, setup, state
 from jaxact.train.run import abstract_batch, abstract_variables, initial_variables, open_run
 from jaxact.train.schedule import resolve
@@ -163,13 +163,6 @@ def test_what_learns(variant, learns, everything, tmp_path):
 
 
 # ------------------------------------------------------------------------------ the real command
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    sample_data.draw(folder, train=3, test=2)
-    return folder
 
 
 def data(folder):

@@ -25,14 +25,6 @@ FULL = types.SimpleNamespace(size=32, augment="full")
 PLAIN = types.SimpleNamespace(size=32, augment="none")
 
 
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """A generated set: 3 + 2 videos of 96 frames, 8 s, 36 x 48 px."""
-    folder = tmp_path_factory.mktemp("drawn")
-    sample_data.draw(folder, train=3, test=2)
-    return folder
-
-
 def checked(data: Data) -> Data:
     """The same, after what a task checks first."""
     backbone = Backbone(size="none" if data.features else "s")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from altered import with_fields
 
 from jaxact import config as schema
 from jaxact.config import Eval, Optim, Save, UserError
@@ -15,7 +16,7 @@ from jaxact.modes import predict
 from jaxact.ops import segments
 from jaxact.task import Ending
 from jaxact.tasks.detection import config as detection_config
-from jaxact.tasks.detection import dataset, sample_data
+from jaxact.tasks.detection import dataset
 from jaxact.tasks.detection import task as detection
 from jaxact.tasks.detection.config import Backbone, Config, Data, Model, Nms, Stage
 from jaxact.train import loop
@@ -23,13 +24,6 @@ from jaxact.train.run import open_run
 
 RANGES = (0.0, 6.0, 6.0, 10000.0)
 VIEW = types.SimpleNamespace(augment="none", size=32)
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("drawn")
-    sample_data.draw(folder, train=3, test=2)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +70,7 @@ def config(features=None, videos=None, **fields):
         data.stride = 2
     found = Config(batch_size=2, model=model, data=data)
     found.stages = (Stage(size=32),)
-    for name, value in fields.items():
-        *places, field = name.split("__")
-        node = found
-        for place in places:
-            node = getattr(node, place)
-        setattr(node, field, value)
-    return found
+    return with_fields(found, **fields)
 
 
 def batch_of(task, source, split="train", count=2):

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from altered import with_fields
 from PIL import Image
 from weights import inverse, writer
 
@@ -67,13 +68,7 @@ def tiny(root, **fields):
     config = schema.load(RECIPE, "tiny")
     config.data.root = str(root)
     config.save.tensorboard = False
-    for name, value in fields.items():
-        *way, field = name.split("__")
-        place = config
-        for part in way:
-            place = getattr(place, part)
-        setattr(place, field, value)
-    return config
+    return with_fields(config, **fields)
 
 
 # --------------------------------------------------------------------------------------- presets
